@@ -34,6 +34,15 @@ class Vocabulary:
     eos: int = 1
     bos: int = 2
 
+    def is_special(self, token: int) -> bool:
+        """Whether an id is a loc, seg or control token; negative ids count as padding."""
+        return (
+            token < 0
+            or 0 <= token - self.loc_offset < LOC_COUNT
+            or 0 <= token - self.seg_offset < SEG_COUNT
+            or token in (self.pad, self.eos, self.bos)
+        )
+
 
 PALIGEMMA = Vocabulary()
 
@@ -46,3 +55,10 @@ def loc_token(index: int) -> str:
 def seg_token(index: int) -> str:
     """Spell a mask code: ``seg_token(7)`` is ``"<seg007>"``."""
     return f"<seg{index:03d}>"
+
+
+LOC_BINS = {loc_token(index): index for index in range(LOC_COUNT)}
+"""Spelling to bin."""
+
+SEG_CODES = {seg_token(index): index for index in range(SEG_COUNT)}
+"""Spelling to mask code."""

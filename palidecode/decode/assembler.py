@@ -1,0 +1,301 @@
+"""The slow, complete reader of answers: token events in, objects and issues out.
+
+Text, token ids and streams all end up here; `parsing` has a shortcut for clean text.
+The reader never looks ahead, so feeding it in pieces gives the same result as at once.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK
+
+Loc = tuple[int, int, int, int]
+Seg = tuple[int, ...]
+Span = tuple[int, int]
+
+
+class ParsedObject(NamedTuple):
+    """One object of an answer, in integers, as the model wrote it.
+
+    Attributes
+    ----------
+    label : str
+        The class name, ``""`` where there is none (RefCOCO checkpoints).
+    loc : tuple of 4 int or None
+        Bins y1, x1, y2, x2 in 0 … 1023; None where the answer had no usable box.
+    seg : tuple of 16 int or None
+        Mask codes in 0 … 127, the 4×4 grid row by row; None where there is no mask.
+    span : tuple of 2 int
+        Where it stands: ``text[span[0]:span[1]]``, or positions in the token ids.
+    """
+
+    label: str
+    loc: Loc | None = None
+    seg: Seg | None = None
+    span: Span = (0, 0)
+
+
+class IssueKind(str, Enum):
+    """What was odd about an answer."""
+
+    STRAY_TEXT = "stray_text"
+    """Text that belongs to no object, for instance before the first box."""
+    MISSING_LOC = "missing_loc"
+    """One to three loc tokens, or mask codes without a box."""
+    EXTRA_LOC = "extra_loc"
+    """More than four loc tokens in a row; the first four are the box."""
+    MISSING_SEG = "missing_seg"
+    """Fewer than sixteen seg tokens; the object has no mask."""
+    EXTRA_SEG = "extra_seg"
+    """More than sixteen seg tokens in a row; the first sixteen are the mask."""
+    OUT_OF_RANGE = "out_of_range"
+    """A token such as ``<loc1024>`` or ``<seg128>``; that box or mask is left out."""
+    INVERTED_BOX = "inverted_box"
+    """y2 < y1 or x2 < x1; the object is kept as written."""
+    EMPTY_BOX = "empty_box"
+    """A box without area; the object is kept as written."""
+    DUPLICATE = "duplicate"
+    """The same label, box and mask as an earlier object; kept."""
+    SPACING = "spacing"
+    """White space inside the token blocks; ignored."""
+    MISSING_SPACE = "missing_space"
+    """No space between the tokens and the label; the label is kept."""
+    MISSING_SEPARATOR = "missing_separator"
+    """The next object began without `` ; ``."""
+    EXTRA_SEPARATOR = "extra_separator"
+    """A ``;`` with no object after it, or none before it."""
+    TRUNCATED = "truncated"
+    """The answer ends inside a box, a mask or a token."""
+    AFTER_END = "after_end"
+    """Something after ``<eos>``; not parsed."""
+    UNDECODED_LABEL = "undecoded_label"
+    """Label tokens in an answer of token ids for which no ``detokenize`` was given."""
+
+
+class ParseIssue(NamedTuple):
+    """An oddity of an answer: what, where, and the text it stands for ("" for ids)."""
+
+    kind: IssueKind
+    span: Span
+    text: str
+
+
+class Assembler:
+    """Builds objects from loc, seg, text, separator and control events.
+
+    Every event comes with its place ``start, end`` in the answer; places only grow.
+    Finished objects are in `objects`, oddities in `issues`; `close` ends the answer.
+    """
+
+    def __init__(self, *, spaces_known: bool = True) -> None:
+        self.objects: list[ParsedObject] = []
+        self.issues: list[tuple[IssueKind, int, int]] = []
+        self._spaces_known = spaces_known  # tokenizers swallow the space before a label
+        self._seen: set[tuple[str, Loc | None, Seg | None]] = set()
+        self._ended = False
+        self._separated = True  # nothing to separate before the first object
+        self._separator: Span | None = None  # a ``;`` that waits for its object
+        self._reset()
+
+    def _reset(self) -> None:
+        self._locs: list[int] = []
+        self._segs: list[int] = []
+        self._start = self._tokens_end = 0
+        self._extra_loc = self._extra_seg = False
+        self._text: list[str] = []
+        self._text_start = self._text_end = 0
+        self._has_words = False
+
+    # -- events ---------------------------------------------------------------------
+
+    def loc(self, value: int, start: int, end: int) -> None:
+        """A loc token; `value` may be out of range."""
+        if not self._alive(start, end):
+            return
+        inside = not self._segs and not self._has_words
+        if inside and self._text and len(self._locs) >= LOC_PER_BOX:
+            inside = False  # a box, white space, the next box
+        self._open(inside and bool(self._locs), start, end)
+        if len(self._locs) < LOC_PER_BOX:
+            self._locs.append(value)
+        else:
+            self._extend_issue(IssueKind.EXTRA_LOC, start, end, self._extra_loc)
+            self._extra_loc = True
+
+    def seg(self, value: int, start: int, end: int) -> None:
+        """A seg token; `value` may be out of range."""
+        if not self._alive(start, end):
+            return
+        in_object = bool(self._locs or self._segs) and not self._has_words
+        self._open(in_object, start, end)
+        if len(self._segs) < SEG_PER_MASK:
+            self._segs.append(value)
+        else:
+            self._extend_issue(IssueKind.EXTRA_SEG, start, end, self._extra_seg)
+            self._extra_seg = True
+
+    def text(self, text: str, start: int, end: int) -> None:
+        """A piece of text without ``;``, newline and tokens."""
+        if not text or (text.isspace() and self._ended) or not self._alive(start, end):
+            return
+        if not self._text:
+            self._text_start = start
+        self._text.append(text)
+        self._text_end = end
+        self._has_words = self._has_words or not text.isspace()
+
+    def newline(self, start: int, end: int) -> None:
+        """A line break: ends a label, and is white space anywhere else."""
+        if self._has_words:
+            self._finish(start)
+        else:
+            self.text("\n", start, end)
+
+    def separator(self, start: int, end: int) -> None:
+        """A ``;``."""
+        if not self._alive(start, end):
+            return
+        had_object = bool(self._locs or self._segs)
+        stray = self._has_words and not had_object
+        self._finish(start)
+        if self._separator is not None or (self._separated and not had_object and not stray):
+            self._issue(IssueKind.EXTRA_SEPARATOR, start, end)
+        else:
+            self._separator = (start, end)
+        self._separated = True
+
+    def control(self, token: str, start: int, end: int) -> None:
+        """``<eos>`` ends the answer; ``<pad>`` and ``<bos>`` end the object before them."""
+        self._finish(start)
+        if token == "<eos>":
+            self._ended = True
+
+    def undecoded(self, start: int, end: int) -> None:
+        """Label tokens that nobody can read."""
+        if not self._alive(start, end):
+            return
+        if self._locs or self._segs:
+            self._issue(IssueKind.UNDECODED_LABEL, start, end)
+            self._tokens_end = end
+            self._finish(end)
+            self._separated = True  # the separator is among those tokens
+        else:
+            self._issue(IssueKind.STRAY_TEXT, start, end)
+
+    def drop_text_from(self, place: int) -> None:
+        """Take back text that turned out to be a cut token."""
+        if self._text and self._text_end > place:
+            kept = self._text[-1][: place - self._text_end]
+            self._text[-1:] = [kept] if kept else []
+            self._text_end = place
+            self._has_words = any(not piece.isspace() for piece in self._text)
+
+    def close(self, end: int, partial: Span | None = None) -> None:
+        """The answer is over at `end`; `partial` is the place of a cut token before it."""
+        cut = not self._ended
+        if partial is not None:
+            self._issue(IssueKind.TRUNCATED, *partial)
+        self._finish(end, cut_at_end=cut)
+        if self._separator is not None:
+            self._issue(IssueKind.EXTRA_SEPARATOR, *self._separator)
+            self._separator = None
+
+    # -- inside ---------------------------------------------------------------------
+
+    def _issue(self, kind: IssueKind, start: int, end: int) -> None:
+        self.issues.append((kind, start, end))
+
+    def _extend_issue(self, kind: IssueKind, start: int, end: int, started: bool) -> None:
+        """One issue for a whole run of superfluous tokens."""
+        if started and self.issues and self.issues[-1][0] is kind:
+            start = self.issues.pop()[1]
+        self._issue(kind, start, end)
+
+    def _alive(self, start: int, end: int) -> bool:
+        if self._ended:
+            after = bool(self.issues) and self.issues[-1][0] is IssueKind.AFTER_END
+            self._extend_issue(IssueKind.AFTER_END, start, end, after)
+        return not self._ended
+
+    def _open(self, inside: bool, start: int, end: int) -> None:
+        """Go on with the present object, or finish it and begin one at `start`."""
+        if inside:
+            if self._text:
+                self._issue(IssueKind.SPACING, self._text_start, self._text_end)
+                self._text.clear()
+        else:
+            self._finish(start)
+            if not self._separated:
+                self._issue(IssueKind.MISSING_SEPARATOR, start, start)
+            self._start = start
+            self._separator = None
+        self._tokens_end = end
+
+    def _finish(self, end: int, cut_at_end: bool = False) -> None:
+        """Turn what was gathered into an object, and its oddities into issues."""
+        label, label_end = self._take_label()
+        if not (self._locs or self._segs):
+            if label:
+                begin = label_end - len(label) if self._spaces_known else self._text_start
+                self._issue(IssueKind.STRAY_TEXT, begin, label_end)
+                self._separator = None
+            self._reset()
+            return
+        span = (self._start, label_end if label else self._tokens_end)
+        cut = cut_at_end and not label
+        loc = self._take_loc(span, cut and not self._segs)
+        seg = self._take_seg(span, cut)
+        if loc is not None or seg is not None:
+            self._check_box(loc, span)
+            key = (label, loc, seg)
+            if key in self._seen:
+                self._issue(IssueKind.DUPLICATE, *span)
+            self._seen.add(key)
+            self.objects.append(ParsedObject(label, loc, seg, span))
+        self._separated = False
+        self._reset()
+
+    def _take_label(self) -> tuple[str, int]:
+        """The stripped label and where it ends."""
+        if not self._has_words:
+            return "", 0
+        text = "".join(self._text)
+        kept = text.rstrip()
+        label = kept.lstrip()
+        if self._spaces_known:
+            if len(label) == len(kept) and (self._locs or self._segs):
+                self._issue(IssueKind.MISSING_SPACE, self._text_start, self._text_start)
+            return label, self._text_start + len(kept)
+        return label, self._text_end
+
+    def _take_loc(self, span: Span, cut: bool) -> Loc | None:
+        locs = self._locs
+        if len(locs) < LOC_PER_BOX:
+            self._issue(IssueKind.TRUNCATED if cut else IssueKind.MISSING_LOC, *span)
+            return None
+        if not all(0 <= value < LOC_COUNT for value in locs):
+            self._issue(IssueKind.OUT_OF_RANGE, *span)
+            return None
+        return (locs[0], locs[1], locs[2], locs[3])
+
+    def _take_seg(self, span: Span, cut: bool) -> Seg | None:
+        if not self._segs:
+            return None
+        if len(self._segs) < SEG_PER_MASK:
+            self._issue(IssueKind.TRUNCATED if cut else IssueKind.MISSING_SEG, *span)
+            return None
+        if not all(0 <= value < SEG_COUNT for value in self._segs):
+            self._issue(IssueKind.OUT_OF_RANGE, *span)
+            return None
+        return tuple(self._segs)
+
+    def _check_box(self, loc: Loc | None, span: Span) -> None:
+        if loc is None:
+            return
+        y1, x1, y2, x2 = loc
+        if y2 < y1 or x2 < x1:
+            self._issue(IssueKind.INVERTED_BOX, *span)
+        elif y2 == y1 or x2 == x1:
+            self._issue(IssueKind.EMPTY_BOX, *span)

@@ -12,6 +12,10 @@ LOC_COUNT = 1024
 SEG_COUNT = 128
 LOC_PER_BOX = 4
 SEG_PER_MASK = 16
+SEG_GRID = 4
+"""The sixteen codes are a 4×4 grid, row by row."""
+MASK_SIDE = 64
+"""Side of the field a mask is decoded to."""
 
 CONTROL_TOKENS = ("<eos>", "<pad>", "<bos>")
 

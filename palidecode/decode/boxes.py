@@ -162,7 +162,7 @@ def check_divisor(divisor: int) -> None:
 def check_sizes(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
     """Image sizes as float64 of shape (2,) or (count, 2), or an `InputError`."""
     array = np.asarray(sizes, np.float64)
-    if array.shape != (2,) and array.shape != (count, 2):
+    if array.shape not in ((2,), (count, 2)):
         raise InputError(
             f"sizes must be (width, height) or one such pair per row ({count}), "
             f"got shape {array.shape}"
@@ -170,7 +170,9 @@ def check_sizes(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
     if not (np.isfinite(array).all() and (array > 0).all()):
         rows = array.reshape(-1, 2)
         bad = int(np.flatnonzero(~(np.isfinite(rows) & (rows > 0)).all(axis=1))[0])
-        raise InputError(f"size {bad} must be a positive width and height, got {rows[bad].tolist()}")
+        raise InputError(
+            f"size {bad} must be a positive width and height, got {rows[bad].tolist()}"
+        )
     return array
 
 

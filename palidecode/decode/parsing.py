@@ -156,7 +156,7 @@ def _format_object(index: int, item: ParsedObject) -> str:
     problem = label_problem(label)
     if problem:
         raise InputError(f"object {index}: the label {label!r} has {problem}; rename it")
-    parts = []
+    parts: list[str] = []
     if loc is not None:
         _check_numbers(index, "loc", loc, LOC_PER_BOX, LOC_COUNT)
         parts.extend(map(loc_token, loc))
@@ -190,7 +190,12 @@ def _parse_clean(text: str) -> tuple[ParsedObject, ...] | None:
     objects = []
     try:
         for segment in segments:
-            loc = (bins[segment[:9]], bins[segment[9:18]], bins[segment[18:27]], bins[segment[27:36]])
+            loc = (
+                bins[segment[:9]],
+                bins[segment[9:18]],
+                bins[segment[18:27]],
+                bins[segment[27:36]],
+            )
             if loc[2] <= loc[0] or loc[3] <= loc[1]:
                 return None
             label_start, seg = _LOC_BLOCK, None

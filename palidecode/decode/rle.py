@@ -1,0 +1,205 @@
+"""Masks of a crop to COCO's run-length encoding of the whole image, and back.
+
+The image itself is never built: the runs of the crop are moved to where they lie in the
+image. COCO counts pixels column by column, the first run being background.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from palidecode.decode.masks import MaskCrop
+from palidecode.errors import InputError
+
+
+class Rle(TypedDict):
+    """COCO's compressed RLE: ``size`` is height, width; ``counts`` is ASCII text."""
+
+    size: list[int]
+    counts: str
+
+
+def crop_to_rle(crop: MaskCrop, size: tuple[int, int]) -> Rle:
+    """A crop to the RLE of its image.
+
+    Parameters
+    ----------
+    crop : MaskCrop
+        Lies inside the image.
+    size : tuple of int
+        Width and height of the image.
+
+    Returns
+    -------
+    Rle
+        Byte for byte what ``pycocotools.mask.encode`` gives for the whole image.
+
+    Raises
+    ------
+    InputError
+        If the crop reaches out of the image.
+    """
+    width, height = size
+    h, w = crop.mask.shape
+    if crop.x0 < 0 or crop.y0 < 0 or crop.x0 + w > width or crop.y0 + h > height:
+        raise InputError(f"the crop at {crop.x0}, {crop.y0} of {w}×{h} leaves its image {size}")
+    starts, ends = _runs(crop.mask)
+    if h < height:
+        starts = _place(starts, crop, height)
+        ends = _place(ends - 1, crop, height) + 1
+    else:
+        starts, ends = starts + crop.x0 * height, ends + crop.x0 * height
+    return _compress(_counts(starts, ends, width * height), size)
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the runs of a crop start and end, counted down its columns.
+
+    A run that reaches from the bottom of one column to the top of the next is cut there,
+    unless the crop is as high as the image: then it goes on, and the caller says so by
+    not cutting. Both need the same list, so cuts are added here and merged in `_counts`.
+    """
+    h, w = mask.shape
+    # A row of background above each column makes every run end inside its column.
+    columns = np.zeros((w, h + 1), np.uint8)
+    columns[:, 1:] = mask.T
+    flat = columns.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    if len(edges) % 2:  # the last run reaches the last pixel
+        edges = np.append(edges, w * (h + 1) - 1)
+    # Place p of the padded column c is place p - c - 1 of the plain one; edges are one early.
+    starts, ends = edges[0::2], edges[1::2]
+    return starts - starts // (h + 1), ends - (ends - 1) // (h + 1)
+
+
+def _place(flat: npt.NDArray[np.int64], crop: MaskCrop, height: int) -> npt.NDArray[np.int64]:
+    """Places in the crop to places in the image, both counted down the columns."""
+    x, y = np.divmod(flat, crop.mask.shape[0])
+    out: npt.NDArray[np.int64] = (x + crop.x0) * height + y + crop.y0
+    return out
+
+
+def _counts(
+    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], total: int
+) -> npt.NDArray[np.int64]:
+    """Run lengths, background first, from the places where mask starts and ends."""
+    if len(starts) > 1:
+        apart = starts[1:] != ends[:-1]
+        if not apart.all():
+            starts = np.concatenate([starts[:1], starts[1:][apart]])
+            ends = np.concatenate([ends[:-1][apart], ends[-1:]])
+    edges = np.empty(2 * len(starts) + 2, np.int64)
+    edges[0], edges[1:-1:2], edges[2:-1:2], edges[-1] = 0, starts, ends, total
+    counts = np.diff(edges)
+    # pycocotools ends with the mask's run where the mask reaches the last pixel.
+    return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
+
+
+def _compress(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
+    width, height = size
+    packed = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+    return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
+
+
+def check_rle(rle: object, what: str = "segmentation") -> Rle:
+    """A sound compressed RLE from compressed or uncompressed input.
+
+    COCO's C code trusts its input and reads out of bounds when counts and size disagree;
+    here the counts are summed first.
+
+    Parameters
+    ----------
+    rle : dict
+        ``size`` (height, width) and ``counts``: str, bytes, or a list of run lengths.
+    what : str
+        What to call it in an error.
+
+    Raises
+    ------
+    InputError
+        For missing keys, counts that can't be read, or that don't fill ``size``.
+    """
+    if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
+        raise InputError(f"{what}: an RLE needs 'size' and 'counts'")
+    try:
+        height, width = (int(side) for side in rle["size"])
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(f"{what}: an RLE's size must be [height, width], got {rle['size']!r}")
+    counts = rle["counts"]
+    runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _uncompress(counts, what)
+    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
+        raise InputError(
+            f"{what}: the counts sum to {int(runs.sum())}, but {width}×{height} pixels "
+            f"are {height * width}; the file is damaged or the size is another picture's"
+        )
+    if isinstance(counts, list):
+        return _compress(runs, (width, height))
+    return Rle(size=[height, width], counts=counts if isinstance(counts, str) else counts.decode())
+
+
+def _uncompress(counts: object, what: str) -> npt.NDArray[np.int64]:
+    """Run lengths of COCO's text: base 48, five bits a character, deltas from the third run."""
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: counts must be ASCII text or a list of integers") from error
+    runs: list[int] = []
+    value, shift = 0, 0
+    for byte in raw:
+        bits = byte - 48
+        if not 0 <= bits < 64 or shift > 40:
+            raise InputError(f"{what}: the character {chr(byte)!r} is not of COCO's RLE alphabet")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise InputError(f"{what}: the counts end in the middle of a number")
+    return np.asarray(runs, np.int64)
+
+
+def rle_to_mask(rle: Rle) -> npt.NDArray[np.bool_]:
+    """The whole image's mask, shape (height, width)."""
+    decoded: npt.NDArray[np.bool_] = coco_mask.decode(check_rle(rle)).astype(np.bool_)
+    return decoded
+
+
+def rle_to_crop(rle: Rle) -> MaskCrop:
+    """The mask inside its own tight box, without building the image.
+
+    Returns
+    -------
+    MaskCrop
+        Empty at 0, 0 where the RLE has no mask pixel.
+    """
+    checked = check_rle(rle)
+    height = checked["size"][0]
+    edges = np.cumsum(_uncompress(checked["counts"], "rle"))
+    starts, ends = edges[0::2][: len(edges) // 2], edges[1::2]
+    long = ends > starts
+    starts, ends = starts[long], ends[long]
+    if len(starts) == 0:
+        return MaskCrop(0, 0, np.zeros((0, 0), np.bool_))
+    first, last = starts // height, (ends - 1) // height
+    x0, x1 = int(first[0]), int(last[-1]) + 1
+    whole = first != last
+    y0 = 0 if whole.any() else int((starts % height).min())
+    y1 = height if whole.any() else int(((ends - 1) % height).max()) + 1
+    change = np.zeros((x1 - x0) * height + 1, np.int8)
+    change[starts - x0 * height] += 1
+    change[ends - x0 * height] -= 1
+    columns = np.cumsum(change[:-1], dtype=np.int8).reshape(x1 - x0, height)[:, y0:y1]
+    rows = np.flatnonzero(columns.any(axis=0))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    mask = np.ascontiguousarray(columns[:, top:bottom].T).astype(np.bool_)
+    return MaskCrop(x0, y0 + top, mask)

@@ -1,1 +1,75 @@
-"""Seg codes to 64x64 mask fields and back, in onnxruntime or torch."""
+"""Seg codes to 64×64 mask fields, and back.
+
+`load_codec` gives a `MaskCodec`; onnxruntime runs it by default, torch where it is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import CodecWeights, load_weights
+from palidecode.errors import InputError
+
+__all__ = ["MaskCodec", "load_codec"]
+
+
+def load_codec(
+    weights: str | os.PathLike[str] | CodecWeights | None = None,
+    backend: Literal["auto", "onnx", "torch"] = "auto",
+    *,
+    device: str | None = None,
+    bfloat16: bool = False,
+) -> MaskCodec:
+    """A mask codec.
+
+    Parameters
+    ----------
+    weights : str, path or CodecWeights, optional
+        A ``.npz`` or ``.safetensors`` file of the official layout, ``"google-oid"``,
+        ``"palidecode-demo"``, or weights in memory. Without it: ``PALIDECODE_WEIGHTS``, else
+        Google's weights if they were fetched, else the ones that come with this package.
+    backend : {"auto", "onnx", "torch"}
+        ``"auto"`` is torch where a device or bfloat16 is asked for, else onnxruntime.
+    device : str, optional
+        A torch device, ``"cpu"`` by default.
+    bfloat16 : bool
+        Decode in bfloat16 (torch only).
+
+    Returns
+    -------
+    MaskCodec
+        With ``.decode(codes (N, 16)) -> (N, 64, 64) float32``,
+        ``.encode(masks (N, 64, 64) in [0, 1]) -> (N, 16) uint8`` and ``.id``.
+
+    Raises
+    ------
+    WeightsError
+        If the weights can't be found or used.
+    InputError
+        For an unknown backend, an option it doesn't have, or torch that isn't installed.
+
+    Examples
+    --------
+    >>> codec = load_codec("palidecode-demo")
+    >>> codec.decode([[0] * 16]).shape
+    (1, 64, 64)
+    """
+    if backend not in ("auto", "onnx", "torch"):
+        raise InputError(f"backend must be 'auto', 'onnx' or 'torch', got {backend!r}")
+    wants_torch = bfloat16 or device is not None
+    if backend == "onnx" and wants_torch:
+        raise InputError("device and bfloat16 need backend='torch'")
+    loaded = weights if isinstance(weights, CodecWeights) else load_weights(weights)
+    if backend == "torch" or wants_torch:
+        try:
+            from palidecode.codec.pytorch import TorchCodec
+        except ImportError as error:
+            raise InputError(
+                "backend='torch' needs torch; run: pip install 'palidecode[runtime]'"
+            ) from error
+        return TorchCodec(loaded, device or "cpu", bfloat16=bfloat16)
+    from palidecode.codec.onnx import OnnxCodec
+
+    return OnnxCodec(loaded)

@@ -1,0 +1,148 @@
+"""Download Google's codec weights, on request only, and tell weights apart."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import (
+    GOOGLE_BYTES,
+    GOOGLE_FILE,
+    GOOGLE_SHA256,
+    GOOGLE_URL,
+    cache_dir,
+    sha256_of,
+)
+from palidecode.errors import WeightsError
+
+_BLOCK = 1 << 16
+_PASS = 0.9  # lossy plots of the right decoder's fields; other weights are near 0
+
+
+def fetch(
+    target: Path | None = None,
+    *,
+    url: str = GOOGLE_URL,
+    size: int = GOOGLE_BYTES,
+    sha256: str = GOOGLE_SHA256,
+    attempts: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Download the official weights, going on where an earlier try broke off.
+
+    Parameters
+    ----------
+    target : Path, optional
+        The file to write; in the user's cache by default.
+    url, size, sha256
+        Where it is, its bytes and its hash.
+    attempts : int
+        How often a broken connection is taken up again.
+    progress : callable, optional
+        Called with (bytes so far, bytes in all).
+
+    Returns
+    -------
+    Path
+        The complete, checked file. Until then only ``<target>.part`` exists.
+
+    Raises
+    ------
+    WeightsError
+        If it can't be reached or isn't the expected file.
+    """
+    path = target or cache_dir() / GOOGLE_FILE
+    if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if part.exists() and part.stat().st_size > size:
+            part.unlink()
+        for attempt in range(1, attempts + 1):
+            problem = _download(url, part, size, progress)
+            if problem is None:
+                break
+            if attempt == attempts:
+                raise WeightsError(
+                    f"{url}: {problem} (tried {attempts} times); run it again to go on, or "
+                    f"download the file yourself and set PALIDECODE_WEIGHTS to its path"
+                )
+        _check_download(part, url, size, sha256)
+        os.replace(part, path)
+    except OSError as error:
+        raise WeightsError(f"{path}: can't be written: {error}") from error
+    return path
+
+
+def _download(
+    url: str, part: Path, size: int, progress: Callable[[int, int], None] | None
+) -> str | None:
+    """Append what is missing; the problem if it broke off."""
+    done = part.stat().st_size if part.exists() else 0
+    if done == size:
+        return None
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+            done = done if resumed else 0
+            with part.open("ab" if resumed else "wb") as file:
+                while (block := answer.read(_BLOCK)) and done <= size:
+                    file.write(block)
+                    done += len(block)
+                    if progress:
+                        progress(done, size)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
+        return f"can't be downloaded: {e}"
+    return None if done >= size else f"the connection broke off after {done} of {size} bytes"
+
+
+def _check_download(part: Path, url: str, size: int, sha256: str) -> None:
+    found = part.stat().st_size
+    if found != size or sha256_of(part) != sha256:
+        part.unlink()
+        raise WeightsError(
+            f"{url}: what came ({found} bytes) is not the expected file ({size} bytes, sha256 "
+            f"{sha256[:12]}…); nothing was kept"
+        )
+
+
+class Verification(NamedTuple):
+    """Whether a codec decodes like Google's: correlation with five published fields."""
+
+    correlations: tuple[float, ...]
+    passed: bool
+
+
+def verify(codec: MaskCodec) -> Verification:
+    """Decode five published code sequences and compare with what was published.
+
+    The fields were read off plots that JoeJoe1313 published with the answers of PaliGemma 2
+    checkpoints; each is known up to scale and offset, hence the correlation.
+
+    Returns
+    -------
+    Verification
+        Passed when every correlation is at least 0.9.
+    """
+    with (
+        resources.files("palidecode.codec").joinpath("golden.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as golden,
+    ):
+        codes, published = golden["codes"], golden["fields"]
+    fields = codec.decode(codes)
+    correlations = tuple(
+        float(np.corrcoef(field.ravel(), plot.ravel())[0, 1])
+        for field, plot in zip(fields, published.astype(np.float64), strict=True)
+    )
+    return Verification(correlations, min(correlations) >= _PASS)

@@ -1,0 +1,88 @@
+"""The mask codec through onnxruntime; torch is not needed."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.codec.protocol import check_codes, check_masks
+from palidecode.codec.weights import CODEBOOK, Arrays, CodecWeights
+from palidecode.errors import WeightsError
+from palidecode.vocab import MASK_SIDE, SEG_GRID, SEG_PER_MASK
+
+_CHUNK = 32  # activations of more than this leave the cache
+
+
+class OnnxCodec:
+    """Encode and decode with onnxruntime, in chunks of 32.
+
+    Parameters
+    ----------
+    weights : CodecWeights
+        Either half starts its session when it is first used.
+    """
+
+    def __init__(self, weights: CodecWeights) -> None:
+        self.id = weights.id
+        self._arrays = weights.arrays
+        self._decoder: Any = None
+        self._encoder: Any = None
+
+    def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Codes (N, 16) to fields (N, 64, 64) float32; see `MaskCodec.decode`."""
+        grid = check_codes(codes).reshape(-1, SEG_GRID, SEG_GRID)
+        fields = np.empty((len(grid), MASK_SIDE, MASK_SIDE), np.float32)
+        if len(grid) and self._decoder is None:
+            self._decoder = _session("decoder", decoder_weights(self._arrays))
+        for start in range(0, len(grid), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            fields[part] = self._decoder.run(None, {"codes": grid[part]})[0]
+        return fields
+
+    def encode(self, masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Masks (N, 64, 64) in [0, 1] to codes (N, 16) uint8; see `MaskCodec.encode`."""
+        checked = check_masks(masks)
+        codes = np.empty((len(checked), SEG_PER_MASK), np.uint8)
+        if len(checked) and self._encoder is None:
+            self._encoder = _session("encoder", encoder_weights(self._arrays))
+        for start in range(0, len(checked), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            codes[part] = self._encoder.run(None, {"masks": checked[part]})[0]
+        return codes
+
+
+def fold_codebook(arrays: Arrays) -> npt.NDArray[np.float32]:
+    """The first 1×1 convolution and its ReLU for each of the 128 rows: a (128, 128) table."""
+    kernel = arrays["decoder.0.weight"][:, :, 0, 0].astype(np.float64)
+    table = arrays[CODEBOOK].astype(np.float64) @ kernel.T + arrays["decoder.0.bias"]
+    return np.maximum(table, 0).astype(np.float32)
+
+
+def decoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+    """What the decoder's graph asks for."""
+    names = [k for k in arrays if k.startswith("decoder.") and not k.startswith("decoder.0.")]
+    return {"table": fold_codebook(arrays), **{name: arrays[name] for name in names}}
+
+
+def encoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+    """What the encoder's graph asks for; |z|² is left out, it changes no order."""
+    rows = arrays[CODEBOOK]
+    given = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
+    return {**given, "rows": np.ascontiguousarray(-2 * rows.T), "row_norms": (rows**2).sum(1)}
+
+
+def _session(graph: str, weights: dict[str, npt.NDArray[np.float32]]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    model = resources.files("palidecode.codec").joinpath(f"{graph}.onnx").read_bytes()
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
+        raise WeightsError(f"onnxruntime can't start the {graph}: {error}") from error

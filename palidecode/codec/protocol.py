@@ -1,0 +1,85 @@
+"""What a mask codec can do, and the checks that every codec makes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.errors import InputError
+from palidecode.vocab import MASK_SIDE, SEG_COUNT, SEG_PER_MASK
+
+
+class MaskCodec(Protocol):
+    """Sixteen codes to a 64×64 field and back."""
+
+    @property
+    def id(self) -> str:
+        """Which weights: ``google-oid``, ``palidecode-demo`` or ``custom:…``."""
+
+    def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Codes to fields.
+
+        Parameters
+        ----------
+        codes : array_like of int, shape (N, 16)
+            In 0 … 127, the 4×4 grid row by row.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, 64, 64)
+            Roughly in [-1, 1]; a pixel is mask where it is above 0.
+
+        Raises
+        ------
+        InputError
+            For another shape, other numbers, or no integers.
+        """
+
+    def encode(self, masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Masks to codes.
+
+        Parameters
+        ----------
+        masks : array_like of float or bool, shape (N, 64, 64)
+            In [0, 1]: crops of the objects' boxes.
+
+        Returns
+        -------
+        ndarray of uint8, shape (N, 16)
+
+        Raises
+        ------
+        InputError
+            For another shape, or values outside [0, 1].
+        """
+
+
+def check_codes(codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Codes as (N, 16) int64, N = 0 included, or an `InputError`."""
+    array = np.asarray(codes)
+    if array.size == 0:
+        return np.zeros((0, SEG_PER_MASK), np.int64)
+    if array.ndim != 2 or array.shape[1] != SEG_PER_MASK or array.dtype.kind not in "iu":
+        raise InputError(
+            f"codes must be integers of shape (N, {SEG_PER_MASK}), "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    if array.min() < 0 or array.max() >= SEG_COUNT:
+        raise InputError(
+            f"codes must lie in 0 … {SEG_COUNT - 1}, got {array.min()} … {array.max()}"
+        )
+    return array.astype(np.int64)
+
+
+def check_masks(masks: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Masks as (N, 64, 64) float32, N = 0 included, or an `InputError`."""
+    array = np.asarray(masks, np.float32)
+    if array.size == 0:
+        return np.zeros((0, MASK_SIDE, MASK_SIDE), np.float32)
+    if array.ndim != 3 or array.shape[1:] != (MASK_SIDE, MASK_SIDE):
+        raise InputError(f"masks must have shape (N, {MASK_SIDE}, {MASK_SIDE}), got {array.shape}")
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise InputError("masks must lie in [0, 1]; 8 bit masks are divided by 255 first")
+    return np.ascontiguousarray(array)

@@ -1,0 +1,275 @@
+"""Codec weights: find them, read them, check them, fetch Google's, convert.
+
+Layout, names, size and hash of ``vae-oid.npz`` are those of the file that big_vision and
+the Hugging Face demo load. It is never downloaded without being asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.errors import WeightsError
+from palidecode.vocab import SEG_COUNT
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+
+GOOGLE_ID = "google-oid"
+DEMO_ID = "palidecode-demo"
+GOOGLE_FILE = "vae-oid.npz"
+GOOGLE_URL = "https://storage.googleapis.com/big_vision/paligemma/vae-oid.npz"
+GOOGLE_BYTES = 8_479_556
+GOOGLE_SHA256 = "5586010257b8536dddefab65e7755077f21d5672d5674dacf911f73ae95a4447"
+CODEBOOK = "_vq_vae._embedding"
+SUFFIXES = (".npz", ".safetensors")
+
+_ENVIRONMENT = "PALIDECODE_WEIGHTS"
+_CODE_WIDTH = 512
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays that are used, kernels in PyTorch's layout."""
+    kernels: dict[str, tuple[int, ...]] = {
+        f"encoder.{layer}": (outer, inner, 4, 4)
+        for layer, inner, outer in ((0, 1, 16), (2, 16, 32), (4, 32, 64), (6, 64, 128))
+    }
+    for block in ("encoder.8", "encoder.9", "decoder.2", "decoder.3"):
+        for layer, side in ((0, 3), (2, 3), (4, 1)):
+            kernels[f"{block}.net.{layer}"] = (128, 128, side, side)
+    kernels["encoder.10"] = (_CODE_WIDTH, 128, 1, 1)
+    kernels["decoder.0"] = (128, _CODE_WIDTH, 1, 1)
+    shapes: dict[str, tuple[int, ...]] = {CODEBOOK: (SEG_COUNT, _CODE_WIDTH)}
+    for name, shape in kernels.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    # Transposed convolutions have their input channels first.
+    for layer, inner, outer in ((4, 128, 128), (6, 128, 64), (8, 64, 32), (10, 32, 16)):
+        shapes |= {
+            f"decoder.{layer}.weight": (inner, outer, 4, 4),
+            f"decoder.{layer}.bias": (outer,),
+        }
+    shapes |= {"decoder.12.weight": (1, 16, 1, 1), "decoder.12.bias": (1,)}
+    return shapes
+
+
+SHAPES = _shapes()
+_MOVING_AVERAGES = {(SEG_COUNT, _CODE_WIDTH), (SEG_COUNT,)}  # two buffers nothing reads
+
+
+@dataclass(frozen=True)
+class CodecWeights:
+    """Weights in memory.
+
+    Attributes
+    ----------
+    arrays : mapping of str to ndarray of float32
+        Exactly the names and shapes of `SHAPES`.
+    id : str
+        ``google-oid``, ``palidecode-demo``, or ``custom:`` and eight hex digits.
+    ignored : tuple of str
+        Names of arrays in the file that nothing uses.
+    """
+
+    arrays: Arrays
+    id: str
+    ignored: tuple[str, ...] = ()
+
+
+def cache_dir() -> Path:
+    """Where fetched weights are kept: ``PALIDECODE_CACHE``, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PALIDECODE_CACHE") or Path(base) / "palidecode")
+
+
+def shipped_path() -> Path:
+    """The weights that come with this package (``palidecode-demo``)."""
+    return Path(str(resources.files("vqvae_weights"))) / f"{DEMO_ID}.safetensors"
+
+
+def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
+    """The file to use.
+
+    Parameters
+    ----------
+    weights : str or path, optional
+        A file, ``"google-oid"`` or ``"palidecode-demo"``. Without it: the file that the
+        environment's ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched, else
+        the ones that come with the package.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file.
+    """
+    fetched = cache_dir() / GOOGLE_FILE
+    if weights is None:
+        weights = os.environ.get(_ENVIRONMENT) or None
+    if weights is None:
+        return fetched if fetched.is_file() else shipped_path()
+    if str(weights) == DEMO_ID:
+        return shipped_path()
+    if str(weights) == GOOGLE_ID:
+        if not fetched.is_file():
+            raise WeightsError("Google's weights aren't here; run: palidecode weights fetch")
+        return fetched
+    path = Path(weights)
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no such weights file; give a .npz or .safetensors file, "
+            f"{GOOGLE_ID!r} or {DEMO_ID!r}"
+        )
+    return path
+
+
+def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
+    """Read and check a weights file.
+
+    Parameters
+    ----------
+    weights : str or path, optional
+        As for `find_weights`. ``.npz`` is read without pickle.
+
+    Raises
+    ------
+    WeightsError
+        For a file that can't be read, and for names, shapes or dtypes that don't fit.
+    """
+    path = find_weights(weights)
+    arrays, metadata = _read(path)
+    checked, ignored = check_arrays(arrays, str(path))
+    return CodecWeights(checked, _identify(path, checked, metadata), ignored)
+
+
+def check_arrays(
+    arrays: Mapping[str, npt.NDArray[np.generic]], where: str
+) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
+    """The used arrays in float32, and the names of the two unused buffers.
+
+    Raises
+    ------
+    WeightsError
+        Naming the first missing, unknown, misshapen, non-float or non-finite array.
+    """
+    missing = sorted(SHAPES.keys() - arrays.keys())
+    if missing:
+        raise WeightsError(
+            f"{where}: {len(missing)} of {len(SHAPES)} arrays are missing, "
+            f"first {missing[0]!r}; this is not a mask codec of PaliGemma's layout"
+        )
+    extra = sorted(arrays.keys() - SHAPES.keys())
+    unknown = [name for name in extra if arrays[name].shape not in _MOVING_AVERAGES]
+    if unknown or len(extra) > len(_MOVING_AVERAGES):
+        raise WeightsError(f"{where}: unknown arrays: {', '.join(unknown or extra)}")
+    checked = {}
+    for name, shape in SHAPES.items():
+        array = arrays[name]
+        if array.shape != shape:
+            raise WeightsError(f"{where}: {name} has shape {array.shape}, not {shape}")
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise WeightsError(f"{where}: {name} ({array.dtype}) must hold finite floats")
+        checked[name] = np.ascontiguousarray(array, np.float32)
+    return checked, tuple(extra)
+
+
+def _read(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: weights must be a .npz or .safetensors file")
+    try:
+        return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: can't be read as {path.suffix} weights: {error}") from error
+
+
+def _read_npz(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+    with np.load(path, allow_pickle=False) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive")
+        return {name: file[name] for name in file.files}, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _identify(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
+    """By the file's hash, else by what our own `convert` and training wrote, else custom."""
+    if path.stat().st_size == GOOGLE_BYTES and sha256_of(path) == GOOGLE_SHA256:
+        return GOOGLE_ID
+    digest = content_hash(arrays)
+    if metadata.get("id") and metadata.get("content") == digest:
+        return metadata["id"]
+    return f"custom:{digest[:8]}"
+
+
+def content_hash(arrays: Arrays) -> str:
+    """SHA-256 of the values in float32, whatever the file's format."""
+    digest = hashlib.sha256()
+    for name in sorted(SHAPES):
+        digest.update(np.ascontiguousarray(arrays[name], "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> CodecWeights:
+    """Rewrite weights as ``.npz`` or ``.safetensors``, float32; the id goes along.
+
+    Raises
+    ------
+    WeightsError
+        If the source can't be read, or the target has another suffix or can't be written.
+    """
+    weights, path = load_weights(source), Path(target)
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: the target must end in .npz or .safetensors")
+    aside = path.with_name(path.name + f".part{path.suffix}")
+    try:
+        if path.suffix == ".npz":
+            np.savez(aside, **weights.arrays)  # type: ignore[arg-type]
+        else:
+            save_safetensors(weights.arrays, weights.id, aside)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise WeightsError(f"{path}: can't be written: {error}") from error
+    return weights
+
+
+def save_safetensors(
+    arrays: Arrays, id_: str, path: Path, dtype: npt.DTypeLike = np.float32
+) -> None:
+    """Write arrays with their id, and the hash that ties the id to these values."""
+    from safetensors.numpy import save_file
+
+    stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
+    digest = content_hash({k: v.astype(np.float32) for k, v in stored.items()})
+    save_file(stored, path, metadata={"id": id_, "content": digest})
+
+
+def manifest() -> dict[str, object]:
+    """How the shipped weights were made and what they reach: ``vqvae_weights/manifest.json``."""
+    text = (shipped_path().parent / "manifest.json").read_text(encoding="utf-8")
+    loaded: dict[str, object] = json.loads(text)
+    return loaded

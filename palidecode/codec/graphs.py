@@ -7,6 +7,7 @@ files serves every weights file and the package needs ``onnx`` only to make them
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -27,7 +28,7 @@ class _Graph:
         self.weights: dict[str, tuple[int, ...]] = {}
         self.constants: list[onnx.TensorProto] = []
 
-    def add(self, kind: str, inputs: list[str], **attributes: object) -> str:
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         out = f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [out], name=out, **attributes))
         return out

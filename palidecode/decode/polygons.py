@@ -1,0 +1,229 @@
+"""Masks to polygons.
+
+*Exact* rings run along pixel edges: rasterised by pycocotools they give the mask back.
+*Smooth* rings are the zero line of the 64×64 field itself, sub-pixel, scaled to the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import contourpy
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from palidecode.decode.boxes import as_rows
+from palidecode.decode.masks import DEFAULT_THRESHOLD, MaskCrop
+from palidecode.errors import InputError
+from palidecode.vocab import MASK_SIDE
+
+Ring: TypeAlias = npt.NDArray[np.float64]
+Holes: TypeAlias = Literal["keep", "keyhole", "drop"]
+
+# Samples sit in the middle of their cells; the field is held constant out to the box's edge.
+_AXIS = np.concatenate([[0.0], np.arange(MASK_SIDE) + 0.5, [MASK_SIDE]])
+
+
+class Polygon(NamedTuple):
+    """One part of an object, as GeoJSON has it, but without the repeated last point.
+
+    Attributes
+    ----------
+    exterior : ndarray of float64, shape (M, 2)
+        x, y in pixels of the image.
+    holes : tuple of ndarray of float64, shape (K, 2)
+    """
+
+    exterior: Ring
+    holes: tuple[Ring, ...] = ()
+
+
+class Polygons(NamedTuple):
+    """The parts of one object, and how many were dropped for being small."""
+
+    parts: tuple[Polygon, ...]
+    dropped: int = 0
+
+    def to_coco(self) -> list[list[float]]:
+        """COCO's ``[[x1, y1, x2, y2, …], …]``; COCO can't say holes, so they are filled.
+
+        With ``holes="keyhole"`` they are part of the exterior already, and stay.
+        """
+        return [np.round(part.exterior, 2).ravel().tolist() for part in self.parts]
+
+
+def smooth_polygons(
+    fields: npt.NDArray[np.float32],
+    xyxy: npt.ArrayLike,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    simplify: float = 0.0,
+    min_area: float = 0.0,
+    holes: Holes = "keep",
+) -> list[Polygons]:
+    """Rings where fields cross the threshold, between samples, scaled to their boxes.
+
+    Parameters
+    ----------
+    fields : ndarray of float32, shape (N, 64, 64)
+    xyxy : array_like of float, shape (N, 4)
+        Boxes in pixels; they aren't truncated.
+    threshold : float
+        Mask is where the field is above it.
+    simplify : float
+        Tolerance in pixels (Douglas-Peucker, keeping validity); 0 leaves the rings alone.
+    min_area : float
+        Parts of fewer square pixels are dropped and counted.
+    holes : {"keep", "keyhole", "drop"}
+        As rings of their own, joined to the exterior by a cut, or filled.
+
+    Returns
+    -------
+    list of Polygons
+        Without parts where the field is nowhere above the threshold or the box is empty.
+
+    Raises
+    ------
+    InputError
+        Where shapes don't fit, for negative tolerances and unknown `holes`.
+    """
+    boxes = as_rows(xyxy, 4, "xyxy")
+    check_options(simplify, min_area, holes)
+    if fields.shape != (len(boxes), MASK_SIDE, MASK_SIDE):
+        raise InputError(f"{len(boxes)} boxes need fields (N, 64, 64), got {fields.shape}")
+    points, rings, parts, owners = [], [], [], []
+    sides = boxes[:, 2:] - boxes[:, :2]
+    padded = np.pad(fields, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float64)
+    for row in range(len(boxes)):
+        if sides[row].min() <= 0:
+            continue
+        generator = contourpy.contour_generator(
+            _AXIS, _AXIS, padded[row], fill_type=contourpy.FillType.OuterOffset
+        )
+        found, offsets = generator.filled(threshold, np.inf)
+        scale, origin = sides[row] / MASK_SIDE, boxes[row, :2]
+        for part, ends in zip(found, offsets, strict=True):
+            points.append(part * scale + origin)
+            rings.append(np.diff(ends))
+            parts.append(len(ends) - 1)
+            owners.append(row)
+    if not points:
+        return [Polygons(())] * len(boxes)
+    geometry = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON,
+        np.concatenate(points),
+        (_offsets(np.concatenate(rings)), _offsets(np.asarray(parts))),
+    )
+    return _finish(geometry, np.asarray(owners), len(boxes), simplify, min_area, holes)
+
+
+def exact_polygons(
+    crops: Sequence[MaskCrop],
+    *,
+    simplify: float = 0.0,
+    min_area: float = 0.0,
+    holes: Holes = "keep",
+) -> list[Polygons]:
+    """Rings along the pixel edges of masks.
+
+    Without `simplify` and `min_area`, rasterising the exteriors with pycocotools gives a
+    mask without holes back pixel by pixel.
+
+    Parameters
+    ----------
+    crops : sequence of MaskCrop
+    simplify, min_area, holes
+        As for `smooth_polygons`.
+
+    Raises
+    ------
+    InputError
+        For negative tolerances and unknown `holes`.
+    """
+    check_options(simplify, min_area, holes)
+    geometry, owners = [], []
+    for row, crop in enumerate(crops):
+        x, top, bottom = _column_runs(crop.mask)
+        if len(x) == 0:
+            continue
+        runs = shapely.box(x + crop.x0, top + crop.y0, x + 1 + crop.x0, bottom + crop.y0)
+        parts = shapely.get_parts(shapely.simplify(shapely.union_all(runs), 0))
+        geometry.extend(parts)
+        owners.extend([row] * len(parts))
+    if not geometry:
+        return [Polygons(())] * len(crops)
+    found = np.asarray(geometry, object)
+    return _finish(found, np.asarray(owners), len(crops), simplify, min_area, holes)
+
+
+def check_options(simplify: float, min_area: float, holes: str) -> None:
+    """Raise `InputError` for options no polygon can have."""
+    if not (simplify >= 0 and min_area >= 0):
+        raise InputError("simplify and min_area must be 0 or more (pixels, square pixels)")
+    if holes not in ("keep", "keyhole", "drop"):
+        raise InputError(f"holes must be 'keep', 'keyhole' or 'drop', got {holes!r}")
+
+
+def _offsets(counts: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:  # type: ignore[type-arg]
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _column_runs(
+    mask: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """x, top and bottom of every run of mask pixels down a column."""
+    padded = np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1)))
+    change = np.diff(padded, axis=1)
+    x, top = np.nonzero(change == 1)
+    _, bottom = np.nonzero(change == -1)
+    return x, top, bottom
+
+
+def _finish(
+    geometry: npt.NDArray[np.object_],
+    owners: npt.NDArray[np.int64],
+    count: int,
+    simplify: float,
+    min_area: float,
+    holes: Holes,
+) -> list[Polygons]:
+    """Simplify, make valid, drop the small, and sort the parts to their objects."""
+    if simplify:
+        geometry = shapely.simplify(geometry, simplify, preserve_topology=True)
+    valid = shapely.is_valid(geometry)
+    if not valid.all():
+        geometry = np.where(valid, geometry, shapely.buffer(geometry, 0))
+        geometry, index = shapely.get_parts(geometry, return_index=True)
+        owners = owners[index]
+    area = shapely.area(geometry)
+    keep = (area >= min_area) & (area > 0)
+    dropped = np.bincount(owners[~keep & (area > 0)], minlength=count).tolist()
+    geometry, owners = geometry[keep], owners[keep]
+    found: list[list[Polygon]] = [[] for _ in range(count)]
+    if len(geometry):
+        _, points, (rings, parts) = shapely.to_ragged_array(geometry)
+        ends = rings.tolist()
+        for row, first, last in zip(owners.tolist(), parts[:-1], parts[1:], strict=True):
+            outlines = [points[ends[i] : ends[i + 1] - 1] for i in range(first, last)]
+            found[row].append(_with_holes(outlines, holes))
+    return [Polygons(tuple(f), lost) for f, lost in zip(found, dropped, strict=True)]
+
+
+def _with_holes(outlines: list[Ring], holes: Holes) -> Polygon:
+    exterior, *inner = outlines
+    if holes == "keep":
+        return Polygon(exterior, tuple(inner))
+    if holes == "keyhole":
+        for hole in inner:
+            exterior = _cut_to(exterior, hole)
+    return Polygon(exterior)
+
+
+def _cut_to(exterior: Ring, hole: Ring) -> Ring:
+    """One ring that walks the exterior, crosses to the hole, walks it and comes back."""
+    apart = ((exterior[:, None] - hole[None]) ** 2).sum(axis=2)
+    outer, inner = np.unravel_index(int(apart.argmin()), apart.shape)
+    walk = np.roll(hole, -int(inner), axis=0)
+    return np.concatenate([exterior[: outer + 1], walk, walk[:1], exterior[outer:]])

@@ -1,3 +1,103 @@
-"""PaliGemma's answers to boxes, masks and COCO, and back."""
+"""PaliGemma's answers to boxes, masks and COCO, and back.
+
+Names are loaded when they are first used: ``import palidecode`` is light, and reading text
+needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from palidecode.categories import CategoryMap
+    from palidecode.coco import (
+        CocoReport,
+        CocoWriter,
+        MaskFormat,
+        from_coco,
+        from_coco_results,
+        to_coco,
+        to_coco_results,
+    )
+    from palidecode.codec import load_codec
+    from palidecode.decode.assembler import IssueKind, ParsedObject, ParseIssue
+    from palidecode.decode.batch import parse_batch
+    from palidecode.decode.boxes import box_iou, loc_to_xyxy, xyxy_to_loc
+    from palidecode.decode.parsing import ParseResult, format_objects, parse
+    from palidecode.decode.stream import StreamParser
+    from palidecode.detections import CodecMismatchWarning, Detections, decode
+    from palidecode.drawing import draw
+    from palidecode.errors import InputError, PalidecodeError, ParseError, WeightsError
+    from palidecode.vocab import Vocabulary
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "categories": ("CategoryMap",),
+    "coco": (
+        "CocoReport",
+        "CocoWriter",
+        "MaskFormat",
+        "from_coco",
+        "from_coco_results",
+        "to_coco",
+        "to_coco_results",
+    ),
+    "codec": ("load_codec",),
+    "decode.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
+    "decode.batch": ("parse_batch",),
+    "decode.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
+    "decode.parsing": ("ParseResult", "format_objects", "parse"),
+    "decode.stream": ("StreamParser",),
+    "detections": ("CodecMismatchWarning", "Detections", "decode"),
+    "drawing": ("draw",),
+    "errors": ("InputError", "PalidecodeError", "ParseError", "WeightsError"),
+    "vocab": ("Vocabulary",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CategoryMap",
+    "CocoReport",
+    "CocoWriter",
+    "CodecMismatchWarning",
+    "Detections",
+    "InputError",
+    "IssueKind",
+    "MaskFormat",
+    "PalidecodeError",
+    "ParseError",
+    "ParseIssue",
+    "ParseResult",
+    "ParsedObject",
+    "StreamParser",
+    "Vocabulary",
+    "WeightsError",
+    "box_iou",
+    "decode",
+    "draw",
+    "format_objects",
+    "from_coco",
+    "from_coco_results",
+    "load_codec",
+    "loc_to_xyxy",
+    "parse",
+    "parse_batch",
+    "to_coco",
+    "to_coco_results",
+    "xyxy_to_loc",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'palidecode' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"palidecode.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,8 +1,8 @@
 """The masks the codec is trained on: an endless, seeded stream of 64×64 crops.
 
-Four fifths are drawn here: polygons, ellipses, blobs, strokes, glyphs and silhouettes of
+Seven tenths are drawn here: polygons, ellipses, blobs, strokes, glyphs and silhouettes of
 symbol fonts, alone, united, with holes, behind occluders, cut by the border of the image,
-thin and tiny. One fifth are masks of people's photographs (COCO val2014, CC BY 4.0), warped.
+thin and tiny. Three tenths are masks of people's photographs (COCO val2014, CC BY 4.0), warped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from palidecode.decode.masks import shrink
 Mask = npt.NDArray[np.uint8]
 SIDE = 256  # shapes are drawn on a canvas this large
 Stream = Iterator[npt.NDArray[np.float32]]
-REAL_SHARE = 0.2
+REAL_SHARE = 0.3
 
 
 class Fonts(NamedTuple):

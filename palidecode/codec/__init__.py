@@ -69,7 +69,11 @@ def load_codec(
             raise InputError(
                 "backend='torch' needs torch; run: pip install 'palidecode[runtime]'"
             ) from error
-        return TorchCodec(loaded, device or "cpu", bfloat16=bfloat16)
+        try:
+            return TorchCodec(loaded, device or "cpu", bfloat16=bfloat16)
+        except (RuntimeError, AssertionError) as error:  # torch's ways to say "no such device"
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"device {device!r} can't be used: {reason}") from error
     from palidecode.codec.onnx import OnnxCodec
 
     return OnnxCodec(loaded)

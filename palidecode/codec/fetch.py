@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import (
@@ -25,6 +27,14 @@ from palidecode.codec.weights import (
 from palidecode.errors import WeightsError
 
 _BLOCK = 1 << 16
+_BROKEN = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ssl.SSLError,
+    TimeoutError,
+    ConnectionError,
+)
+_FINAL = (401, 403, 404, 410)  # answers that trying again doesn't change
 _PASS = 0.9  # lossy plots of the right decoder's fields; other weights are near 0
 
 
@@ -102,8 +112,15 @@ def _download(
                     done += len(block)
                     if progress:
                         progress(done, size)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-        return f"can't be downloaded: {e}"
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()  # what is there belongs to a longer file than this one: start again
+        elif error.code in _FINAL:
+            raise WeightsError(f"{url}: can't be downloaded: {error}") from error
+        return f"can't be downloaded: {error}"
+    except _BROKEN as error:
+        return f"can't be downloaded: {error}"
     return None if done >= size else f"the connection broke off after {done} of {size} bytes"
 
 
@@ -140,9 +157,15 @@ def verify(codec: MaskCodec) -> Verification:
         np.load(file, allow_pickle=False) as golden,
     ):
         codes, published = golden["codes"], golden["fields"]
-    fields = codec.decode(codes)
     correlations = tuple(
-        float(np.corrcoef(field.ravel(), plot.ravel())[0, 1])
-        for field, plot in zip(fields, published.astype(np.float64), strict=True)
+        _correlation(field.astype(np.float64), plot.astype(np.float64))
+        for field, plot in zip(codec.decode(codes), published, strict=True)
     )
     return Verification(correlations, min(correlations) >= _PASS)
+
+
+def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """Pearson's; 0 where a field is the same everywhere, or not finite."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / scale if 0 < scale < np.inf else 0.0

@@ -58,8 +58,11 @@ class MaskCodec(Protocol):
 
 def check_codes(codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Codes as (N, 16) int64, N = 0 included, or an `InputError`."""
-    array = np.asarray(codes)
-    if array.size == 0:
+    try:
+        array = np.asarray(codes)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"codes must be integers of shape (N, {SEG_PER_MASK}): {error}") from error
+    if array.shape in ((0,), (0, SEG_PER_MASK)):
         return np.zeros((0, SEG_PER_MASK), np.int64)
     if array.ndim != 2 or array.shape[1] != SEG_PER_MASK or array.dtype.kind not in "iu":
         raise InputError(
@@ -75,11 +78,15 @@ def check_codes(codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 def check_masks(masks: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Masks as (N, 64, 64) float32, N = 0 included, or an `InputError`."""
-    array = np.asarray(masks, np.float32)
-    if array.size == 0:
-        return np.zeros((0, MASK_SIDE, MASK_SIDE), np.float32)
-    if array.ndim != 3 or array.shape[1:] != (MASK_SIDE, MASK_SIDE):
-        raise InputError(f"masks must have shape (N, {MASK_SIDE}, {MASK_SIDE}), got {array.shape}")
+    side = MASK_SIDE
+    try:
+        array = np.asarray(masks, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"masks must be numbers of shape (N, {side}, {side}): {error}") from error
+    if array.shape in ((0,), (0, side, side)):
+        return np.zeros((0, side, side), np.float32)
+    if array.ndim != 3 or array.shape[1:] != (side, side):
+        raise InputError(f"masks must have shape (N, {side}, {side}), got {array.shape}")
     if not (array.min() >= 0 and array.max() <= 1):
         raise InputError("masks must lie in [0, 1]; 8 bit masks are divided by 255 first")
     return np.ascontiguousarray(array)

@@ -33,6 +33,7 @@ CODEBOOK = "_vq_vae._embedding"
 SUFFIXES = (".npz", ".safetensors")
 
 _ENVIRONMENT = "PALIDECODE_WEIGHTS"
+_MAX_BYTES = 1 << 28  # unpacked; the official arrays are 8 MB, twice that in float64
 _CODE_WIDTH = 512
 
 
@@ -173,9 +174,11 @@ def check_arrays(
         array = arrays[name]
         if array.shape != shape:
             raise WeightsError(f"{where}: {name} has shape {array.shape}, not {shape}")
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
+                checked[name] = np.ascontiguousarray(array, np.float32)
+        if array.dtype.kind != "f" or not np.isfinite(checked[name]).all():
             raise WeightsError(f"{where}: {name} ({array.dtype}) must hold finite floats")
-        checked[name] = np.ascontiguousarray(array, np.float32)
     return checked, tuple(extra)
 
 
@@ -184,15 +187,31 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str
         raise WeightsError(f"{path}: weights must be a .npz or .safetensors file")
     try:
         return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: can't be read as {path.suffix} weights: {error}") from error
+    except Exception as error:  # damaged archives raise a dozen kinds, MemoryError among them
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{path}: can't be read as {path.suffix} weights: {reason}") from error
 
 
 def _read_npz(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        other = [m.filename for m in members if not m.filename.endswith(".npy")]
+        if other:
+            raise ValueError(f"{other[0]!r} is not an array")
+        if sum(member.file_size for member in members) > _MAX_BYTES:
+            raise ValueError("it unpacks to far more than a mask codec")
+        comment = archive.comment
     with np.load(path, allow_pickle=False) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, not an archive")
-        return {name: file[name] for name in file.files}, {}
+        return {name: file[name] for name in file.files}, _metadata(comment)
+
+
+def _metadata(comment: bytes) -> dict[str, str]:
+    """What `_save_npz` wrote; nothing where somebody else's program commented."""
+    try:
+        found = json.loads(comment)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
@@ -247,7 +266,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
     aside = path.with_name(path.name + f".part{path.suffix}")
     try:
         if path.suffix == ".npz":
-            np.savez(aside, **weights.arrays)  # type: ignore[arg-type]
+            _save_npz(weights, aside)
         else:
             save_safetensors(weights.arrays, weights.id, aside)
         os.replace(aside, path)
@@ -255,6 +274,14 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
         aside.unlink(missing_ok=True)
         raise WeightsError(f"{path}: can't be written: {error}") from error
     return weights
+
+
+def _save_npz(weights: CodecWeights, path: Path) -> None:
+    """As `save_safetensors`; the id and the hash are the archive's comment."""
+    np.savez(path, **weights.arrays)  # type: ignore[arg-type]
+    with zipfile.ZipFile(path, "a") as archive:
+        metadata = {"id": weights.id, "content": content_hash(weights.arrays)}
+        archive.comment = json.dumps(metadata).encode()
 
 
 def save_safetensors(

@@ -138,7 +138,10 @@ class Assembler:
 
     def text(self, text: str, start: int, end: int) -> None:
         """A piece of text without ``;``, newline and tokens."""
-        if not text or (text.isspace() and self._ended) or not self._alive(start, end):
+        if not text:
+            return
+        if self._ended:
+            self._text_after_end(text, start, end)
             return
         if not self._text:
             self._text_start = start
@@ -149,7 +152,7 @@ class Assembler:
     def newline(self, start: int, end: int) -> None:
         """A line break: ends a label, and is white space anywhere else."""
         if self._has_words:
-            self._finish(start)
+            self._finish()
         else:
             self.text("\n", start, end)
 
@@ -159,7 +162,7 @@ class Assembler:
             return
         had_object = bool(self._locs or self._segs)
         stray = self._has_words and not had_object
-        self._finish(start)
+        self._finish()
         if self._separator is not None or (self._separated and not had_object and not stray):
             self._issue(IssueKind.EXTRA_SEPARATOR, start, end)
         else:
@@ -168,7 +171,7 @@ class Assembler:
 
     def control(self, token: str, start: int, end: int) -> None:
         """``<eos>`` ends the answer; ``<pad>`` and ``<bos>`` end the object before them."""
-        self._finish(start)
+        self._finish()
         if token == "<eos>":
             self._ended = True
 
@@ -179,7 +182,7 @@ class Assembler:
         if self._locs or self._segs:
             self._issue(IssueKind.UNDECODED_LABEL, start, end)
             self._tokens_end = end
-            self._finish(end)
+            self._finish()
             self._separated = True  # the separator is among those tokens
         else:
             self._issue(IssueKind.STRAY_TEXT, start, end)
@@ -192,12 +195,12 @@ class Assembler:
             self._text_end = place
             self._has_words = any(not piece.isspace() for piece in self._text)
 
-    def close(self, end: int, partial: Span | None = None) -> None:
-        """The answer is over at `end`; `partial` is the place of a cut token before it."""
+    def close(self, partial: Span | None = None) -> None:
+        """The answer is over; `partial` is the place of a cut token at its end."""
         cut = not self._ended
-        if partial is not None:
+        if partial is not None and cut:
             self._issue(IssueKind.TRUNCATED, *partial)
-        self._finish(end, cut_at_end=cut)
+        self._finish(cut_at_end=cut)
         if self._separator is not None:
             self._issue(IssueKind.EXTRA_SEPARATOR, *self._separator)
             self._separator = None
@@ -213,6 +216,15 @@ class Assembler:
             start = self.issues.pop()[1]
         self._issue(kind, start, end)
 
+    def _text_after_end(self, text: str, start: int, end: int) -> None:
+        """Report words only, so that cutting the text elsewhere reports the same place."""
+        words = text.strip()
+        if words and self._spaces_known:
+            start += len(text) - len(text.lstrip())
+            end = start + len(words)
+        if words:
+            self._alive(start, end)
+
     def _alive(self, start: int, end: int) -> bool:
         if self._ended:
             after = bool(self.issues) and self.issues[-1][0] is IssueKind.AFTER_END
@@ -226,14 +238,14 @@ class Assembler:
                 self._issue(IssueKind.SPACING, self._text_start, self._text_end)
                 self._text.clear()
         else:
-            self._finish(start)
+            self._finish()
             if not self._separated:
                 self._issue(IssueKind.MISSING_SEPARATOR, start, start)
             self._start = start
             self._separator = None
         self._tokens_end = end
 
-    def _finish(self, end: int, cut_at_end: bool = False) -> None:
+    def _finish(self, *, cut_at_end: bool = False) -> None:
         """Turn what was gathered into an object, and its oddities into issues."""
         label, label_end = self._take_label()
         if not (self._locs or self._segs):

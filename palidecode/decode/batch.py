@@ -1,17 +1,18 @@
 """Many answers at once, into columns.
 
-Token ids are read with numpy over the whole batch; an answer with anything odd in it is read
-again by the complete parser, so both ways give the same objects and issues.
+Clean answers are read with numpy, all of them at once; an answer with anything odd in it is
+left to the complete parser, so both ways give the same objects and issues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from palidecode.decode.assembler import ParsedObject, ParseIssue
 from palidecode.decode.parsing import Answer, Detokenize, as_ids, parse
@@ -23,9 +24,21 @@ from palidecode.vocab import (
     SEG_COUNT,
     SEG_PER_MASK,
     Vocabulary,
+    loc_token,
+    seg_token,
 )
 
+Result = TypeVar("Result")
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
 _TEXT, _LOC, _SEG, _CONTROL = 0, 1, 2, 3
+_EOS, _SEPARATOR = "<eos>", " ; "
+_LOC_SPELLING = np.frombuffer(loc_token(0).encode(), np.uint8)
+_SEG_SPELLING = np.frombuffer(seg_token(0).encode(), np.uint8)
+# How the text after an object's tokens ends. Odd is neither: the answer is not clean.
+_LAST, _SEPARATED, _ODD = 0, 1, 2
 
 
 class ParsedBatch(NamedTuple):
@@ -78,178 +91,293 @@ def parse_batch(
     """
     if isinstance(answers, str):
         raise InputError("answers must be a list of answers; for one text use [text] or parse")
-    plain: dict[int, tuple[ParsedObject, ...]] = {}
+    texts: dict[int, str] = {}
+    ids: dict[int, Ints] = {}
+    for row, answer in enumerate(answers):
+        if isinstance(answer, str):
+            texts[row] = answer
+        elif detokenize is not None:
+            ids[row] = _named(row, as_ids, answer)
+    parts = []
+    if texts:
+        parts.append(_select(_read_texts(list(texts.values())), list(texts)))
+    if ids and detokenize is not None:
+        parts.append(_select(_read_ids(list(ids.values()), vocabulary, detokenize), list(ids)))
+    done = set().union(*(part.answers for part in parts))
+    objects: dict[int, tuple[ParsedObject, ...]] = {}
     issues: list[tuple[int, ParseIssue]] = []
-    with_ids = [row for row, answer in enumerate(answers) if not isinstance(answer, str)]
-    fast = _IdColumns([], [], [])
-    if with_ids and detokenize is not None:
-        arrays = [as_ids(answers[row]) for row in with_ids]  # type: ignore[arg-type]
-        fast = _read_ids(arrays, with_ids, vocabulary, detokenize)
-    done = set(fast.answers)
     for row, answer in enumerate(answers):
         if row in done:
             continue
-        try:
-            found = parse(answer, strict=strict, vocabulary=vocabulary, detokenize=detokenize)
-        except (ParseError, InputError) as error:
-            raise type(error)(f"answer {row}: {error}") from None
-        plain[row] = found.objects
-        if found.issues:
-            issues.extend([(row, issue) for issue in found.issues])
-    columns = _columns(plain, issues)
-    return columns if not done else _merge(columns, fast)
+        found = _named(
+            row, parse, answer, strict=strict, vocabulary=vocabulary, detokenize=detokenize
+        )
+        objects[row] = found.objects
+        issues.extend([(row, issue) for issue in found.issues])
+    if objects:
+        parts.append(_columns(objects))
+    return _merge(parts, issues)
 
 
-def _columns(
-    plain: dict[int, tuple[ParsedObject, ...]], issues: list[tuple[int, ParseIssue]]
-) -> ParsedBatch:
-    """Objects to columns; those without a box have no row."""
-    objects = list(chain.from_iterable(plain.values()))
-    counts = [len(found) for found in plain.values()]
-    index = np.repeat(np.fromiter(plain, np.int64, len(plain)), counts)
-    if any(item.loc is None for item in objects):
-        boxed = [item.loc is not None for item in objects]
-        index = index[np.asarray(boxed, np.bool_)]
-        objects = [item for item, keep in zip(objects, boxed, strict=True) if keep]
-    labels, locs, segs, _ = zip(*objects, strict=True) if objects else ((), (), (), ())
-    has_mask = np.fromiter((seg is not None for seg in segs), np.bool_, len(objects))
-    loc = np.fromiter(chain.from_iterable(locs), np.int16, LOC_PER_BOX * len(objects))
-    codes = np.zeros((len(objects), SEG_PER_MASK), np.uint8)
-    if has_mask.any():
-        flat = chain.from_iterable([seg for seg in segs if seg is not None])
-        codes[has_mask] = np.fromiter(flat, np.uint8).reshape(-1, SEG_PER_MASK)
-    return ParsedBatch(loc.reshape(-1, LOC_PER_BOX), codes, has_mask, list(labels), index, issues)
+def _named(row: int, function: Callable[..., Result], answer: Answer, **options: Any) -> Result:
+    """Call `function`; its errors name the answer."""
+    try:
+        return function(answer, **options)
+    except (ParseError, InputError) as error:
+        raise type(error)(f"answer {row}: {error}") from None
 
 
-class _IdColumns(NamedTuple):
-    """What was read from clean answers: the answers, and rows for `_columns`."""
+class _Part(NamedTuple):
+    """The columns of some of the answers, and which answers these are."""
 
     answers: list[int]
-    parts: list[npt.NDArray[np.int64]]  # loc (N, 4), codes (N, 16), has_mask (N,), answer (N,)
+    loc: npt.NDArray[np.int16]
+    codes: Bytes
+    has_mask: Bools
     labels: list[str]
+    answer_index: Ints
 
 
-def _read_ids(
-    arrays: list[npt.NDArray[np.int64]],
-    rows: list[int],
-    vocabulary: Vocabulary,
-    detokenize: Detokenize,
-) -> _IdColumns:
-    """Read the answers that consist of whole, well separated, distinct objects only."""
-    end = np.array([vocabulary.eos])
-    ids = np.concatenate([part for array in arrays for part in (array, end)])
-    lengths = np.fromiter((len(array) + 1 for array in arrays), np.int64, len(arrays))
-    owner = np.repeat(np.arange(len(arrays)), lengths)
+class _Candidates(NamedTuple):
+    """Objects as a clean answer would have them, and which answers are clean."""
+
+    clean: Bools  # (A,)
+    owner: Ints  # (N,) number of the answer
+    loc: Ints  # (N, 4)
+    codes: Ints  # (N, 16)
+    has_mask: Bools  # (N,)
+    label: Ints  # (N,) row of `table`
+    table: list[str]
+
+
+class _Layout(NamedTuple):
+    """Where the objects of the joined answers begin and stop."""
+
+    starts: Ints  # (N,)
+    stops: Ints  # (N,) the next object's start, or the end of the answer
+    owner: Ints  # (N,)
+    first: Bools  # (N,) stands at the very start of its answer
+    last: Bools  # (N,) the last of its answer
+
+
+def _layout(is_start: Bools, firsts: Ints, ends: Ints) -> _Layout:
+    starts = np.flatnonzero(is_start)
+    owner = np.searchsorted(firsts, starts, side="right") - 1
+    last = np.ones(len(starts), np.bool_)
+    last[:-1] = owner[1:] != owner[:-1]
+    stops = np.where(last, ends[owner], np.append(starts[1:], 0))
+    return _Layout(starts, stops, owner, starts == firsts[owner], last)
+
+
+def _read_texts(texts: list[str]) -> _Candidates:
+    """Read texts as bytes: an object starts at every ``<`` that follows no ``>``."""
+    raws = [text.removesuffix(_EOS).encode("utf-8", "surrogatepass") for text in texts]
+    lengths = np.fromiter(map(len, raws), np.int64, len(raws))
+    ends = np.cumsum(lengths)
+    firsts = ends - lengths
+    raw = b"".join(raws)
+    # Some room behind the end, so that every window lies inside.
+    room = LOC_PER_BOX * len(_LOC_SPELLING) + SEG_PER_MASK * len(_SEG_SPELLING)
+    chars = np.frombuffer(raw + bytes(room), np.uint8)
+    opens = chars == ord("<")
+    is_start = opens.copy()
+    is_start[1:] &= chars[:-1] != ord(">")
+    is_start[firsts] = opens[firsts]
+    layout = _layout(is_start, firsts, ends)
+    loc = _spelled(chars, layout.starts, _LOC_SPELLING, LOC_PER_BOX, LOC_COUNT)
+    after = layout.starts + LOC_PER_BOX * len(_LOC_SPELLING)
+    has_mask = (after < layout.stops) & opens[np.minimum(after, len(raw))]
+    codes = np.zeros((len(loc), SEG_PER_MASK), np.int64)
+    codes[has_mask] = _spelled(chars, after[has_mask], _SEG_SPELLING, SEG_PER_MASK, SEG_COUNT)
+    begins = after + has_mask * (SEG_PER_MASK * len(_SEG_SPELLING))
+    label, endings, table = _labels(raw, begins, layout.stops, _text_label)
+    fine = (begins <= layout.stops) & (endings == np.where(layout.last, _LAST, _SEPARATED))
+    clean = _clean(layout, fine, loc, codes, len(texts))
+    return _Candidates(clean, layout.owner, loc, codes, has_mask, label, table)
+
+
+def _spelled(chars: Bytes, places: Ints, spelling: Bytes, repeats: int, count: int) -> Ints:
+    """Numbers of the `repeats` tokens that begin at each place; -1 for what isn't one."""
+    windows = sliding_window_view(chars, repeats * len(spelling))[places]
+    tokens = windows.reshape(len(places), repeats, len(spelling))
+    numbers = np.zeros(tokens.shape[:2], np.int64)
+    odd = np.zeros(tokens.shape[:2], np.bool_)
+    for column, char in enumerate(spelling.tolist()):
+        if char == ord("0"):
+            digits = tokens[:, :, column] - np.uint8(ord("0"))  # below "0" wraps to above 9
+            odd |= digits > 9
+            numbers = numbers * 10 + digits
+        else:
+            odd |= tokens[:, :, column] != char
+    numbers[odd | (numbers >= count)] = -1
+    return numbers
+
+
+def _text_label(raw: bytes) -> tuple[str, int]:
+    """The label in the text behind an object's tokens, and how that text ends."""
+    text = raw.decode("utf-8", "surrogatepass")
+    body = text.removesuffix(_SEPARATOR)
+    label = body[1:]
+    blank = not body or (body[0] == " " and label and label == label.strip())
+    if not blank or any(char in body for char in "<;\n"):
+        return "", _ODD
+    return label, _LAST if body == text else _SEPARATED
+
+
+def _read_ids(arrays: list[Ints], vocabulary: Vocabulary, detokenize: Detokenize) -> _Candidates:
+    """Read token ids: an object starts at every loc token that follows none."""
+    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+    bounds = np.cumsum(lengths)
+    firsts = bounds - lengths
+    # Some room behind the end, so that every window lies inside.
+    ids = np.concatenate([*arrays, np.full(LOC_PER_BOX + SEG_PER_MASK, vocabulary.pad)])
     kinds = _kinds(ids, vocabulary)
-    cut = np.flatnonzero((kinds[1:] != kinds[:-1]) | (owner[1:] != owner[:-1])) + 1
-    starts = np.concatenate([[0], cut])
-    sizes = np.diff(np.append(starts, len(ids)))
-    kind, of = kinds[starts], owner[starts]
-    first = np.concatenate([[True], of[1:] != of[:-1]])
-    last = np.append(first[1:], True)
-    # Every object is a loc run of 4, maybe a seg run of 16, maybe a text run.
-    before = np.concatenate([[_CONTROL], kind[:-1]])
-    before[first] = _CONTROL
-    fine = np.select(
-        [kind == _LOC, kind == _SEG, kind == _TEXT],
-        [
-            (sizes == LOC_PER_BOX) & (first | (before == _TEXT)),
-            (sizes == SEG_PER_MASK) & (before == _LOC),
-            (before == _LOC) | (before == _SEG),
-        ],
-        last & ~first,
+    # Control tokens at the end of an answer are not of interest.
+    solid = np.append(-1, np.flatnonzero(kinds != _CONTROL))
+    ends = np.maximum(firsts, solid[np.searchsorted(solid, bounds) - 1] + 1)
+    is_loc = kinds == _LOC
+    is_start = is_loc.copy()
+    is_start[1:] &= ~is_loc[:-1]
+    is_start[firsts] = is_loc[firsts]
+    layout = _layout(is_start, firsts, ends)
+    loc = sliding_window_view(ids, LOC_PER_BOX)[layout.starts] - vocabulary.loc_offset
+    loc[loc >= LOC_COUNT] = -1
+    after = layout.starts + LOC_PER_BOX
+    has_mask = (after < layout.stops) & (kinds[after] == _SEG)
+    codes = np.zeros((len(loc), SEG_PER_MASK), np.int64)
+    codes[has_mask] = sliding_window_view(ids, SEG_PER_MASK)[after[has_mask]]
+    codes[has_mask] -= vocabulary.seg_offset
+    codes[codes >= SEG_COUNT] = -1
+    begins = after + SEG_PER_MASK * has_mask
+    special = np.append(0, np.cumsum(kinds != _TEXT))
+    fine = (begins <= layout.stops) & (special[begins] == special[layout.stops])
+
+    def read(raw: bytes) -> tuple[str, int]:
+        return _id_label(np.frombuffer(raw, np.int64).tolist(), detokenize)
+
+    width = ids.itemsize
+    label, endings, table = _labels(
+        ids.tobytes(), begins * width, np.where(fine, layout.stops, begins) * width, read
     )
-    text = np.flatnonzero(kind == _TEXT)
-    # A run of text that another object follows must end in a separator, the last must not.
-    follows = kind[np.minimum(text + 1, len(kind) - 1)] == _LOC
-    label_of, separated, table = _labels(ids, starts[text], sizes[text], detokenize)
-    fine[text] &= separated == follows
-    objects = np.flatnonzero((kind == _LOC) & (sizes == LOC_PER_BOX))
-    loc = ids[starts[objects][:, None] + np.arange(LOC_PER_BOX)] - vocabulary.loc_offset
-    fine[objects] &= (loc[:, 2] > loc[:, 0]) & (loc[:, 3] > loc[:, 1])
-    fine[objects] &= ~_repeated(loc, of[objects])
-    clean = np.bitwise_and.reduceat(fine, np.flatnonzero(first))
-    kept = clean[of[objects]]
-    objects, loc = objects[kept], loc[kept]
-    after = np.minimum(objects + 1, len(kind) - 1)
-    has_mask = kind[after] == _SEG
-    codes = np.zeros((len(objects), SEG_PER_MASK), np.int64)
-    places = starts[after[has_mask]][:, None] + np.arange(SEG_PER_MASK)
-    codes[has_mask] = ids[places] - vocabulary.seg_offset
-    label_run = np.minimum(after + has_mask, len(kind) - 1)
-    names = np.full(len(kind), len(table))
-    names[text] = label_of
-    numbers = names[label_run]
-    table = [*table, ""]
-    answers = np.asarray(rows)[of[objects]]
-    done = np.asarray(rows)[clean].tolist()
-    return _IdColumns(
-        done, [loc, codes, has_mask, answers], [table[number] for number in numbers.tolist()]
-    )
+    fine &= endings == np.where(layout.last, _LAST, _SEPARATED)
+    clean = _clean(layout, fine, loc, codes, len(arrays))
+    return _Candidates(clean, layout.owner, loc, codes, has_mask, label, table)
 
 
-def _kinds(ids: npt.NDArray[np.int64], vocabulary: Vocabulary) -> npt.NDArray[np.int8]:
+def _kinds(ids: Ints, vocabulary: Vocabulary) -> npt.NDArray[np.int8]:
     """The class of every token."""
-    kinds = np.zeros(len(ids), np.int8)
-    loc, seg = ids - vocabulary.loc_offset, ids - vocabulary.seg_offset
-    kinds[(loc >= 0) & (loc < LOC_COUNT)] = _LOC
-    kinds[(seg >= 0) & (seg < SEG_COUNT)] = _SEG
+    kinds = np.full(len(ids), _TEXT, np.int8)
     control = (ids < 0) | (ids == vocabulary.pad) | (ids == vocabulary.eos)
     kinds[control | (ids == vocabulary.bos)] = _CONTROL
+    loc, seg = ids - vocabulary.loc_offset, ids - vocabulary.seg_offset
+    kinds[(seg >= 0) & (seg < SEG_COUNT)] = _SEG
+    kinds[(loc >= 0) & (loc < LOC_COUNT)] = _LOC
     return kinds
 
 
+def _id_label(ids: list[int], detokenize: Detokenize) -> tuple[str, int]:
+    """The label in the ids behind an object's tokens, and how they end."""
+    text = detokenize(ids) if ids else ""
+    label, separator, rest = text.partition(";")
+    if rest.strip() or "\n" in text:
+        return "", _ODD
+    return label.strip(), _SEPARATED if separator else _LAST
+
+
+class _Known(dict[bytes, int]):
+    """Numbers the distinct texts behind objects, and reads each of them once."""
+
+    def __init__(self, read: Callable[[bytes], tuple[str, int]]) -> None:
+        super().__init__()
+        self.read = read
+        self.labels: list[str] = []
+        self.endings: list[int] = []
+
+    def __missing__(self, key: bytes) -> int:
+        label, ending = self.read(key)
+        self.labels.append(label)
+        self.endings.append(ending)
+        self[key] = len(self.labels) - 1
+        return self[key]
+
+
 def _labels(
-    ids: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    sizes: npt.NDArray[np.int64],
-    detokenize: Detokenize,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[str]]:
-    """For each run of text: the number of its label, whether a separator ends it, the labels.
-
-    Each distinct run is detokenized once.
-    """
-    known: dict[bytes, int] = {}
-    numbers, separators, table = [], [], []
-    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-        run = ids[start : start + size]
-        key = run.tobytes()
-        number = known.get(key)
-        if number is None:
-            number = known[key] = len(table)
-            text = detokenize(run.tolist())
-            head, separator, tail = text.partition(";")
-            odd = bool(tail.strip()) or "\n" in text or not head.strip()
-            table.append(head.strip())
-            # Neither True nor False: equal to no expectation, so the answer is read again.
-            separators.append(2 if odd else int(bool(separator)))
-        numbers.append(number)
-    label_of = np.asarray(numbers, np.int64)
-    return label_of, np.asarray(separators, np.int64)[label_of], table  # type: ignore[return-value]
+    raw: bytes, begins: Ints, stops: Ints, read: Callable[[bytes], tuple[str, int]]
+) -> tuple[Ints, Ints, list[str]]:
+    """For each object: the number of its label, how its text ends; and the labels."""
+    known = _Known(read)
+    places = zip(begins.tolist(), stops.tolist(), strict=True)
+    numbers = np.array([known[raw[begin:stop]] for begin, stop in places], np.int64)
+    return numbers, np.array(known.endings, np.int64)[numbers], known.labels
 
 
-def _repeated(loc: npt.NDArray[np.int64], owner: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _clean(layout: _Layout, fine: Bools, loc: Ints, codes: Ints, count: int) -> Bools:
+    """Which of the `count` answers consist of whole, distinct, upright objects only."""
+    owner = layout.owner
+    fine = fine & (loc.min(axis=1, initial=0) >= 0) & (codes.min(axis=1, initial=0) >= 0)
+    fine &= (loc[:, 2] > loc[:, 0]) & (loc[:, 3] > loc[:, 1]) & ~_repeated(loc, owner)
+    clean = np.zeros(count, np.bool_)
+    clean[owner[layout.first]] = True
+    clean[owner[~fine]] = False
+    return clean
+
+
+def _repeated(loc: Ints, owner: Ints) -> Bools:
     """Boxes that an answer has more than once: perhaps duplicates."""
-    key = ((owner * 1024 + loc[:, 0]) * 1024 + loc[:, 1]) * 1024 + loc[:, 2]
-    key = key * 1024 + loc[:, 3]
+    key = owner
+    for column in loc.T:
+        key = key * LOC_COUNT + column
     order = np.argsort(key, kind="stable")
     same = np.zeros(len(key), np.bool_)
     same[order[1:]] = key[order[1:]] == key[order[:-1]]
     return same
 
 
-def _merge(plain: ParsedBatch, fast: _IdColumns) -> ParsedBatch:
-    """Rows of both ways in the order of the answers."""
-    loc, codes, has_mask, answers = fast.parts
-    index = np.concatenate([plain.answer_index, answers])
-    labels = plain.labels + fast.labels
-    parts = (
-        np.concatenate([plain.loc, loc.astype(np.int16)]),
-        np.concatenate([plain.codes, codes.astype(np.uint8)]),
-        np.concatenate([plain.has_mask, has_mask.astype(np.bool_)]),
+def _select(found: _Candidates, rows: list[int]) -> _Part:
+    """The columns of the clean answers."""
+    keep = found.clean[found.owner]
+    numbers = np.asarray(rows, np.int64)
+    return _Part(
+        numbers[found.clean].tolist(),
+        found.loc[keep].astype(np.int16),
+        found.codes[keep].astype(np.uint8),
+        found.has_mask[keep],
+        [found.table[number] for number in found.label[keep].tolist()],
+        numbers[found.owner[keep]],
     )
-    if len(plain.answer_index) and len(answers):
+
+
+def _columns(answers: dict[int, tuple[ParsedObject, ...]]) -> _Part:
+    """Objects to columns; those without a box have no row."""
+    rows = [
+        (row, label, loc, seg)
+        for row, objects in answers.items()
+        for label, loc, seg, _ in objects
+        if loc is not None
+    ]
+    count = len(rows)
+    index, labels, locs, segs = zip(*rows, strict=True) if rows else ((), (), (), ())
+    has_mask = np.fromiter((seg is not None for seg in segs), np.bool_, count)
+    loc = np.fromiter(chain.from_iterable(locs), np.int16, LOC_PER_BOX * count)
+    codes = np.zeros((count, SEG_PER_MASK), np.uint8)
+    if has_mask.any():
+        flat = chain.from_iterable([seg for seg in segs if seg is not None])
+        codes[has_mask] = np.fromiter(flat, np.uint8).reshape(-1, SEG_PER_MASK)
+    boxes = loc.reshape(-1, LOC_PER_BOX)
+    return _Part(list(answers), boxes, codes, has_mask, list(labels), np.array(index, np.int64))
+
+
+def _merge(parts: list[_Part], issues: list[tuple[int, ParseIssue]]) -> ParsedBatch:
+    """All rows in the order of the answers."""
+    if not parts:
+        parts = [_columns({})]
+    loc, codes, has_mask, index = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("loc", "codes", "has_mask", "answer_index")
+    )
+    labels = list(chain.from_iterable(part.labels for part in parts))
+    if len(parts) > 1:
         order = np.argsort(index, kind="stable")
-        index, labels = index[order], [labels[row] for row in order.tolist()]
-        parts = (parts[0][order], parts[1][order], parts[2][order])
-    return ParsedBatch(*parts, labels, index, plain.issues)
+        labels = [labels[row] for row in order.tolist()]
+        loc, codes, has_mask, index = (column[order] for column in (loc, codes, has_mask, index))
+    return ParsedBatch(loc, codes, has_mask, labels, index, issues)

@@ -155,13 +155,18 @@ def box_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 def check_divisor(divisor: int) -> None:
     """Raise `InputError` for a divisor no decoder uses."""
-    if divisor not in _DIVISORS:
+    if not np.isscalar(divisor) or divisor not in _DIVISORS:
         raise InputError(f"divisor must be 1024 (default) or 1023 (big_vision), got {divisor!r}")
 
 
 def check_sizes(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
     """Image sizes as float64 of shape (2,) or (count, 2), or an `InputError`."""
-    array = np.asarray(sizes, np.float64)
+    try:
+        array = np.asarray(sizes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sizes must be numbers, (width, height): {error}") from error
+    if array.shape == (0,) and count == 0:
+        return np.zeros((0, 2))
     if array.shape not in ((2,), (count, 2)):
         raise InputError(
             f"sizes must be (width, height) or one such pair per row ({count}), "
@@ -182,7 +187,7 @@ def as_rows(values: npt.ArrayLike, columns: int, name: str) -> npt.NDArray[np.fl
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be numbers of shape (N, {columns}): {error}") from error
-    if array.size == 0:
+    if array.shape == (0,):
         return np.zeros((0, columns))
     if array.ndim != 2 or array.shape[1] != columns:
         raise InputError(f"{name} must have shape (N, {columns}), got {array.shape}")

@@ -20,8 +20,8 @@ from palidecode.vocab import MASK_SIDE
 
 DEFAULT_THRESHOLD = 0.0
 
-# OpenCV's and Pillow's resize agree where nothing shrinks, up to float32 rounding: a pixel
-# nearer to the threshold than this is left to Pillow. Fields are of the order of 1.
+# OpenCV's and Pillow's resize agree where nothing shrinks, up to float32 rounding. A field with
+# a pixel nearer to the threshold than this share of its largest value is left to Pillow.
 _ROUNDING = 4e-6
 
 
@@ -108,10 +108,12 @@ def _resize_above(
 ) -> npt.NDArray[np.bool_]:
     """Pillow's bilinear resize compared with `threshold`, through OpenCV where that is equal."""
     if min(size) >= MASK_SIDE:
-        resized = cv2.resize(field, size, interpolation=cv2.INTER_LINEAR)
-        near = cv2.inRange(resized, threshold - _ROUNDING, threshold + _ROUNDING)
-        if not cv2.countNonZero(near):
-            above: npt.NDArray[np.bool_] = resized > threshold
+        # Columns first: run-length encoding reads them in this order, at a tenth of the cost.
+        columns = np.ascontiguousarray(field.T, np.float32)
+        resized = cv2.resize(columns, size[::-1], interpolation=cv2.INTER_LINEAR).T
+        near = _ROUNDING * max(1.0, cv2.norm(columns, cv2.NORM_INF))
+        above: npt.NDArray[np.bool_] = resized > threshold + near
+        if not (above ^ (resized > threshold - near)).any():
             return above
     image = Image.fromarray(np.ascontiguousarray(field, np.float32))
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR)) > threshold

@@ -36,7 +36,7 @@ _SEPARATOR = " ; "
 _EOS = "<eos>"
 _TOKEN = re.compile(r"<loc([0-9]{1,8})>|<seg([0-9]{1,8})>|<eos>|<pad>|<bos>|;|\n")
 _LABEL_BREAK = re.compile(r"[;\n]")
-_CUT_TOKEN = re.compile(r"<(?:loc|seg)[0-9]{0,8}$")
+_CUT_TOKEN = re.compile(r"<(?:loc|seg)[0-9]{0,8}\Z")
 _CUT_TOKEN_LENGTH = 12
 
 _LOC_LENGTH = len(loc_token(0))
@@ -108,7 +108,7 @@ def parse(
         ids = as_ids(answer)
         assembler = Assembler(spaces_known=False)
         feed_ids(assembler, ids, 0, vocabulary, detokenize)
-        assembler.close(len(ids))
+        assembler.close()
         result = result_of(assembler, "")
     if strict and result.issues:
         kind, span, text = result.issues[0]
@@ -171,7 +171,10 @@ def _format_object(index: int, item: ParsedObject) -> str:
 
 
 def _check_numbers(index: int, name: str, values: Sequence[int], length: int, count: int) -> None:
-    if len(values) != length or not all(0 <= value < count for value in values):
+    integers = isinstance(values, Sequence | np.ndarray) and all(
+        isinstance(value, int | np.integer) for value in values
+    )
+    if not integers or len(values) != length or not all(0 <= value < count for value in values):
         raise InputError(
             f"object {index}: {name} must be {length} integers in 0 … {count - 1}, got {values}"
         )
@@ -244,12 +247,11 @@ def feed_text(assembler: Assembler, text: str, base: int) -> None:
 def close_text(assembler: Assembler, text: str, base: int = 0) -> None:
     """End an answer whose last piece `text` began at `base`; it may end inside a token."""
     tail = _CUT_TOKEN.search(text, max(0, len(text) - _CUT_TOKEN_LENGTH))
-    end = base + len(text)
     if tail is None:
-        assembler.close(end)
+        assembler.close()
         return
     assembler.drop_text_from(base + tail.start())
-    assembler.close(end, (base + tail.start(), end))
+    assembler.close((base + tail.start(), base + len(text)))
 
 
 def feed_ids(
@@ -290,7 +292,8 @@ def _feed_run(
     if detokenize is None:
         assembler.undecoded(start, end)
         return
-    text, done = detokenize(run), 0
+    # A token that reads as nothing is white space to us: never nothing at all.
+    text, done = detokenize(run) or " ", 0
     for match in _LABEL_BREAK.finditer(text):
         assembler.text(text[done : match.start()], start, end)
         if match.group() == ";":

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import contourpy
 import numpy as np
@@ -24,6 +24,10 @@ Holes: TypeAlias = Literal["keep", "keyhole", "drop"]
 
 # Samples sit in the middle of their cells; the field is held constant out to the box's edge.
 _AXIS = np.concatenate([[0.0], np.arange(MASK_SIDE) + 0.5, [MASK_SIDE]])
+# Fields are contoured in stacks, one above the other: a call costs more than a field.
+_STACK = 64
+_PITCH = 2.0 * MASK_SIDE  # from field to field in a stack
+_NONE = np.zeros(0, object)
 
 
 class Polygon(NamedTuple):
@@ -93,30 +97,32 @@ def smooth_polygons(
     check_options(simplify, min_area, holes)
     if fields.shape != (len(boxes), MASK_SIDE, MASK_SIDE):
         raise InputError(f"{len(boxes)} boxes need fields (N, 64, 64), got {fields.shape}")
-    points, rings, parts, owners = [], [], [], []
+    if not np.isfinite(boxes).all():
+        raise InputError("boxes must be finite numbers")
     sides = boxes[:, 2:] - boxes[:, :2]
-    padded = np.pad(fields, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float64)
-    for row in range(len(boxes)):
-        if sides[row].min() <= 0:
+    filled = np.flatnonzero(sides.min(axis=1) > 0)
+    geometry, owners = [_NONE], [filled[:0]]
+    for start in range(0, len(filled), _STACK):
+        rows = filled[start : start + _STACK]
+        points, rings, parts = _contours(fields[rows], threshold)
+        if len(points) == 0:
             continue
-        generator = contourpy.contour_generator(
-            _AXIS, _AXIS, padded[row], fill_type=contourpy.FillType.OuterOffset
+        of_points, y = np.divmod(points[:, 1], _PITCH)
+        inside = rows[of_points.astype(np.intp)]
+        points = np.stack([points[:, 0], y], axis=1) * (sides[inside] / MASK_SIDE)
+        points += boxes[inside, :2]
+        geometry.append(
+            shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (rings, parts))
         )
-        found, offsets = generator.filled(threshold, np.inf)
-        scale, origin = sides[row] / MASK_SIDE, boxes[row, :2]
-        for part, ends in zip(found, offsets, strict=True):
-            points.append(part * scale + origin)
-            rings.append(np.diff(ends))
-            parts.append(len(ends) - 1)
-            owners.append(row)
-    if not points:
-        return [Polygons(())] * len(boxes)
-    geometry = shapely.from_ragged_array(
-        shapely.GeometryType.POLYGON,
-        np.concatenate(points),
-        (_offsets(np.concatenate(rings)), _offsets(np.asarray(parts))),
+        owners.append(inside[rings[parts[:-1]]])
+    return _finish(
+        np.concatenate(geometry),
+        np.concatenate(owners),
+        len(boxes),
+        simplify=simplify,
+        min_area=min_area,
+        holes=holes,
     )
-    return _finish(geometry, np.asarray(owners), len(boxes), simplify, min_area, holes)
 
 
 def exact_polygons(
@@ -143,19 +149,23 @@ def exact_polygons(
         For negative tolerances and unknown `holes`.
     """
     check_options(simplify, min_area, holes)
-    geometry, owners = [], []
+    geometry, owners = [_NONE], [np.zeros(0, np.int64)]
     for row, crop in enumerate(crops):
         x, top, bottom = _column_runs(crop.mask)
         if len(x) == 0:
             continue
         runs = shapely.box(x + crop.x0, top + crop.y0, x + 1 + crop.x0, bottom + crop.y0)
         parts = shapely.get_parts(shapely.simplify(shapely.union_all(runs), 0))
-        geometry.extend(parts)
-        owners.extend([row] * len(parts))
-    if not geometry:
-        return [Polygons(())] * len(crops)
-    found = np.asarray(geometry, object)
-    return _finish(found, np.asarray(owners), len(crops), simplify, min_area, holes)
+        geometry.append(parts)
+        owners.append(np.full(len(parts), row))
+    return _finish(
+        np.concatenate(geometry),
+        np.concatenate(owners),
+        len(crops),
+        simplify=simplify,
+        min_area=min_area,
+        holes=holes,
+    )
 
 
 def check_options(simplify: float, min_area: float, holes: str) -> None:
@@ -166,8 +176,36 @@ def check_options(simplify: float, min_area: float, holes: str) -> None:
         raise InputError(f"holes must be 'keep', 'keyhole' or 'drop', got {holes!r}")
 
 
-def _offsets(counts: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:  # type: ignore[type-arg]
-    return np.concatenate([[0], np.cumsum(counts)])
+def _contours(
+    fields: npt.NDArray[np.float32], threshold: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Points, where their rings start, and where the parts' rings start, of stacked fields.
+
+    Field n lies at y from n · `_PITCH` to n · `_PITCH` + 64.
+    """
+    count, side = len(fields), len(_AXIS)
+    # A row that isn't a number keeps each field apart from the next.
+    stacked = np.full((count, side + 1, side), np.nan)
+    stacked[:, :side] = np.pad(fields, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    z = stacked.reshape(-1, side)
+    starts = np.arange(count)[:, None] * _PITCH
+    x, y = np.meshgrid(_AXIS, (starts + np.append(_AXIS, MASK_SIDE + 1)).ravel())
+    generator = contourpy.SerialContourGenerator(
+        x,
+        y,
+        z,
+        ~np.isfinite(z),
+        corner_mask=False,
+        line_type=contourpy.LineType.Separate,
+        fill_type=contourpy.FillType.ChunkCombinedOffsetOffset,
+        quad_as_tri=False,
+        z_interp=contourpy.ZInterp.Linear,
+    )
+    found: Any = generator.filled(threshold, np.inf)  # one chunk: lists of one
+    points, rings, parts = found
+    if points[0] is None:  # nothing is above the threshold
+        return np.zeros((0, 2)), np.zeros(1, np.uint32), np.zeros(1, np.uint32)
+    return points[0], rings[0], parts[0]
 
 
 def _column_runs(
@@ -185,6 +223,7 @@ def _finish(
     geometry: npt.NDArray[np.object_],
     owners: npt.NDArray[np.int64],
     count: int,
+    *,
     simplify: float,
     min_area: float,
     holes: Holes,
@@ -194,7 +233,7 @@ def _finish(
         geometry = shapely.simplify(geometry, simplify, preserve_topology=True)
     valid = shapely.is_valid(geometry)
     if not valid.all():
-        geometry = np.where(valid, geometry, shapely.buffer(geometry, 0))
+        geometry[~valid] = shapely.buffer(geometry[~valid], 0)
         geometry, index = shapely.get_parts(geometry, return_index=True)
         owners = owners[index]
     area = shapely.area(geometry)

@@ -15,6 +15,11 @@ from pycocotools import mask as coco_mask
 from palidecode.decode.masks import MaskCrop
 from palidecode.errors import InputError
 
+# COCO's C code counts in 32 bits and reads longer numbers wrongly: six characters of five bits
+# hold every run of an image up to this size.
+_MAX_PIXELS = 1 << 29
+_MAX_SHIFT = 25
+
 
 class Rle(TypedDict):
     """COCO's compressed RLE: ``size`` is height, width; ``counts`` is ASCII text."""
@@ -121,21 +126,28 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
     Raises
     ------
     InputError
-        For missing keys, counts that can't be read, or that don't fill ``size``.
+        For missing keys, counts that can't be read, or that don't fill ``size``, and for
+        images of more than 2²⁹ pixels.
     """
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise InputError(f"{what}: an RLE needs 'size' and 'counts'")
     try:
         height, width = (int(side) for side in rle["size"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         height = width = 0
     if height < 1 or width < 1:
         raise InputError(f"{what}: an RLE's size must be [height, width], got {rle['size']!r}")
+    if height * width > _MAX_PIXELS:
+        raise InputError(f"{what}: {width}×{height} is more than an RLE's {_MAX_PIXELS} pixels")
     counts = rle["counts"]
-    runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _uncompress(counts, what)
-    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
+    runs = _listed(counts, what) if isinstance(counts, list) else _uncompress(counts, what)
+    if (runs < 0).any():
+        raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
+    # In Python's integers: hostile runs overflow an int64.
+    total = sum(runs.tolist())
+    if total != height * width:
         raise InputError(
-            f"{what}: the counts sum to {int(runs.sum())}, but {width}×{height} pixels "
+            f"{what}: the counts sum to {total}, but {width}×{height} pixels "
             f"are {height * width}; the file is damaged or the size is another picture's"
         )
     if isinstance(counts, list):
@@ -143,18 +155,32 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
     return Rle(size=[height, width], counts=counts if isinstance(counts, str) else counts.decode())
 
 
+def _listed(counts: list[object], what: str) -> npt.NDArray[np.int64]:
+    """Run lengths given as a list."""
+    if not all(isinstance(run, (int, np.integer)) for run in counts):
+        raise InputError(f"{what}: counts must be ASCII text or a list of integers")
+    try:
+        return np.asarray(counts, np.int64)
+    except OverflowError as error:
+        raise InputError(f"{what}: a run is longer than any image") from error
+
+
 def _uncompress(counts: object, what: str) -> npt.NDArray[np.int64]:
     """Run lengths of COCO's text: base 48, five bits a character, deltas from the third run."""
-    try:
-        raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)  # type: ignore[call-overload]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: counts must be ASCII text or a list of integers") from error
+    if isinstance(counts, str) and counts.isascii():
+        raw = counts.encode("ascii")
+    elif isinstance(counts, bytes):
+        raw = counts
+    else:
+        raise InputError(f"{what}: counts must be ASCII text or a list of integers")
     runs: list[int] = []
     value, shift = 0, 0
     for byte in raw:
         bits = byte - 48
-        if not 0 <= bits < 64 or shift > 40:
+        if not 0 <= bits < 64:
             raise InputError(f"{what}: the character {chr(byte)!r} is not of COCO's RLE alphabet")
+        if shift > _MAX_SHIFT:
+            raise InputError(f"{what}: the counts hold a number of more than six characters")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

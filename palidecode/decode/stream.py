@@ -23,7 +23,7 @@ from palidecode.vocab import PALIGEMMA, Vocabulary
 
 # The start of a token at the end of a piece: wait for the rest before reading it.
 _BEGUN = re.compile(
-    r"<(?:l(?:o(?:c[0-9]{0,8})?)?|s(?:e(?:g[0-9]{0,8})?)?|e(?:os?)?|p(?:ad?)?|b(?:os?)?)?$"
+    r"<(?:l(?:o(?:c[0-9]{0,8})?)?|s(?:e(?:g[0-9]{0,8})?)?|e(?:os?)?|p(?:ad?)?|b(?:os?)?)?\Z"
 )
 _BEGUN_LENGTH = 12
 
@@ -33,7 +33,8 @@ class StreamParser:
 
     Feed it text cut anywhere (even inside ``<loc00``) or token ids as they come; the
     objects and issues are those of `palidecode.parse` on the whole answer. An object is
-    whole at its separator, at the next object's first token, at ``<eos>`` or at `close`.
+    whole at its separator, at the next object's first token, at ``<eos>`` or at `close`;
+    label token ids wait for the end of their run, because a tokenizer needs them together.
 
     Parameters
     ----------
@@ -91,16 +92,17 @@ class StreamParser:
         """
         if self._closed:
             raise InputError("this stream is closed; make a new StreamParser for each answer")
-        is_text = isinstance(piece, str)
+        new = piece if isinstance(piece, str) else as_ids(piece)
+        is_text = isinstance(new, str)
         if self._assembler is None:
             self._is_text = is_text
             self._assembler = Assembler(spaces_known=is_text)
         if is_text != self._is_text:
             raise InputError("text and token ids can't be mixed in one stream")
-        if isinstance(piece, str):
-            self._feed_text(self._assembler, piece)
+        if isinstance(new, str):
+            self._feed_text(self._assembler, new)
         else:
-            self._feed_ids(self._assembler, as_ids(piece))
+            self._feed_ids(self._assembler, new)
         return self._take()
 
     def close(self) -> list[ParsedObject]:
@@ -118,7 +120,7 @@ class StreamParser:
             close_text(assembler, held, self._position - len(held))
         else:
             self._flush_ids(assembler)
-            assembler.close(self._position)
+            assembler.close()
         return self._take()
 
     def _feed_text(self, assembler: Assembler, piece: str) -> None:
@@ -131,7 +133,7 @@ class StreamParser:
         self._position += cut
 
     def _feed_ids(self, assembler: Assembler, ids: npt.NDArray[np.int64]) -> None:
-        """Label tokens wait for the end of their run: a tokenizer needs them together."""
+        """Send everything up to the last special token; label tokens after it wait."""
         held = len(self._held_ids)
         new = ids.tolist()
         self._held_ids.extend(new)

@@ -1,0 +1,196 @@
+"""Labels to COCO categories: exactly, or with case, plurals and aliases; never by guessing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from palidecode.errors import InputError
+
+Match: TypeAlias = Literal["exact", "loose"]
+Unmapped: TypeAlias = Literal["keep", "drop", "error"]
+
+UNLABELLED = "object"
+"""The category of objects without a label (RefCOCO checkpoints answer none)."""
+
+IRREGULAR = {
+    "people": "person",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "mice": "mouse",
+    "geese": "goose",
+    "feet": "foot",
+    "teeth": "tooth",
+    "knives": "knife",
+    "wolves": "wolf",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "shelves": "shelf",
+    "scarves": "scarf",
+    "calves": "calf",
+}
+
+ALIASES = {
+    "aeroplane": "airplane",
+    "plane": "airplane",
+    "motorbike": "motorcycle",
+    "bike": "bicycle",
+    "sofa": "couch",
+    "television": "tv",
+    "tvmonitor": "tv",
+    "tv monitor": "tv",
+    "cellphone": "cell phone",
+    "mobile phone": "cell phone",
+    "table": "dining table",
+    "diningtable": "dining table",
+    "plant": "potted plant",
+    "pottedplant": "potted plant",
+    "doughnut": "donut",
+    "fridge": "refrigerator",
+    "hairdryer": "hair drier",
+    "hair dryer": "hair drier",
+}
+"""Names of PASCAL VOC, British English and everyday speech for COCO's eighty categories."""
+
+
+class CategoryMap:
+    """Finds the category of a label, and counts what has none.
+
+    Parameters
+    ----------
+    categories : list of dict or of str, dict, or path, optional
+        COCO categories (``id``, ``name``), bare names (ids from 1), or a COCO dataset that
+        has them. Without it every new label becomes a category, in order of appearance.
+    match : {"exact", "loose"}
+        ``"loose"`` also folds case, spaces and underscores, undoes English plurals and looks
+        into `aliases`. A label that fits several categories fits none.
+    unmapped : {"keep", "drop", "error"}
+        A label without a category becomes a new one, is left out and counted, or raises.
+    aliases : mapping of str to str, optional
+        Other names of categories, added to `ALIASES`; they also work with ``"exact"``.
+
+    Attributes
+    ----------
+    categories : list of dict
+        With those that were added.
+    left_out : Counter of str
+        Labels without a category, and how often they came.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any] | None = None,
+        *,
+        match: Match = "exact",
+        unmapped: Unmapped = "keep",
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        if match not in ("exact", "loose"):
+            raise InputError(f"match must be 'exact' or 'loose', got {match!r}")
+        if unmapped not in ("keep", "drop", "error"):
+            raise InputError(f"unmapped must be 'keep', 'drop' or 'error', got {unmapped!r}")
+        self.categories = check_categories(categories)
+        self.left_out: Counter[str] = Counter()
+        self._given = categories is not None
+        self._match = match
+        self._unmapped = unmapped
+        self._ids: dict[str, int | None] = {item["name"]: item["id"] for item in self.categories}
+        self._loose: dict[str, set[int]] = {}
+        for item in self.categories:
+            for form in _forms(item["name"]):
+                self._loose.setdefault(form, set()).add(item["id"])
+        self._aliases = dict(aliases or {})
+        self._folded = {fold(k): v for k, v in {**ALIASES, **self._aliases}.items()}
+
+    def id_of(self, label: str) -> int | None:
+        """The category's id; None where the label is left out.
+
+        Raises
+        ------
+        InputError
+            With ``unmapped="error"``, for a label without a category.
+        """
+        name = label or UNLABELLED
+        if name in self._ids:
+            found = self._ids[name]
+        else:
+            found = self._ids[name] = self._search(name)
+        if found is None:
+            self.left_out[label] += 1
+        return found
+
+    def _search(self, name: str) -> int | None:
+        alias = self._aliases.get(name)
+        if alias is not None and self._ids.get(alias) is not None:
+            return self._ids[alias]
+        if self._match == "loose":
+            candidates = self._loose.get(fold(name)) or set().union(
+                *(self._loose.get(form, set()) for form in _forms(name)),
+                *(
+                    self._loose.get(fold(self._folded.get(form, "")), set())
+                    for form in _forms(name)
+                ),
+            )
+            if len(candidates) == 1:
+                return next(iter(candidates))
+        if self._unmapped == "error":
+            raise InputError(
+                f"the label {name!r} is none of the {len(self.categories)} categories; "
+                "map it (match='loose', aliases=…) or choose unmapped='keep' or 'drop'"
+            )
+        if self._unmapped == "drop" and self._given:
+            return None
+        new = 1 + max((item["id"] for item in self.categories), default=0)
+        self.categories.append({"id": new, "name": name, "supercategory": ""})
+        return new
+
+
+def check_categories(
+    categories: Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """COCO categories as a list of dicts of its own, or an `InputError`."""
+    if isinstance(categories, Mapping):
+        categories = categories.get("categories")
+        if not isinstance(categories, list):
+            raise InputError("this COCO dataset has no list of 'categories'")
+    found: list[dict[str, Any]] = []
+    for place, item in enumerate(categories or ()):
+        if isinstance(item, str):
+            found.append({"id": place + 1, "name": item, "supercategory": ""})
+        elif isinstance(item, Mapping) and _is_category(item):
+            found.append(dict(item))
+        else:
+            raise InputError(f"category {place} needs an integer 'id' and a 'name', got {item!r}")
+    for key in ("id", "name"):
+        twice = [value for value, n in Counter(item[key] for item in found).items() if n > 1]
+        if twice:
+            raise InputError(f"several categories have the {key} {twice[0]!r}")
+    return found
+
+
+def _is_category(item: Mapping[str, Any]) -> bool:
+    number, name = item.get("id"), item.get("name")
+    return isinstance(number, int) and not isinstance(number, bool) and isinstance(name, str)
+
+
+def fold(name: str) -> str:
+    """Case, underscores, hyphens and runs of spaces folded away."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _forms(name: str) -> set[str]:
+    """The folded name, and the singulars that its last word may be a plural of."""
+    folded = fold(name)
+    head, _, last = folded.rpartition(" ")
+    ends = {last}
+    if last in IRREGULAR:
+        ends.add(IRREGULAR[last])
+    elif last.endswith("ies") and len(last) > 4:
+        ends.add(last[:-3] + "y")
+    elif last.endswith("s") and not last.endswith("ss") and len(last) > 2:
+        ends.add(last[:-1])
+        if last.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
+            ends.add(last[:-2])
+    return {f"{head} {end}".strip() for end in ends}

@@ -1,0 +1,181 @@
+"""The command line: arguments in, library calls, progress, exit codes.
+
+0: everything done. 1: done, but something was left out, and what is said. 2: nothing done,
+and why in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from palidecode import __version__
+from palidecode.commands import (
+    DONE,
+    FAILED,
+    run_decode,
+    run_demo,
+    run_draw,
+    run_weights_convert,
+    run_weights_fetch,
+    run_weights_list,
+    run_weights_verify,
+)
+from palidecode.errors import InputError, PalidecodeError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except PalidecodeError as error:
+        print(f"palidecode: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("palidecode: stopped; nothing was written", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing more to say, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    print(f"palidecode: warning: {message}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="palidecode",
+        description="PaliGemma's answers to boxes, masks and COCO JSON.",
+        epilog="Exit codes: 0 done, 1 done but something was left out, 2 failed.",
+    )
+    parser.add_argument("--version", action="version", version=f"palidecode {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_decode(commands)
+    _add_draw(commands)
+    _add_weights(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., int], text: str) -> Any:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    return parser
+
+
+def _add_decode(commands: Any) -> None:
+    parser = _command(commands, "decode", run_decode, "Answers to a COCO file.")
+    parser.add_argument(
+        "answers",
+        nargs="?",
+        type=Path,
+        metavar="ANSWERS.jsonl",
+        help="rows with 'output' or 'token_ids', and 'image' or 'width' and 'height'",
+    )
+    parser.add_argument("--text", help="one answer instead of a file; needs --size")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the COCO file to write")
+    _add_answer_options(parser)
+    group = parser.add_argument_group("COCO")
+    group.add_argument("--categories", type=Path, metavar="FILE", help="COCO file or list of names")
+    group.add_argument(
+        "--match", choices=("exact", "loose"), default="exact", help="loose: case, plurals, aliases"
+    )
+    group.add_argument(
+        "--unmapped",
+        choices=("keep", "drop", "error"),
+        default="keep",
+        help="labels that are none of --categories (default: keep, as new categories)",
+    )
+    group.add_argument(
+        "--segmentation",
+        choices=("polygons", "exact", "rle", "none"),
+        default="polygons",
+        help="smooth polygons (default), polygons along pixel edges, RLE, or boxes only",
+    )
+    group.add_argument("--simplify", type=float, default=0.0, metavar="PIXELS")
+    group.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="of a part")
+
+
+def _add_answer_options(parser: Any) -> None:
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="of pictures not named otherwise")
+    parser.add_argument("--divisor", type=int, choices=(1024, 1023), default=1024)
+    parser.add_argument("--clip", action="store_true", help="keep boxes inside the picture")
+    parser.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
+    parser.add_argument("--backend", choices=("auto", "onnx", "torch"), default="auto")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, for labels of token_ids"
+    )
+    parser.add_argument(
+        "--label-from-prompt",
+        action="store_true",
+        help="label what has no label with what its prompt asked for",
+    )
+
+
+def _add_draw(commands: Any) -> None:
+    parser = _command(commands, "draw", run_draw, "Boxes, masks and labels on pictures.")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="answers (.jsonl), a COCO file (.json), or a picture with --text",
+    )
+    parser.add_argument("--text", help="one answer about the picture SOURCE")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder (or file) to write"
+    )
+    _add_answer_options(parser)
+    parser.add_argument("--alpha", type=float, default=0.45, help="opacity of masks, 0 to 1")
+    parser.add_argument("--font", type=Path, metavar="FILE", help="a TrueType font for labels")
+
+
+def _add_weights(commands: Any) -> None:
+    text = "The mask codec's weights: list, fetch, verify, convert."
+    parser = commands.add_parser("weights", help=text, description=text)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    _command(actions, "list", run_weights_list, "Which weights are here, and which is used.")
+    fetch = _command(actions, "fetch", run_weights_fetch, "Download Google's weights (8.5 MB).")
+    fetch.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of the cache")
+    verify = _command(
+        actions, "verify", run_weights_verify, "Do these weights decode as Google's do?"
+    )
+    verify.add_argument("weights", nargs="?", help="a file, google-oid or palidecode-demo")
+    convert = _command(actions, "convert", run_weights_convert, "Between .npz and .safetensors.")
+    convert.add_argument("source")
+    convert.add_argument("target", type=Path)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", run_demo, "Decode bundled answers about a bundled picture.")
+    parser.add_argument("-o", "--output", type=Path, default=Path("palidecode-demo"), metavar="DIR")
+
+
+def _size(text: str) -> tuple[int, int]:
+    from palidecode.answers import check_size
+
+    try:
+        width, _, height = text.lower().replace("×", "x").partition("x")
+        return check_size((int(width), int(height)))
+    except (ValueError, InputError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT, for instance 640x480"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,499 @@
+"""COCO JSON out of detections, and detections out of COCO JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from palidecode.categories import CategoryMap, Match, Unmapped
+from palidecode.decode.boxes import xywh_to_xyxy
+from palidecode.decode.polygons import Polygons
+from palidecode.decode.rle import Rle, check_rle
+from palidecode.detections import Detections
+from palidecode.errors import InputError
+from palidecode.files import read_json, replacing
+from palidecode.vocab import SEG_PER_MASK
+
+Segmentation: TypeAlias = Literal["polygons", "exact", "rle", "none"]
+Dataset: TypeAlias = dict[str, Any]
+Categories: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any]
+
+_KINDS = ("polygons", "exact", "rle", "none")
+_CHUNK = 1024
+
+
+@dataclass
+class CocoReport:
+    """What a conversion left out or changed; everything else is in the file.
+
+    Attributes
+    ----------
+    images, annotations : int
+        How many were written.
+    empty_boxes : int
+        Inverted and empty boxes, left out: COCO can't say them.
+    empty_masks : int
+        Objects whose mask has no pixel; their box is kept.
+    small_parts : int
+        Polygon parts below `min_area`.
+    crowds : int
+        Crowd annotations that were not read.
+    unmapped : Counter of str
+        Labels without a category that were left out.
+    """
+
+    images: int = 0
+    annotations: int = 0
+    empty_boxes: int = 0
+    empty_masks: int = 0
+    small_parts: int = 0
+    crowds: int = 0
+    unmapped: Counter[str] = field(default_factory=Counter)
+
+    def left_out(self) -> dict[str, Any]:
+        """What isn't 0, for messages and for ``info.left_out`` of a dataset."""
+        counts: dict[str, Any] = {
+            "empty_boxes": self.empty_boxes,
+            "empty_masks": self.empty_masks,
+            "small_parts": self.small_parts,
+            "crowds": self.crowds,
+            "unmapped_labels": dict(self.unmapped),
+        }
+        return {name: count for name, count in counts.items() if count}
+
+
+@dataclass(frozen=True)
+class MaskFormat:
+    """How masks are written.
+
+    Attributes
+    ----------
+    segmentation : {"polygons", "exact", "rle", "none"}
+        Smooth sub-pixel rings, rings along pixel edges, compressed RLE, or boxes only.
+    simplify, min_area : float
+        For polygons; see `Detections.to_polygons`. Holes are keyholed: COCO has no holes.
+    """
+
+    segmentation: Segmentation = "polygons"
+    simplify: float = 0.0
+    min_area: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.segmentation not in _KINDS:
+            raise InputError(
+                f"segmentation must be one of {', '.join(_KINDS)}, got {self.segmentation!r}"
+            )
+
+
+def to_coco(
+    detections: Detections,
+    *,
+    categories: Categories | None = None,
+    segmentation: Segmentation = "polygons",
+    file_names: Sequence[str] | None = None,
+    image_ids: Sequence[int] | None = None,
+    match: Match = "exact",
+    unmapped: Unmapped = "keep",
+    aliases: Mapping[str, str] | None = None,
+    simplify: float = 0.0,
+    min_area: float = 0.0,
+    report: CocoReport | None = None,
+) -> Dataset:
+    """Detections to a COCO dataset: info, images, annotations, categories.
+
+    Parameters
+    ----------
+    detections : Detections
+    categories : list of dict or str, or a COCO dataset, optional
+        The categories to map labels to. Without it every label becomes one, in order of
+        appearance; no label becomes ``object``.
+    segmentation : {"polygons", "exact", "rle", "none"}
+        How masks are written: see `MaskFormat`. Objects without a mask have ``[]``.
+    file_names : sequence of str, optional
+        One per image; the image's id by default.
+    image_ids : sequence of int, optional
+        One per image; 1, 2, 3 … by default.
+    match, unmapped, aliases
+        How labels find their category: see `CategoryMap`.
+    simplify, min_area : float
+        For polygons, in pixels and square pixels.
+    report : CocoReport, optional
+        What was left out is added to it; it also stands in ``info.left_out``.
+
+    Returns
+    -------
+    dict
+        ``bbox`` is x, y, width, height in pixels; ``area`` the mask's pixels, or the box's
+        area without one; ``iscrowd`` 0; ``score`` where it is known.
+
+    Raises
+    ------
+    InputError
+        For names or ids of another number than the images, repeated ids, unknown options.
+    """
+    report = report if report is not None else CocoReport()
+    mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
+    images = images_of(detections, file_names, image_ids)
+    form = MaskFormat(segmentation, simplify, min_area)
+    ids = [image["id"] for image in images]
+    annotations: list[dict[str, Any]] = []
+    for annotation in annotations_of(detections, ids, mapping, form, report):
+        annotations.append({"id": len(annotations) + 1, **annotation, "iscrowd": 0})
+    report.images += len(images)
+    return {
+        "info": _info(report),
+        "images": images,
+        "annotations": annotations,
+        "categories": mapping.categories,
+    }
+
+
+def to_coco_results(
+    detections: Detections,
+    *,
+    categories: Categories | None = None,
+    segmentation: Segmentation = "rle",
+    image_ids: Sequence[int] | None = None,
+    match: Match = "exact",
+    unmapped: Unmapped = "drop",
+    aliases: Mapping[str, str] | None = None,
+    default_score: float = 1.0,
+    report: CocoReport | None = None,
+) -> list[dict[str, Any]]:
+    """Detections to a COCO results list, as evaluators load it.
+
+    Parameters
+    ----------
+    detections, categories, segmentation, image_ids, match, aliases, report
+        As for `to_coco`. Give the categories and image ids of the ground truth.
+    unmapped : {"drop", "keep", "error"}
+        Evaluators don't know new categories, so the default is to leave those rows out,
+        counted in `report`.
+    default_score : float
+        For rows whose score isn't known: results must have one.
+
+    Returns
+    -------
+    list of dict
+        ``image_id``, ``category_id``, ``bbox``, ``score``, and ``segmentation`` where there
+        is a mask.
+    """
+    report = report if report is not None else CocoReport()
+    mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
+    ids = [image["id"] for image in images_of(detections, None, image_ids)]
+    results = []
+    for found in annotations_of(detections, ids, mapping, MaskFormat(segmentation), report):
+        if not found["segmentation"]:
+            del found["segmentation"]
+        found.setdefault("score", default_score)
+        results.append(found)
+    return results
+
+
+def images_of(
+    detections: Detections,
+    file_names: Sequence[str] | None,
+    image_ids: Sequence[int] | None,
+) -> list[dict[str, Any]]:
+    """COCO image entries, or an `InputError` where names or ids don't fit."""
+    count = len(detections.sizes)
+    ids = range(1, count + 1) if image_ids is None else image_ids
+    names = [str(number) for number in ids] if file_names is None else file_names
+    if len(ids) != count or len(names) != count:
+        raise InputError(
+            f"{count} images need as many image_ids ({len(ids)}) and file_names ({len(names)})"
+        )
+    if len(set(ids)) != count:
+        raise InputError("image_ids must all be different")
+    return [
+        {"id": int(number), "file_name": name, "width": width, "height": height}
+        for number, name, (width, height) in zip(ids, names, detections.sizes.tolist(), strict=True)
+    ]
+
+
+def annotations_of(
+    detections: Detections,
+    image_ids: Sequence[int],
+    mapping: CategoryMap,
+    form: MaskFormat,
+    report: CocoReport,
+) -> Iterator[dict[str, Any]]:
+    """What annotations and results share, row by row; rows that can't be said are counted."""
+    sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
+    solid = (sides > 0).all(axis=1) if len(detections) else np.zeros(0, np.bool_)
+    ids = [mapping.id_of(label) for label in detections.labels]
+    report.empty_boxes += int((~solid).sum())
+    report.unmapped.update(mapping.left_out)
+    mapping.left_out.clear()
+    kept = np.flatnonzero(solid & np.fromiter((i is not None for i in ids), np.bool_, len(ids)))
+    for start in range(0, len(kept), _CHUNK):
+        rows = kept[start : start + _CHUNK]
+        part = detections.select(rows)
+        masks, areas = _segmentations(part, form, report)
+        corners = np.round(part.xyxy.astype(np.float64), 3).tolist()
+        scores = part.scores.tolist()
+        for row, place in enumerate(rows.tolist()):
+            x1, y1, x2, y2 = corners[row]
+            found: dict[str, Any] = {
+                "image_id": image_ids[int(part.image_index[row])],
+                "category_id": ids[place],
+                "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
+                "area": areas[row],
+                "segmentation": masks[row],
+            }
+            if not math.isnan(scores[row]):
+                found["score"] = scores[row]
+            report.annotations += 1
+            yield found
+
+
+def _segmentations(
+    part: Detections, form: MaskFormat, report: CocoReport
+) -> tuple[list[Any], list[float]]:
+    """COCO's ``segmentation`` and ``area`` of every row."""
+    sides = part.xyxy[:, 2:] - part.xyxy[:, :2]
+    areas: list[float] = np.round(np.prod(sides.astype(np.float64), axis=1), 3).tolist()
+    masks: list[Any] = [[] for _ in areas]
+    if form.segmentation == "none" or not part.has_mask.any():
+        return masks, areas
+    rles = part.to_rle()
+    polygons: list[Polygons | None] = [None] * len(part)
+    if form.segmentation != "rle":
+        polygons = part.to_polygons(
+            "smooth" if form.segmentation == "polygons" else "exact",
+            simplify=form.simplify,
+            min_area=form.min_area,
+            holes="keyhole",
+        )
+    for row, rle in enumerate(rles):
+        if rle is None:
+            continue
+        areas[row] = float(coco_mask.area(rle))
+        report.empty_masks += areas[row] == 0
+        rings = polygons[row]
+        masks[row] = rle if rings is None else rings.to_coco()
+        report.small_parts += 0 if rings is None else rings.dropped
+    return masks, areas
+
+
+def _info(report: CocoReport) -> dict[str, Any]:
+    from palidecode import __version__
+
+    info: dict[str, Any] = {"description": f"palidecode {__version__}"}
+    if report.left_out():
+        info["left_out"] = report.left_out()
+    return info
+
+
+class CocoWriter:
+    """Writes a COCO dataset piece by piece; memory doesn't grow with the file.
+
+    The file appears at `path` when the ``with`` block ends well, and not otherwise.
+
+    Parameters
+    ----------
+    path : str or path
+    categories, match, unmapped, aliases
+        As for `to_coco`.
+    form : MaskFormat
+        How masks are written.
+
+    Examples
+    --------
+    >>> from palidecode import decode
+    >>> with CocoWriter("/tmp/palidecode-example.json") as writer:
+    ...     writer.add(decode(["<loc0000><loc0000><loc0512><loc0512> cat"], [(64, 64)]), ["a.jpg"])
+    >>> writer.report.annotations
+    1
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        categories: Categories | None = None,
+        match: Match = "exact",
+        unmapped: Unmapped = "keep",
+        aliases: Mapping[str, str] | None = None,
+        form: MaskFormat | None = None,
+    ) -> None:
+        self.report = CocoReport()
+        self._form = form or MaskFormat()
+        self._mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
+        self._ids: dict[str, int] = {}
+        self._opening = replacing(path)
+        self._file: IO[str]
+        self._images: IO[str]
+
+    def __enter__(self) -> CocoWriter:
+        self._file = self._opening.__enter__()
+        self._file.write('{"annotations": [')
+        # Images wait in a file of their own: COCO wants each kind in one list.
+        self._images = tempfile.TemporaryFile("w+", encoding="utf-8")
+        return self
+
+    def add(self, detections: Detections, file_names: Sequence[str] | None = None) -> None:
+        """Write some images, also those without objects, and their annotations.
+
+        Images of a name that was written before are not written again: several answers about
+        one picture become annotations of one image.
+        """
+        names = file_names or [""] * len(detections.sizes)
+        ids = []
+        for image in images_of(detections, names, None):
+            name = image["file_name"]
+            number = self._ids.get(name)
+            if number is None:
+                number = self.report.images = self.report.images + 1
+                image |= {"id": number, "file_name": name or str(number)}
+                self._images.write((",\n" if number > 1 else "\n") + _line(image))
+                if name:
+                    self._ids[name] = number
+            ids.append(number)
+        written = self.report.annotations
+        for found in annotations_of(detections, ids, self._mapping, self._form, self.report):
+            written += 1
+            start = ",\n" if written > 1 else "\n"
+            self._file.write(start + _line({"id": written, **found, "iscrowd": 0}))
+
+    def __exit__(self, *problem: Any) -> None:
+        if problem[0] is None:
+            self._file.write('],\n"images": [')
+            self._images.seek(0)
+            while block := self._images.read(1 << 20):
+                self._file.write(block)
+            self._file.write(f'],\n"categories": {_line(self._mapping.categories)},\n')
+            self._file.write(f'"info": {_line(_info(self.report))}}}\n')
+        self._images.close()
+        self._opening.__exit__(*problem)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def from_coco(
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    crowds: bool = False,
+    report: CocoReport | None = None,
+) -> Detections:
+    """A COCO dataset to detections: its boxes, labels, and masks as RLE.
+
+    Parameters
+    ----------
+    dataset : path or dict
+    crowds : bool
+        Read crowd annotations too; by default they are left out and counted in `report`.
+
+    Raises
+    ------
+    InputError
+        Naming the first annotation that can't be read.
+    """
+    data = dataset if isinstance(dataset, Mapping) else read_json(dataset)
+    where = "dataset" if isinstance(dataset, Mapping) else str(dataset)
+    if not isinstance(data, Mapping) or not isinstance(data.get("images"), list):
+        kind = "a results list; use from_coco_results" if isinstance(data, list) else "no dataset"
+        raise InputError(f"{where}: a COCO dataset has 'images' and 'annotations'; this is {kind}")
+    rows = data.get("annotations") or []
+    solid = [row for row in rows if crowds or not row.get("iscrowd")]
+    if report is not None:
+        report.crowds += len(rows) - len(solid)
+    return _read_rows(solid, data, where)
+
+
+def from_coco_results(
+    results: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+) -> Detections:
+    """A COCO results list to detections of the images of its dataset.
+
+    Raises
+    ------
+    InputError
+        Naming the first row that can't be read, or whose image or category is unknown.
+    """
+    rows, where = results, "results"
+    if isinstance(results, (str, os.PathLike)):
+        rows, where = read_json(results), str(results)
+    data = dataset if isinstance(dataset, Mapping) else read_json(dataset)
+    if not isinstance(rows, list):
+        raise InputError(f"{where}: COCO results are a list; for a dataset use from_coco")
+    return _read_rows(rows, data, where)
+
+
+def _read_rows(rows: Sequence[Any], data: Mapping[str, Any], where: str) -> Detections:
+    try:
+        images = {image["id"]: place for place, image in enumerate(data["images"])}
+        sizes = [(int(image["width"]), int(image["height"])) for image in data["images"]]
+        names = {item["id"]: item["name"] for item in data["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: images need id, width, height, categories id, name ({error!r})"
+        ) from error
+    labels, boxes, scores, index = [], [], [], []
+    rles: list[Rle | None] = []
+    for place, row in enumerate(rows):
+        try:
+            image = images[row["image_id"]]
+            rle = _read_segmentation(row.get("segmentation"), sizes[image])
+            boxes.append(_read_box(row, rle))
+            labels.append(names[row["category_id"]])
+            scores.append(float(row.get("score", math.nan)))
+            index.append(image)
+            rles.append(rle)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = f"unknown {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{where}: annotation {place}: {reason}") from error
+    return Detections(
+        xyxy=xywh_to_xyxy(boxes).astype(np.float32),
+        labels=labels,
+        scores=np.asarray(scores, np.float32),
+        image_index=np.asarray(index, np.int64),
+        sizes=np.asarray(sizes, np.int64).reshape(-1, 2),
+        codes=np.zeros((len(labels), SEG_PER_MASK), np.uint8),
+        has_mask=np.fromiter((rle is not None for rle in rles), np.bool_, len(rles)),
+        rles=rles,
+    )
+
+
+def _read_box(row: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.float64]:
+    box = row.get("bbox")
+    if box is None and rle is not None:
+        box = coco_mask.toBbox(rle)
+    values = np.asarray(box, np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(f"bbox must be four finite numbers, got {box!r}")
+    return values
+
+
+def _read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
+    """Polygons, RLE or compressed RLE to compressed RLE; None where there is none."""
+    if not segmentation:
+        return None
+    width, height = size
+    if isinstance(segmentation, Mapping):
+        rle = check_rle(dict(segmentation))
+        if rle["size"] != [height, width]:
+            raise ValueError(f"an RLE of size {rle['size']} in an image of {[height, width]}")
+        return rle
+    rings = [np.asarray(ring, np.float64) for ring in segmentation]
+    for ring in rings:
+        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all():
+            raise ValueError("a polygon must be a flat list of at least three x, y pairs")
+    # pycocotools allocates by coordinates: far ones would cost all memory.
+    limit = 4 * max(width, height) + 64
+    clipped = [np.clip(ring, -limit, limit).tolist() for ring in rings]
+    merged = coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))
+    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))

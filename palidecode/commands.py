@@ -1,0 +1,349 @@
+"""What the commands do: library calls, what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palidecode.errors import InputError
+
+if TYPE_CHECKING:
+    from palidecode.answers import DecodeOptions
+    from palidecode.detections import Detections
+
+DONE, LEFT_OUT, FAILED = 0, 1, 2
+_SHOWN_PROBLEMS = 10
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    """``palidecode decode``."""
+    from palidecode.coco import CocoWriter, MaskFormat
+
+    if (args.text is None) == (args.answers is None):
+        raise InputError("give either a file of answers or --text")
+    options = _options(args)
+    if args.text is not None:
+        return _decode_text(args, options)
+    if args.output is None:
+        raise InputError("name the file to write: -o coco.json")
+    from palidecode.answers import decode_rows
+
+    writer = CocoWriter(
+        args.output,
+        categories=_read_categories(args.categories),
+        match=args.match,
+        unmapped=args.unmapped,
+        form=MaskFormat(args.segmentation, args.simplify, args.min_area),
+    )
+    problems: list[Any] = []
+    issues: dict[str, int] = {}
+    with writer, _bar(args, "decoding") as bar:
+        for rows, found, skipped in decode_rows(_rows(args), options):
+            writer.add(found, [row.name for row in rows])
+            for _, issue in found.issues:
+                issues[issue.kind.value] = issues.get(issue.kind.value, 0) + 1
+            problems.extend(skipped)
+            bar.update(len(rows) + len(skipped))
+        if not writer.report.images:
+            _say_problems(args, problems)
+            raise InputError(f"{args.answers}: no usable row; {args.output} was not written")
+    report = writer.report
+    summary = {
+        "output": str(args.output),
+        "images": report.images,
+        "annotations": report.annotations,
+        "issues": issues,
+        "left_out": report.left_out(),
+        "problems": [problem._asdict() for problem in problems],
+    }
+    _say_decoded(args, summary)
+    _say_problems(args, problems)
+    return LEFT_OUT if problems or report.left_out() else DONE
+
+
+def _decode_text(args: argparse.Namespace, options: DecodeOptions) -> int:
+    """One answer: a table, and a COCO file where one is asked for."""
+    from palidecode.coco import CocoReport, to_coco
+    from palidecode.detections import decode
+    from palidecode.files import replacing
+
+    if args.size is None:
+        raise InputError("--text needs the picture's size: --size 640x480")
+    found = decode(
+        args.text,
+        args.size,
+        options.codec,
+        options.divisor,
+        clip=options.clip,
+        codes_id=options.codes_id,
+    )
+    report = CocoReport()
+    dataset = to_coco(
+        found,
+        categories=_read_categories(args.categories),
+        segmentation=args.segmentation,
+        match=args.match,
+        unmapped=args.unmapped,
+        simplify=args.simplify,
+        min_area=args.min_area,
+        report=report,
+    )
+    if args.output is not None:
+        with replacing(args.output) as file:
+            json.dump(dataset, file, ensure_ascii=False)
+    issues = [{"kind": i.kind.value, "span": i.span, "text": i.text} for _, i in found.issues]
+    if args.json:
+        print(json.dumps({"coco": dataset, "issues": issues}, ensure_ascii=False))
+    else:
+        for label, box, mask in zip(found.labels, found.xyxy.tolist(), found.has_mask, strict=True):
+            corners = "  ".join(f"{value:8.1f}" for value in box)
+            print(f"{corners}  {'mask' if mask else '    '}  {label}")
+        for issue in issues:
+            print(f"  {issue['kind']} at {issue['span']}: {issue['text']!r}", file=sys.stderr)
+    return LEFT_OUT if report.left_out() else DONE
+
+
+def run_draw(args: argparse.Namespace) -> int:
+    """``palidecode draw``."""
+    from palidecode.drawing import draw
+    from palidecode.files import inside, replacing
+
+    if not 0 <= args.alpha <= 1:
+        raise InputError(f"--alpha must lie in 0 … 1, got {args.alpha}")
+    if args.text is not None:
+        return _draw_text(args)
+    if args.images is None:
+        raise InputError("where are the pictures? --images DIR")
+    found, names, problems = _found_in(args)
+    written = 0
+    with _bar(args, "drawing", len(names)) as bar:
+        for index, name in enumerate(names):
+            bar.update(1)
+            try:
+                picture = inside(args.images, name)
+                image = draw(picture, found, index=index, alpha=args.alpha, font=args.font)
+                target = inside(args.output, str(Path(name).with_suffix(".png")))
+            except InputError as error:
+                problems.append((index + 1, str(error)))
+                continue
+            with replacing(target, "wb") as file:
+                image.save(file, "PNG")
+            written += 1
+    if args.json:
+        listed = [{"picture": number, "reason": reason} for number, reason in problems]
+        print(json.dumps({"output": str(args.output), "written": written, "problems": listed}))
+    else:
+        print(f"{written} pictures in {args.output}")
+    _say_problems(args, problems, "picture")
+    return LEFT_OUT if problems else DONE
+
+
+def _draw_text(args: argparse.Namespace) -> int:
+    from palidecode.detections import decode
+    from palidecode.drawing import draw
+    from palidecode.files import open_picture, replacing
+
+    options, image = _options(args), open_picture(args.source)
+    found = decode(
+        args.text,
+        image.size,
+        options.codec,
+        options.divisor,
+        clip=options.clip,
+        codes_id=options.codes_id,
+    )
+    drawn = draw(image, found, alpha=args.alpha, font=args.font)
+    is_file = args.output.suffix.lower() in (".png", ".jpg", ".jpeg")
+    target = args.output if is_file else args.output / (args.source.stem + ".png")
+    with replacing(target, "wb") as file:
+        drawn.save(file, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=92)
+    print(json.dumps({"output": str(target), "objects": len(found)}) if args.json else target)
+    return DONE
+
+
+def _found_in(args: argparse.Namespace) -> tuple[Detections, list[str], list[tuple[int, str]]]:
+    """Detections, the pictures' names, and problems, of a COCO file or of answers."""
+    from palidecode.answers import by_picture, decode_rows
+    from palidecode.coco import from_coco
+    from palidecode.files import read_json
+
+    if args.source.suffix == ".json":
+        dataset = read_json(args.source)
+        found = from_coco(dataset)
+        return found, [str(image.get("file_name")) for image in dataset["images"]], []
+    rows = list(_rows(args, "source"))
+    ((answers, found, problems),) = decode_rows(rows, _options(args), len(rows) + 1)
+    found, names = by_picture(answers, found)
+    return found, names, [(problem.line, problem.reason) for problem in problems]
+
+
+def run_weights_list(args: argparse.Namespace) -> int:
+    """``palidecode weights list``."""
+    from palidecode.codec.weights import (
+        DEMO_ID,
+        GOOGLE_FILE,
+        GOOGLE_ID,
+        cache_dir,
+        find_weights,
+        shipped_path,
+    )
+
+    used = find_weights()
+    rows = [(GOOGLE_ID, cache_dir() / GOOGLE_FILE), (DEMO_ID, shipped_path())]
+    if used not in [path for _, path in rows]:
+        rows.append(("PALIDECODE_WEIGHTS", used))
+    listed = [
+        {"id": name, "path": str(path), "here": path.is_file(), "default": path == used}
+        for name, path in rows
+    ]
+    if args.json:
+        print(json.dumps(listed))
+        return DONE
+    for item in listed:
+        state = "default" if item["default"] else "here" if item["here"] else "not fetched"
+        print(f"{item['id']:<16} {state:<12} {item['path']}")
+    return DONE
+
+
+def run_weights_fetch(args: argparse.Namespace) -> int:
+    """``palidecode weights fetch``."""
+    from palidecode.codec.fetch import fetch
+    from palidecode.codec.weights import GOOGLE_BYTES
+
+    with _bar(args, "fetching", GOOGLE_BYTES, unit="B", unit_scale=True) as bar:
+        path = fetch(args.output, progress=lambda done, _: bar.update(done - bar.n))
+    print(json.dumps({"path": str(path)}) if args.json else path)
+    return DONE
+
+
+def run_weights_verify(args: argparse.Namespace) -> int:
+    """``palidecode weights verify``: exit code 1 where the weights aren't Google's codec."""
+    from palidecode.codec import load_codec
+    from palidecode.codec.fetch import verify
+
+    codec = load_codec(args.weights)
+    result = verify(codec)
+    if args.json:
+        print(json.dumps({"id": codec.id, **result._asdict()}))
+    else:
+        shown = ", ".join(f"{value:.3f}" for value in result.correlations)
+        verdict = (
+            "pass: these weights decode the codes of Google's checkpoints"
+            if result.passed
+            else "fail: NOT the codec of Google's checkpoints; run: palidecode weights fetch"
+        )
+        print(f"{codec.id}\ncorrelation with five published fields: {shown}\n{verdict}")
+    return DONE if result.passed else LEFT_OUT
+
+
+def run_weights_convert(args: argparse.Namespace) -> int:
+    """``palidecode weights convert``."""
+    from palidecode.codec.weights import convert
+
+    weights = convert(args.source, args.target)
+    said = {"id": weights.id, "output": str(args.target)}
+    print(json.dumps(said) if args.json else f"{weights.id} written to {args.target}")
+    return DONE
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """``palidecode demo``."""
+    from palidecode.demo import run
+
+    report = run(args.output)
+    print(json.dumps(report.as_dict()) if args.json else report.table())
+    return DONE
+
+
+# -- what commands share ----------------------------------------------------------------
+
+
+def _options(args: argparse.Namespace) -> DecodeOptions:
+    from palidecode.answers import DecodeOptions
+    from palidecode.codec import load_codec
+    from palidecode.codec.weights import GOOGLE_ID
+
+    codec = None
+    if args.weights or args.backend != "auto":
+        codec = load_codec(args.weights, args.backend)
+    return DecodeOptions(
+        codec=codec,
+        divisor=args.divisor,
+        clip=args.clip,
+        # Weights that were named are what the codes belong to; the default ones may not be.
+        codes_id=None if args.weights else GOOGLE_ID,
+        detokenize=_detokenizer(args.tokenizer),
+        label_from_prompt=args.label_from_prompt,
+    )
+
+
+def _detokenizer(path: Path | None) -> Callable[[list[int]], str] | None:
+    if path is None:
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise InputError("--tokenizer needs: pip install 'palidecode[runtime]'") from error
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"{path}: can't be read as a tokenizer.json: {error}") from error
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _rows(args: argparse.Namespace, name: str = "answers") -> Any:
+    from palidecode.answers import read_rows
+
+    if args.images is not None and not args.images.is_dir():
+        raise InputError(f"{args.images}: no such folder of pictures")
+    return read_rows(getattr(args, name), args.images, args.size)
+
+
+def _read_categories(path: Path | None) -> Any:
+    from palidecode.files import read_json
+
+    if path is None:
+        return None
+    if path.suffix == ".json":
+        return read_json(path)
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read: {error}") from error
+    return [name.strip() for name in names if name.strip()]
+
+
+def _bar(args: argparse.Namespace, text: str, total: int | None = None, **options: Any) -> Any:
+    from tqdm import tqdm
+
+    # disable=None: no bar where stderr is no terminal.
+    quiet = True if args.json else None
+    return tqdm(desc=text, total=total, disable=quiet, leave=False, delay=0.5, **options)
+
+
+def _say_decoded(args: argparse.Namespace, summary: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    print(
+        f"{summary['annotations']} objects of {summary['images']} pictures in {summary['output']}"
+    )
+    for title, counts in (("odd in the answers", "issues"), ("left out", "left_out")):
+        if summary[counts]:
+            shown = ", ".join(f"{name} {count}" for name, count in summary[counts].items())
+            print(f"{title}: {shown}")
+
+
+def _say_problems(args: argparse.Namespace, problems: Sequence[Any], what: str = "line") -> None:
+    """The first problems one by one, the rest as a number."""
+    if args.json:
+        return
+    for number, reason in problems[:_SHOWN_PROBLEMS]:
+        print(f"palidecode: {what} {number}: {reason}", file=sys.stderr)
+    if len(problems) > _SHOWN_PROBLEMS:
+        rest = len(problems) - _SHOWN_PROBLEMS
+        print(f"palidecode: and {rest} more (all of them with --json)", file=sys.stderr)

@@ -1,0 +1,425 @@
+"""Detections: what was found in many images, in columns; and `decode`, which makes them.
+
+Masks stay sixteen codes (or RLE) until somebody asks for pixels, and are then made in the
+crop of their box, never in the whole image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import GOOGLE_ID
+from palidecode.decode.assembler import ParseIssue
+from palidecode.decode.batch import parse_batch
+from palidecode.decode.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
+from palidecode.decode.masks import DEFAULT_THRESHOLD, MaskCrop, paste
+from palidecode.decode.parsing import Answer, Detokenize
+from palidecode.decode.polygons import Holes, Polygons, exact_polygons, smooth_polygons
+from palidecode.decode.rle import Rle, crop_to_rle, rle_to_crop
+from palidecode.errors import InputError
+from palidecode.vocab import PALIGEMMA, SEG_PER_MASK, Vocabulary
+
+Rows: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice | Sequence[int]
+
+_CHUNK = 512  # fields in memory at once: 8 MB
+
+
+class CodecMismatchWarning(UserWarning):
+    """Seg codes are being decoded with weights they were not made for: the masks are wrong."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Objects of many images, one row per object.
+
+    Attributes
+    ----------
+    xyxy : ndarray of float32, shape (N, 4)
+        Boxes in pixels; inverted and empty ones stay as the model wrote them.
+    labels : list of str, length N
+        ``""`` where the answer had none.
+    scores : ndarray of float32, shape (N,)
+        NaN where unknown: PaliGemma's text carries none.
+    image_index : ndarray of int64, shape (N,)
+        Which of `sizes` each row belongs to; ascending when made by `decode`.
+    sizes : ndarray of int64, shape (B, 2)
+        Width and height of every image, those without objects included.
+    codes : ndarray of uint8, shape (N, 16)
+        Mask codes; 0 where there are none.
+    has_mask : ndarray of bool, shape (N,)
+    rles : list of (Rle or None), optional
+        Masks that did not come as codes (from a COCO file); they go before codes.
+    codec : MaskCodec, optional
+        What decodes the codes; without it `load_codec()` is used when a mask is asked for.
+    codes_id : str
+        The weights the codes belong to: ``google-oid`` for Google's checkpoints and their
+        fine-tunes. Other weights make other shapes of them, so a mismatch warns.
+    issues : list of (int, ParseIssue)
+        What was odd, with the number of the image.
+
+    Raises
+    ------
+    InputError
+        Where the columns' shapes don't fit each other.
+    """
+
+    xyxy: npt.NDArray[np.float32]
+    labels: list[str]
+    scores: npt.NDArray[np.float32]
+    image_index: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    codes: npt.NDArray[np.uint8]
+    has_mask: npt.NDArray[np.bool_]
+    rles: list[Rle | None] | None = None
+    codec: MaskCodec | None = None
+    codes_id: str = GOOGLE_ID
+    issues: list[tuple[int, ParseIssue]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        shapes = {
+            "xyxy": (count, 4),
+            "scores": (count,),
+            "image_index": (count,),
+            "codes": (count, SEG_PER_MASK),
+            "has_mask": (count,),
+        }
+        for name, shape in shapes.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise InputError(f"{count} labels need {name} of shape {shape}, got {found}")
+        if self.sizes.ndim != 2 or self.sizes.shape[1] != 2:
+            raise InputError(f"sizes must have shape (B, 2), got {self.sizes.shape}")
+        if self.rles is not None and len(self.rles) != count:
+            raise InputError(f"{count} labels need as many rles, got {len(self.rles)}")
+        if count and not (0 <= self.image_index.min() <= self.image_index.max() < len(self.sizes)):
+            raise InputError(f"image_index must lie in 0 … {len(self.sizes) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return (
+            f"Detections({len(self)} objects in {len(self.sizes)} images, "
+            f"{int(self.has_mask.sum())} with masks, {len(self.issues)} issues)"
+        )
+
+    def select(self, rows: Rows) -> Detections:
+        """Some rows, all images: by index, boolean mask or slice. Issues go along."""
+        keep = np.arange(len(self))[np.asarray(rows) if not isinstance(rows, slice) else rows]
+        index = keep.tolist()
+        return replace(
+            self,
+            xyxy=self.xyxy[keep],
+            labels=[self.labels[row] for row in index],
+            scores=self.scores[keep],
+            image_index=self.image_index[keep],
+            codes=self.codes[keep],
+            has_mask=self.has_mask[keep],
+            rles=None if self.rles is None else [self.rles[row] for row in index],
+        )
+
+    def image(self, index: int) -> Detections:
+        """One image's rows, as Detections of that image alone."""
+        if not 0 <= index < len(self.sizes):
+            raise InputError(f"image {index} is not one of the {len(self.sizes)}")
+        part = self.select(self.image_index == index)
+        return replace(
+            part,
+            image_index=np.zeros(len(part), np.int64),
+            sizes=self.sizes[index : index + 1],
+            issues=[(0, issue) for image, issue in self.issues if image == index],
+        )
+
+    def fields(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
+        """The 64×64 fields of rows that have codes (all those rows by default).
+
+        Returns
+        -------
+        ndarray of float32, shape (M, 64, 64)
+
+        Raises
+        ------
+        InputError
+            For rows without codes.
+        """
+        chosen = np.flatnonzero(self._coded()) if rows is None else np.arange(len(self))[rows]
+        if not self._coded()[chosen].all():
+            raise InputError("fields() was asked for rows that have no codes; see has_mask")
+        if len(chosen) == 0:
+            return np.zeros((0, 64, 64), np.float32)
+        return self._use_codec().decode(self.codes[chosen])
+
+    def crops(self, *, threshold: float = DEFAULT_THRESHOLD) -> Iterator[MaskCrop | None]:
+        """Each row's mask inside its box, as big_vision's evaluator pastes it; None without one.
+
+        Made in chunks, so memory doesn't grow with the number of rows.
+        """
+        for rows, fields in self._chunks():
+            made = iter(fields)
+            for row in rows:
+                rle = self.rles[row] if self.rles is not None else None
+                if not self.has_mask[row]:
+                    yield None
+                elif rle is not None:
+                    yield rle_to_crop(rle)
+                else:
+                    yield paste(next(made), self.xyxy[row], self._size(row), threshold=threshold)
+
+    def to_rle(self, *, threshold: float = DEFAULT_THRESHOLD) -> list[Rle | None]:
+        """Masks as COCO's compressed RLE of the whole image.
+
+        Parameters
+        ----------
+        threshold : float
+            A pixel is mask where its field is above it.
+
+        Returns
+        -------
+        list of dict or None
+            ``{"size": [height, width], "counts": str}``; None where there is no mask.
+        """
+        return [
+            None if crop is None else self._given(row) or crop_to_rle(crop, self._size(row))
+            for row, crop in enumerate(self.crops(threshold=threshold))
+        ]
+
+    def to_masks(
+        self, *, threshold: float = DEFAULT_THRESHOLD
+    ) -> list[npt.NDArray[np.bool_] | None]:
+        """Masks as whole images, (height, width) bool each; None where there is no mask.
+
+        Costs a whole image per object: `crops` and `to_rle` don't.
+        """
+        masks: list[npt.NDArray[np.bool_] | None] = []
+        for row, crop in enumerate(self.crops(threshold=threshold)):
+            if crop is None:
+                masks.append(None)
+                continue
+            width, height = self._size(row)
+            mask = np.zeros((height, width), np.bool_)
+            h, w = crop.mask.shape
+            mask[crop.y0 : crop.y0 + h, crop.x0 : crop.x0 + w] = crop.mask
+            masks.append(mask)
+        return masks
+
+    def to_polygons(
+        self,
+        kind: Literal["smooth", "exact"] = "smooth",
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        simplify: float = 0.0,
+        min_area: float = 0.0,
+        holes: Holes = "keep",
+    ) -> list[Polygons | None]:
+        """Masks as rings of points in pixels; None where there is no mask.
+
+        Parameters
+        ----------
+        kind : {"smooth", "exact"}
+            Sub-pixel rings from the field itself, or rings along pixel edges that rasterise
+            to the very same mask. Masks given as RLE have no field and are always exact.
+        threshold : float
+            A pixel is mask where its field is above it.
+        simplify : float
+            Tolerance in pixels; 0 leaves the rings alone.
+        min_area : float
+            Parts of fewer square pixels are dropped and counted.
+        holes : {"keep", "keyhole", "drop"}
+            As rings of their own, joined to the exterior by a cut, or filled.
+
+        Raises
+        ------
+        InputError
+            For an unknown `kind` or `holes`, and negative tolerances.
+        """
+        if kind not in ("smooth", "exact"):
+            raise InputError(f"kind must be 'smooth' or 'exact', got {kind!r}")
+        found: list[Polygons | None] = [None] * len(self)
+        smooth = self._coded() if kind == "smooth" else np.zeros(len(self), np.bool_)
+        for part in _parts(np.flatnonzero(smooth)):
+            rings = smooth_polygons(
+                self.fields(part),
+                self.xyxy[part],
+                threshold=threshold,
+                simplify=simplify,
+                min_area=min_area,
+                holes=holes,
+            )
+            for row, polygons in zip(part.tolist(), rings, strict=True):
+                found[row] = polygons
+        rest = self.select(self.has_mask & ~smooth)
+        crops = [crop for crop in rest.crops(threshold=threshold) if crop is not None]
+        exact = exact_polygons(crops, simplify=simplify, min_area=min_area, holes=holes)
+        for row, polygons in zip(
+            np.flatnonzero(self.has_mask & ~smooth).tolist(), exact, strict=True
+        ):
+            found[row] = polygons
+        return found
+
+    def _chunks(self) -> Iterator[tuple[range, npt.NDArray[np.float32]]]:
+        """Runs of rows, each with the fields of those that have codes."""
+        coded = self._coded()
+        for start in range(0, len(self), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(self)))
+            chosen = np.flatnonzero(coded[rows.start : rows.stop]) + start
+            yield rows, self.fields(chosen)
+
+    def _coded(self) -> npt.NDArray[np.bool_]:
+        if self.rles is None:
+            return self.has_mask
+        return self.has_mask & np.fromiter((rle is None for rle in self.rles), np.bool_, len(self))
+
+    def _given(self, row: int) -> Rle | None:
+        return None if self.rles is None else self.rles[row]
+
+    def _size(self, row: int) -> tuple[int, int]:
+        width, height = self.sizes[self.image_index[row]].tolist()
+        return width, height
+
+    def _use_codec(self) -> MaskCodec:
+        codec = self.codec
+        if codec is None:
+            codec = _default_codec()
+        if codec.id != self.codes_id:
+            hint = "run: palidecode weights fetch" if self.codes_id == GOOGLE_ID else "pass codec="
+            warnings.warn(
+                f"these seg codes belong to {self.codes_id!r} but are decoded with {codec.id!r}: "
+                f"boxes are right, mask shapes are NOT; {hint}",
+                CodecMismatchWarning,
+                stacklevel=2,
+            )
+        return codec
+
+
+def _parts(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]
+
+
+_loaded: dict[str, MaskCodec] = {}
+
+
+def _default_codec() -> MaskCodec:
+    """The codec of `load_codec()`, loaded once per weights file."""
+    from palidecode.codec import load_codec
+    from palidecode.codec.weights import find_weights
+
+    path = str(find_weights())
+    if path not in _loaded:
+        _loaded[path] = load_codec(path)
+    return _loaded[path]
+
+
+def decode(
+    answers: Answer | Sequence[Answer],
+    sizes: npt.ArrayLike,
+    codec: MaskCodec | None = None,
+    divisor: int = DEFAULT_DIVISOR,
+    *,
+    scores: Sequence[Sequence[float] | None] | None = None,
+    clip: bool = False,
+    codes_id: str | None = None,
+    strict: bool = False,
+    vocabulary: Vocabulary = PALIGEMMA,
+    detokenize: Detokenize | None = None,
+) -> Detections:
+    """Answers of a PaliGemma model to boxes in pixels, labels and masks.
+
+    Parameters
+    ----------
+    answers : list of str, or of token ids (lists or arrays); or one str
+        One per image.
+    sizes : array_like of int, shape (B, 2) or (2,)
+        Width and height of every image in pixels, or one pair for all.
+    codec : MaskCodec, optional
+        From `load_codec`. Without it the default weights are loaded when masks are asked for.
+    divisor : {1024, 1023}
+        Bins the image is divided into; see `loc_to_xyxy`.
+    scores : sequence of (sequence of float or None), optional
+        One number for each box of each answer; None or NaN where unknown.
+    clip : bool
+        Keep the boxes inside the image.
+    codes_id : str, optional
+        Which weights the codes belong to; by default those of the `codec` given, else
+        ``google-oid``.
+    strict : bool
+        Raise on the first oddity instead of listing it in ``issues``.
+    vocabulary, detokenize
+        For answers of token ids; see `palidecode.parse`.
+
+    Returns
+    -------
+    Detections
+        One row for each object that has a box, in the order of the answers.
+
+    Raises
+    ------
+    InputError
+        Where the number of sizes or scores doesn't fit, or sizes aren't positive.
+    ParseError
+        With ``strict=True``.
+
+    Examples
+    --------
+    >>> found = decode(["<loc0046><loc0538><loc0795><loc1022> cat"], sizes=[(640, 480)])
+    >>> found.xyxy.tolist(), found.labels
+    ([[336.25, 21.5625, 638.75, 372.65625]], ['cat'])
+    """
+    if isinstance(answers, str):
+        answers = [answers]
+    batch = parse_batch(
+        answers,  # type: ignore[arg-type]
+        strict=strict,
+        vocabulary=vocabulary,
+        detokenize=detokenize,
+    )
+    per_image = _sizes_of(sizes, len(answers))
+    index = batch.answer_index
+    return Detections(
+        xyxy=loc_to_xyxy(batch.loc, per_image[index], divisor=divisor, clip=clip),
+        labels=batch.labels,
+        scores=_scores_of(scores, index, len(answers)),
+        image_index=index,
+        sizes=per_image,
+        codes=batch.codes,
+        has_mask=batch.has_mask,
+        codec=codec,
+        codes_id=codes_id or (codec.id if codec is not None else GOOGLE_ID),
+        issues=batch.issues,
+    )
+
+
+def _sizes_of(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
+    """One whole, positive width and height per answer."""
+    if count == 0:
+        return np.zeros((0, 2), np.int64)
+    checked = check_sizes(sizes, count)
+    if (checked != np.rint(checked)).any():
+        raise InputError("sizes must be whole numbers of pixels")
+    return np.broadcast_to(checked, (count, 2)).astype(np.int64)
+
+
+def _scores_of(
+    scores: Sequence[Sequence[float] | None] | None, index: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.float32]:
+    out = np.full(len(index), np.nan, np.float32)
+    if scores is None:
+        return out
+    if len(scores) != count:
+        raise InputError(f"{count} answers need as many lists of scores, got {len(scores)}")
+    for answer, values in enumerate(scores):
+        if values is None:
+            continue
+        first, last = np.searchsorted(index, [answer, answer + 1])
+        if len(values) != last - first:
+            raise InputError(f"answer {answer} has {last - first} boxes but {len(values)} scores")
+        out[first:last] = values
+    return out

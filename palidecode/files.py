@@ -1,0 +1,137 @@
+"""Files in and out: pictures that can be trusted, output that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, ImageOps
+
+from palidecode.errors import InputError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` only when everything is written.
+
+    Missing folders are made. If anything goes wrong what was at `path` stays as it was.
+
+    Raises
+    ------
+    InputError
+        If it can't be written.
+    """
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        if target.is_dir():
+            raise InputError(f"{target}: is a folder; name a file to write")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open(mode, encoding=encoding) as file:
+            yield file
+        os.replace(aside, target)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file's content, or an `InputError` that names the file and the place."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read: {_reason(error)}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not JSON that anybody nests this deep") from error
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """The file `name` in `folder`, which it must not leave.
+
+    Raises
+    ------
+    InputError
+        For ``..``, absolute paths and links that lead out of the folder.
+    """
+    base = Path(folder).resolve()
+    try:
+        path = (base / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name!r}: not a usable file name: {_reason(error)}") from error
+    if not path.is_relative_to(base):
+        raise InputError(f"{name!r} leads out of the folder {folder}")
+    return path
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of a picture as it is shown (EXIF rotation applied), from its header.
+
+    Raises
+    ------
+    InputError
+        If it is missing, no picture, or a decompression bomb.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+            width, height = height, width
+        return width, height
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture in RGB, EXIF rotation applied, alpha laid on white.
+
+    Raises
+    ------
+    InputError
+        If it is missing, cut short, no picture, or a decompression bomb.
+    """
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            layered = upright.convert("RGBA")
+            white = Image.new("RGBA", layered.size, "white")
+            return Image.alpha_composite(white, layered).convert("RGB")
+        if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+            # Pillow would clip 16 bits to 8 instead of scaling them.
+            scale = 1 / 257 if upright.mode != "F" else 1.0
+            upright = upright.convert("F").point(lambda value: value * scale).convert("L")
+        return upright.convert("RGB")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An open Pillow image; everything that goes wrong inside becomes one `InputError`."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns about pictures of 89 to 179 million pixels.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{path}: too many pixels for a picture ({error}); raise PIL.Image.MAX_IMAGE_PIXELS "
+            "if you trust it"
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise InputError(f"{path}: can't be read as a picture: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else "empty"

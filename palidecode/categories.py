@@ -49,6 +49,7 @@ ALIASES = {
     "pottedplant": "potted plant",
     "doughnut": "donut",
     "fridge": "refrigerator",
+    "ski": "skis",
     "hairdryer": "hair drier",
     "hair dryer": "hair drier",
 }
@@ -189,7 +190,7 @@ def _forms(name: str) -> set[str]:
         ends.add(IRREGULAR[last])
     elif last.endswith("ies") and len(last) > 4:
         ends.add(last[:-3] + "y")
-    elif last.endswith("s") and not last.endswith("ss") and len(last) > 2:
+    elif last.endswith("s") and not last.endswith(("ss", "us", "is")):
         ends.add(last[:-1])
         if last.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
             ends.add(last[:-2])

@@ -33,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(arguments)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        code: int = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            code: int = args.run(args)
         sys.stdout.flush()
     except PalidecodeError as error:
         print(f"palidecode: {error}", file=sys.stderr)

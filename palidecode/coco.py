@@ -244,11 +244,12 @@ def annotations_of(
         scores = part.scores.tolist()
         for row, place in enumerate(rows.tolist()):
             x1, y1, x2, y2 = corners[row]
+            width, height = round(x2 - x1, 3), round(y2 - y1, 3)
             found: dict[str, Any] = {
                 "image_id": image_ids[int(part.image_index[row])],
                 "category_id": ids[place],
-                "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-                "area": areas[row],
+                "bbox": [x1, y1, width, height],
+                "area": round(width * height, 3) if areas[row] is None else areas[row],
                 "segmentation": masks[row],
             }
             if not math.isnan(scores[row]):
@@ -259,10 +260,9 @@ def annotations_of(
 
 def _segmentations(
     part: Detections, form: MaskFormat, report: CocoReport
-) -> tuple[list[Any], list[float]]:
-    """COCO's ``segmentation`` and ``area`` of every row."""
-    sides = part.xyxy[:, 2:] - part.xyxy[:, :2]
-    areas: list[float] = np.round(np.prod(sides.astype(np.float64), axis=1), 3).tolist()
+) -> tuple[list[Any], list[float | None]]:
+    """COCO's ``segmentation`` and the mask's area of every row; [] and None without a mask."""
+    areas: list[float | None] = [None] * len(part)
     masks: list[Any] = [[] for _ in areas]
     if form.segmentation == "none" or not part.has_mask.any():
         return masks, areas
@@ -278,8 +278,8 @@ def _segmentations(
     for row, rle in enumerate(rles):
         if rle is None:
             continue
-        areas[row] = float(coco_mask.area(rle))
-        report.empty_masks += areas[row] == 0
+        area = areas[row] = float(coco_mask.area(rle))
+        report.empty_masks += area == 0
         rings = polygons[row]
         masks[row] = rle if rings is None else rings.to_coco()
         report.small_parts += 0 if rings is None else rings.dropped
@@ -447,7 +447,7 @@ def _read_rows(rows: Sequence[Any], data: Mapping[str, Any], where: str) -> Dete
     for place, row in enumerate(rows):
         try:
             image = images[row["image_id"]]
-            rle = _read_segmentation(row.get("segmentation"), sizes[image])
+            rle = read_segmentation(row.get("segmentation"), sizes[image])
             boxes.append(_read_box(row, rle))
             labels.append(names[row["category_id"]])
             scores.append(float(row.get("score", math.nan)))
@@ -478,7 +478,7 @@ def _read_box(row: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.float64
     return values
 
 
-def _read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
     """Polygons, RLE or compressed RLE to compressed RLE; None where there is none."""
     if not segmentation:
         return None

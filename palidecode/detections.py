@@ -113,7 +113,7 @@ class Detections:
 
     def select(self, rows: Rows) -> Detections:
         """Some rows, all images: by index, boolean mask or slice. Issues go along."""
-        keep = np.arange(len(self))[np.asarray(rows) if not isinstance(rows, slice) else rows]
+        keep = self._numbers(rows)
         index = keep.tolist()
         return replace(
             self,
@@ -150,7 +150,7 @@ class Detections:
         InputError
             For rows without codes.
         """
-        chosen = np.flatnonzero(self._coded()) if rows is None else np.arange(len(self))[rows]
+        chosen = np.flatnonzero(self._coded()) if rows is None else self._numbers(rows)
         if not self._coded()[chosen].all():
             raise InputError("fields() was asked for rows that have no codes; see has_mask")
         if len(chosen) == 0:
@@ -263,6 +263,12 @@ class Detections:
         ):
             found[row] = polygons
         return found
+
+    def _numbers(self, rows: Rows) -> npt.NDArray[np.int64]:
+        chosen = rows if isinstance(rows, slice) else np.asarray(rows)
+        if isinstance(chosen, np.ndarray) and chosen.size == 0:
+            return np.zeros(0, np.int64)
+        return np.arange(len(self))[chosen]
 
     def _chunks(self) -> Iterator[tuple[range, npt.NDArray[np.float32]]]:
         """Runs of rows, each with the fields of those that have codes."""

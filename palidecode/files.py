@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,7 +44,8 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     except OSError as error:
         raise InputError(f"{target}: can't be written: {error.strerror or error}") from error
     finally:
-        aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

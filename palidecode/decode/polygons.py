@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import contourpy
@@ -25,7 +26,7 @@ Holes: TypeAlias = Literal["keep", "keyhole", "drop"]
 # Samples sit in the middle of their cells; the field is held constant out to the box's edge.
 _AXIS = np.concatenate([[0.0], np.arange(MASK_SIDE) + 0.5, [MASK_SIDE]])
 # Fields are contoured in stacks, one above the other: a call costs more than a field.
-_STACK = 64
+_STACK = 16
 _PITCH = 2.0 * MASK_SIDE  # from field to field in a stack
 _NONE = np.zeros(0, object)
 
@@ -91,7 +92,8 @@ def smooth_polygons(
     Raises
     ------
     InputError
-        Where shapes don't fit, for negative tolerances and unknown `holes`.
+        Where shapes don't fit, for numbers that aren't finite, negative tolerances and
+        unknown `holes`.
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     check_options(simplify, min_area, holes)
@@ -99,6 +101,8 @@ def smooth_polygons(
         raise InputError(f"{len(boxes)} boxes need fields (N, 64, 64), got {fields.shape}")
     if not np.isfinite(boxes).all():
         raise InputError("boxes must be finite numbers")
+    if not np.isfinite(fields).all():
+        raise InputError("fields must be finite numbers")
     sides = boxes[:, 2:] - boxes[:, :2]
     filled = np.flatnonzero(sides.min(axis=1) > 0)
     geometry, owners = [_NONE], [filled[:0]]
@@ -107,14 +111,16 @@ def smooth_polygons(
         points, rings, parts = _contours(fields[rows], threshold)
         if len(points) == 0:
             continue
-        of_points, y = np.divmod(points[:, 1], _PITCH)
-        inside = rows[of_points.astype(np.intp)]
-        points = np.stack([points[:, 0], y], axis=1) * (sides[inside] / MASK_SIDE)
-        points += boxes[inside, :2]
+        first = rings[parts]  # the parts' first points, and the end
+        place = (points[first[:-1], 1] // _PITCH).astype(np.intp)
+        scale = sides[rows[place]] / MASK_SIDE
+        shift = boxes[rows[place], :2] - scale * [0, _PITCH] * place[:, None]
+        points *= np.repeat(scale, np.diff(first), axis=0)
+        points += np.repeat(shift, np.diff(first), axis=0)
         geometry.append(
             shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (rings, parts))
         )
-        owners.append(inside[rings[parts[:-1]]])
+        owners.append(rows[place])
     return _finish(
         np.concatenate(geometry),
         np.concatenate(owners),
@@ -183,18 +189,17 @@ def _contours(
 
     Field n lies at y from n · `_PITCH` to n · `_PITCH` + 64.
     """
-    count, side = len(fields), len(_AXIS)
-    # A row that isn't a number keeps each field apart from the next.
-    stacked = np.full((count, side + 1, side), np.nan)
-    stacked[:, :side] = np.pad(fields, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    z = stacked.reshape(-1, side)
-    starts = np.arange(count)[:, None] * _PITCH
-    x, y = np.meshgrid(_AXIS, (starts + np.append(_AXIS, MASK_SIDE + 1)).ravel())
+    side = len(_AXIS)
+    stacked = np.zeros((len(fields), side + 1, side))
+    stacked[:, 1:-2, 1:-1] = fields
+    stacked[:, 0], stacked[:, -2] = stacked[:, 1], stacked[:, -3]
+    stacked[:, :, 0], stacked[:, :, -1] = stacked[:, :, 1], stacked[:, :, -2]
+    x, y, apart = _grid(len(fields))
     generator = contourpy.SerialContourGenerator(
         x,
         y,
-        z,
-        ~np.isfinite(z),
+        stacked.reshape(-1, side),
+        apart,
         corner_mask=False,
         line_type=contourpy.LineType.Separate,
         fill_type=contourpy.FillType.ChunkCombinedOffsetOffset,
@@ -206,6 +211,18 @@ def _contours(
     if points[0] is None:  # nothing is above the threshold
         return np.zeros((0, 2)), np.zeros(1, np.uint32), np.zeros(1, np.uint32)
     return points[0], rings[0], parts[0]
+
+
+@lru_cache(maxsize=2)  # the full stack and the last one
+def _grid(
+    count: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """x and y of a stack's samples, and the row below each field that keeps it apart."""
+    starts = np.arange(count)[:, None] * _PITCH
+    x, y = np.meshgrid(_AXIS, (starts + np.append(_AXIS, MASK_SIDE + 1)).ravel())
+    apart = np.zeros((count, len(_AXIS) + 1, len(_AXIS)), np.bool_)
+    apart[:, -1] = True
+    return x, y, apart.reshape(x.shape)
 
 
 def _column_runs(

@@ -1,0 +1,100 @@
+"""Slow, obvious versions of fast code, for tests to compare with."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+# --- Masks and the mask codec ---------------------------------------------------------------
+
+
+def pasted_image(field, xyxy, size):
+    """big_vision's paste into a whole image: ``int()`` corners, Pillow's bilinear, > 0."""
+    width, height = size
+    x1, y1, x2, y2 = (int(corner) for corner in xyxy)
+    image = np.zeros((height, width), bool)
+    if x2 <= x1 or y2 <= y1:
+        return image
+    resized = Image.fromarray(field).resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR)
+    for row, values in enumerate(np.asarray(resized)):
+        for column, value in enumerate(values):
+            y, x = y1 + row, x1 + column
+            if 0 <= y < height and 0 <= x < width:
+                image[y, x] = value > 0
+    return image
+
+
+def whole_image(crop, size):
+    """A crop put into its image."""
+    image = np.zeros(size[::-1], bool)
+    h, w = crop.mask.shape
+    image[crop.y0 : crop.y0 + h, crop.x0 : crop.x0 + w] = crop.mask
+    return image
+
+
+def filled_holes(mask):
+    """The mask and every background pixel that can't walk out of the image, edge by edge."""
+    outside = np.zeros(np.add(mask.shape, 2), bool)
+    free = np.pad(~mask, 1, constant_values=True)
+    outside[0, 0] = True
+    while True:
+        grown = outside.copy()
+        grown[1:] |= outside[:-1]
+        grown[:-1] |= outside[1:]
+        grown[:, 1:] |= outside[:, :-1]
+        grown[:, :-1] |= outside[:, 1:]
+        grown &= free
+        if (grown == outside).all():
+            return ~outside[1:-1, 1:-1]
+        outside = grown
+
+
+def _convolve(x, arrays, name, stride=1):
+    kernel, bias = arrays[f"{name}.weight"].astype(float), arrays[f"{name}.bias"]
+    side = kernel.shape[2]
+    padded = np.pad(x, ((0, 0), *[((side - 1) // 2,) * 2] * 2))
+    height, width = ((n - side) // stride + 1 for n in padded.shape[1:])
+    out = np.zeros((len(bias), height, width)) + bias[:, None, None]
+    for dy in range(side):
+        for dx in range(side):
+            seen = padded[:, dy : dy + stride * height : stride, dx : dx + stride * width : stride]
+            out += np.einsum("oi,iyx->oyx", kernel[:, :, dy, dx], seen)
+    return out
+
+
+def _convolve_transposed(x, arrays, name):
+    kernel, bias = arrays[f"{name}.weight"].astype(float), arrays[f"{name}.bias"]
+    _, height, width = x.shape
+    out = np.zeros((len(bias), 2 * height + 2, 2 * width + 2)) + bias[:, None, None]
+    for dy in range(4):
+        for dx in range(4):
+            spread = np.einsum("io,iyx->oyx", kernel[:, :, dy, dx], x)
+            out[:, dy : dy + 2 * height : 2, dx : dx + 2 * width : 2] += spread
+    return out[:, 1:-1, 1:-1]
+
+
+def _residual(x, arrays, name):
+    y = np.maximum(_convolve(x, arrays, f"{name}.net.0"), 0)
+    y = np.maximum(_convolve(y, arrays, f"{name}.net.2"), 0)
+    return x + _convolve(y, arrays, f"{name}.net.4")
+
+
+def decoded_field(codes, arrays):
+    """Sixteen codes to a 64×64 field, in float64."""
+    x = arrays["_vq_vae._embedding"][codes].astype(float).reshape(4, 4, 512).transpose(2, 0, 1)
+    x = np.maximum(_convolve(x, arrays, "decoder.0"), 0)
+    x = _residual(_residual(x, arrays, "decoder.2"), arrays, "decoder.3")
+    for layer in (4, 6, 8, 10):
+        x = np.maximum(_convolve_transposed(x, arrays, f"decoder.{layer}"), 0)
+    return _convolve(x, arrays, "decoder.12")[0]
+
+
+def encoded_mask(mask, arrays):
+    """A 64×64 mask in [0, 1] to sixteen codes, in float64."""
+    x = 2 * (mask.astype(float)[None] - 0.5)
+    for layer in (0, 2, 4, 6):
+        x = np.maximum(_convolve(x, arrays, f"encoder.{layer}", stride=2), 0)
+    x = _residual(_residual(x, arrays, "encoder.8"), arrays, "encoder.9")
+    latents = _convolve(x, arrays, "encoder.10").reshape(512, 16).T
+    rows = arrays["_vq_vae._embedding"].astype(float)
+    return [int(((latent - rows) ** 2).sum(axis=1).argmin()) for latent in latents]

@@ -1,0 +1,278 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from palidecode import (
+    CocoReport,
+    CocoWriter,
+    InputError,
+    MaskFormat,
+    decode,
+    from_coco,
+    from_coco_results,
+    to_coco,
+    to_coco_results,
+)
+from tests.samples import CODES, answer
+
+TEXTS = [
+    f"{answer('cat', codes=CODES)} ; {answer('dog', (0, 0, 300, 500))}",
+    "nothing here",
+    answer("cat", (10, 20, 30, 40), CODES),
+]
+SIZES = [(320, 240), (100, 50), (64, 640)]
+
+
+@pytest.fixture
+def found(demo_codec):
+    return decode(TEXTS, SIZES, demo_codec, scores=[[0.75, 0.5], None, [0.25]])
+
+
+def load(dataset, path):
+    path.write_text(json.dumps(dataset))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+@pytest.mark.parametrize("segmentation", ["polygons", "exact", "rle"])
+def test_pycocotools_loads_what_is_written(found, tmp_path, segmentation):
+    coco = load(to_coco(found, segmentation=segmentation), tmp_path / "coco.json")
+    assert sorted(coco.imgs) == [1, 2, 3]
+    assert [item["name"] for item in coco.cats.values()] == ["cat", "dog"]
+    masks = found.to_masks()
+    for row, annotation in enumerate(coco.anns.values()):
+        x1, y1, x2, y2 = found.xyxy[row].tolist()
+        assert annotation["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=2e-3)
+        assert annotation["iscrowd"] == 0
+        assert annotation["score"] == pytest.approx(found.scores[row])
+        if masks[row] is None:
+            assert annotation["segmentation"] == []
+            assert annotation["area"] == pytest.approx(
+                annotation["bbox"][2] * annotation["bbox"][3]
+            )
+        else:
+            assert annotation["area"] == masks[row].sum()
+            agreement = (coco.annToMask(annotation) == masks[row]).mean()
+            assert agreement == 1 if segmentation == "rle" else agreement > 0.98
+
+
+def test_hotcoco_loads_what_is_written(found, tmp_path):
+    hotcoco = pytest.importorskip("hotcoco", reason="comes with the test extra")
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(to_coco(found)))
+    truth = hotcoco.COCO(str(path))
+    assert len(truth.get_ann_ids()) == 3
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(to_coco_results(found)))
+    assert len(truth.load_res(str(results)).get_ann_ids()) == 3
+
+
+def test_without_masks_only_boxes_are_written(found):
+    assert all(
+        not item["segmentation"] for item in to_coco(found, segmentation="none")["annotations"]
+    )
+
+
+def test_an_unknown_format_is_refused(found):
+    with pytest.raises(InputError, match="polygons, exact, rle, none"):
+        to_coco(found, segmentation="svg")
+
+
+def test_inverted_and_empty_boxes_are_counted_not_written():
+    text = f"{answer('a', (700, 0, 100, 100))} ; {answer('b', (5, 5, 5, 9))} ; {answer('c')}"
+    report = CocoReport()
+    dataset = to_coco(decode([text], (100, 100)), report=report)
+    assert [item["bbox"][2] for item in dataset["annotations"]] == [pytest.approx(58.594, abs=1e-3)]
+    assert report.left_out() == {"empty_boxes": 2}
+    assert dataset["info"]["left_out"] == {"empty_boxes": 2}
+
+
+def test_labels_that_do_not_map_are_kept_dropped_or_refused(found):
+    categories = [{"id": 17, "name": "cat"}]
+    kept = to_coco(found, categories=categories)
+    assert [item["category_id"] for item in kept["annotations"]] == [17, 18, 17]
+    report = CocoReport()
+    dropped = to_coco(found, categories=categories, unmapped="drop", report=report)
+    assert [item["category_id"] for item in dropped["annotations"]] == [17, 17]
+    assert report.unmapped == {"dog": 1}
+    assert dropped["info"]["left_out"] == {"unmapped_labels": {"dog": 1}}
+    assert [item["id"] for item in dropped["annotations"]] == [1, 2]
+    with pytest.raises(InputError, match="'dog'"):
+        to_coco(found, categories=categories, unmapped="error")
+
+
+def test_results_drop_unknown_categories_by_default_and_have_scores():
+    found = decode([f"{answer('cat')} ; {answer('dog')}"], (64, 64))
+    report = CocoReport()
+    results = to_coco_results(found, categories=["cat"], image_ids=[39769], report=report)
+    assert [(row["image_id"], row["category_id"], row["score"]) for row in results] == [
+        (39769, 1, 1.0)
+    ]
+    assert "segmentation" not in results[0]
+    assert report.unmapped == {"dog": 1}
+
+
+@pytest.mark.parametrize(
+    "names", [{"file_names": ["a"]}, {"image_ids": [1, 2]}, {"image_ids": [1, 1, 2]}]
+)
+def test_names_and_ids_must_fit_the_images(found, names):
+    with pytest.raises(InputError, match=r"images need|different"):
+        to_coco(found, **names)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["cat", "dog", "fisherman's hut", "猫"]),
+            st.tuples(*[st.integers(0, 1023)] * 4),
+            st.booleans(),
+        ),
+        max_size=6,
+    )
+)
+def test_coco_and_back_is_the_same(demo_codec, objects):
+    text = " ; ".join(answer(label, loc, CODES if mask else None) for label, loc, mask in objects)
+    found = decode([text], (500, 400), demo_codec)
+    solid = (found.xyxy[:, 2:] > found.xyxy[:, :2]).all(axis=1)
+    again = from_coco(json.loads(json.dumps(to_coco(found, segmentation="rle"))))
+    expected = found.select(solid)
+    assert again.labels == expected.labels
+    assert np.allclose(again.xyxy, expected.xyxy, atol=2e-3)
+    assert again.to_rle() == expected.to_rle()
+    assert again.sizes.tolist() == [[500, 400]]
+
+
+def test_results_and_back_are_the_same(found):
+    dataset = to_coco(found)
+    again = from_coco_results(to_coco_results(found), dataset)
+    assert again.labels == found.labels
+    assert again.scores.tolist() == found.scores.tolist()
+    assert again.to_rle() == found.to_rle()
+    assert len(again.to_polygons()[0].parts) >= 1
+
+
+def test_writer_and_to_coco_write_the_same(found, tmp_path):
+    path = tmp_path / "deep" / "coco.json"
+    with CocoWriter(path, form=MaskFormat("rle")) as writer:
+        for index in range(3):
+            writer.add(found.image(index), [f"{index}.jpg"])
+    written = json.loads(path.read_text())
+    expected = to_coco(found, segmentation="rle", file_names=["0.jpg", "1.jpg", "2.jpg"])
+    assert written == expected
+    assert writer.report.images == 3
+
+
+def test_writer_makes_one_image_of_answers_about_one_picture(tmp_path):
+    path = tmp_path / "coco.json"
+    found = decode([answer("a"), answer("b"), answer("c")], (8, 8))
+    with CocoWriter(path) as writer:
+        writer.add(found, ["x.png", "y.png", "x.png"])
+    written = json.loads(path.read_text())
+    assert [(image["id"], image["file_name"]) for image in written["images"]] == [
+        (1, "x.png"),
+        (2, "y.png"),
+    ]
+    assert [item["image_id"] for item in written["annotations"]] == [1, 2, 1]
+
+
+def test_writer_leaves_nothing_half_written(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text("before")
+    with pytest.raises(InputError, match="3 images need"), CocoWriter(path) as writer:
+        writer.add(decode([answer("a")] * 3, (8, 8)), ["one.png"])
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_real_coco_annotations_are_read(shared_data):
+    path = shared_data / "coco100/instances_val2014_100.json"
+    report = CocoReport()
+    found = from_coco(path, report=report)
+    assert (len(found), report.crowds) == (830, 9)
+    assert len(from_coco(path, crowds=True)) == 839
+    data = json.loads(path.read_text())
+    solid = [item for item in data["annotations"] if not item["iscrowd"]]
+    areas = [coco_mask.area(rle) for rle in found.to_rle()]
+    # COCO's own areas are those of the polygons, not of their pixels.
+    assert np.median([area / item["area"] for area, item in zip(areas, solid, strict=True)]) == (
+        pytest.approx(1, abs=0.03)
+    )
+
+
+def test_real_results_are_read(shared_data):
+    folder = shared_data / "coco100"
+    for name in ("fakebbox100", "fakesegm100"):
+        path = folder / f"instances_val2014_{name}_results.json"
+        found = from_coco_results(path, folder / "instances_val2014_100.json")
+        rows = json.loads(path.read_text())
+        assert len(found) == len(rows)
+        assert found.scores.tolist() == pytest.approx([row["score"] for row in rows])
+
+
+IMAGES = [{"id": 1, "width": 10, "height": 8}]
+GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 7}, "unknown 7"),
+        ({"category_id": 3}, "unknown 3"),
+        ({"bbox": [1, 2, 3]}, "four finite"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "four finite"),
+        ({"bbox": "all"}, "annotation 0"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "three x, y pairs"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, "three x, y pairs"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "an image of"),
+        ({"segmentation": {"size": [8, 10], "counts": [81]}}, "sum to 81"),
+        ({"segmentation": {"size": [8, 10], "counts": "~~~~"}}, "annotation 0"),
+        ({"segmentation": 5}, "annotation 0"),
+        ({"score": "high"}, "annotation 0"),
+    ],
+)
+def test_annotations_that_can_not_be_read_are_named(change, message):
+    dataset = {
+        "images": IMAGES,
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [GOOD | change],
+    }
+    with pytest.raises(InputError, match=message):
+        from_coco(dataset)
+
+
+def test_far_polygons_cost_no_memory():
+    far = [[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9]]
+    dataset = {
+        "images": IMAGES,
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [GOOD | {"segmentation": far}],
+    }
+    assert coco_mask.area(from_coco(dataset).to_rle()[0]) == 80
+
+
+@pytest.mark.parametrize("data", [[], {}, {"images": 3}, 5])
+def test_what_is_no_dataset_is_refused(tmp_path, data):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="COCO dataset"):
+        from_coco(path)
+
+
+def test_a_dataset_given_as_results_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"images": []}))
+    with pytest.raises(InputError, match="use from_coco"):
+        from_coco_results(path, {"images": [], "categories": []})
+
+
+def test_image_entries_without_a_size_are_refused():
+    with pytest.raises(InputError, match="width"):
+        from_coco({"images": [{"id": 1}], "annotations": [], "categories": []})

@@ -1,0 +1,109 @@
+"""The house: what is public, what is light, and which way imports go."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import palidecode
+
+ROOT = Path(palidecode.__file__).parent
+HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib", "cv2", "pycocotools")
+ROOMS = [
+    ("errors", "vocab", "files"),
+    ("decoding",),
+    ("codec",),
+    ("detections", "categories"),
+    ("coco", "drawing", "answers"),
+    ("demo",),
+    ("commands",),
+    ("cli",),
+]
+"""From the ground up: a room imports from its own row and those above it here."""
+
+
+def test_every_public_name_is_there_and_nothing_else():
+    for name in palidecode.__all__:
+        assert getattr(palidecode, name) is not None
+    assert sorted(palidecode.__all__) == palidecode.__all__
+    assert set(palidecode.__all__) <= set(dir(palidecode))
+    assert set(palidecode._HOME_OF) == set(palidecode.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = palidecode.nothing
+
+
+def test_public_names_have_docstrings():
+    bare = [name for name in palidecode.__all__ if not getattr(palidecode, name).__doc__]
+    assert bare == []
+
+
+def test_modules_do_not_hide_public_names():
+    for path in ROOT.iterdir():
+        assert path.stem not in palidecode.__all__, f"{path} hides palidecode.{path.stem}"
+
+
+def loaded_after(code):
+    show = "import sys; print(' '.join(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_import_loads_nothing_heavy():
+    assert not loaded_after("import palidecode") & {*HEAVY, "numpy"}
+
+
+def test_reading_text_loads_numpy_alone():
+    code = "import palidecode; palidecode.parse('<loc0001><loc0002><loc0003><loc0004> cat')"
+    assert not loaded_after(code) & set(HEAVY)
+
+
+def test_decoding_boxes_and_masks_needs_no_torch():
+    code = (
+        "import palidecode as p\n"
+        "text = '<loc0001><loc0002><loc0900><loc0900>' + '<seg007>' * 16 + ' cat'\n"
+        "p.to_coco(p.decode(text, (64, 64), p.load_codec('palidecode-demo')))"
+    )
+    assert not loaded_after(code) & {"torch", "ray", "transformers", "matplotlib"}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("palidecode"):
+            yield from (
+                f"{node.module}.{alias.name}" if node.module == "palidecode" else node.module
+                for alias in node.names
+            )
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("palidecode."))
+
+
+def test_imports_point_one_way():
+    row_of = {room: row for row, rooms in enumerate(ROOMS) for room in rooms}
+    seen = set()
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        seen.add(room)
+        for module in imports_of(path):
+            target = module.split(".")[1]
+            if target == "__version__":
+                continue
+            assert row_of[target] <= row_of[room], f"{path} imports {module}"
+    assert seen == set(row_of)
+
+
+def test_files_are_rooms_not_halls():
+    for path in ROOT.rglob("*.py"):
+        assert path.read_text().count("\n") <= 500, path
+        assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def test_torch_is_imported_only_where_it_belongs():
+    for path in ROOT.rglob("*.py"):
+        uses = "import torch" in path.read_text()
+        assert not uses or path.name in ("network.py", "pytorch.py"), path

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from palidecode.decode.stream import StreamParser
     from palidecode.detections import CodecMismatchWarning, Detections, decode
     from palidecode.drawing import draw
+    from palidecode.encoding import encode_boxes, encode_masks
     from palidecode.errors import InputError, PalidecodeError, ParseError, WeightsError
+    from palidecode.finetune import to_finetuning_rows
+    from palidecode.ground_truth import EncodeReport
     from palidecode.vocab import Vocabulary
 
 __version__ = "0.1.0"
@@ -52,7 +55,10 @@ _HOMES = {
     "decode.stream": ("StreamParser",),
     "detections": ("CodecMismatchWarning", "Detections", "decode"),
     "drawing": ("draw",),
+    "encoding": ("encode_boxes", "encode_masks"),
     "errors": ("InputError", "PalidecodeError", "ParseError", "WeightsError"),
+    "finetune": ("to_finetuning_rows",),
+    "ground_truth": ("EncodeReport",),
     "vocab": ("Vocabulary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -63,6 +69,7 @@ __all__ = [
     "CocoWriter",
     "CodecMismatchWarning",
     "Detections",
+    "EncodeReport",
     "InputError",
     "IssueKind",
     "MaskFormat",
@@ -77,6 +84,8 @@ __all__ = [
     "box_iou",
     "decode",
     "draw",
+    "encode_boxes",
+    "encode_masks",
     "format_objects",
     "from_coco",
     "from_coco_results",
@@ -86,6 +95,7 @@ __all__ = [
     "parse_batch",
     "to_coco",
     "to_coco_results",
+    "to_finetuning_rows",
     "xyxy_to_loc",
 ]
 

@@ -43,9 +43,9 @@ class AnswerRow:
         Width and height: ``width`` and ``height``, ``size`` or ``image_size_wh``, the
         picture's own, or the default.
     answer : str or list of int
-        ``output`` or ``token_ids``.
+        ``output``, ``token_ids``, or a fine-tuning row's ``suffix``.
     prompt : str
-        ``prompt``, or ``""``.
+        ``prompt`` or ``prefix``, or ``""``.
     scores : list of float or None
         ``scores``: one per box.
     """
@@ -139,7 +139,7 @@ def _read_row(
     image = row.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise InputError(f"'image' must be a file name, got {image!r}")
-    prompt = row.get("prompt")
+    prompt = row.get("prompt", row.get("prefix"))
     return AnswerRow(
         line=line,
         name=image or f"line-{line}",
@@ -152,6 +152,8 @@ def _read_row(
 
 def _answer_of(row: dict[str, Any]) -> Answer:
     output, ids = row.get("output"), row.get("token_ids")
+    if output is None and ids is None:
+        output = row.get("suffix")  # a fine-tuning row
     if isinstance(output, str):
         return output
     if isinstance(ids, list) and all(type(token) is int and abs(token) < 1 << 62 for token in ids):

@@ -26,6 +26,7 @@ from palidecode.commands import (
     run_weights_list,
     run_weights_verify,
 )
+from palidecode.commands_encode import DEFAULT_SHARE, run_encode
 from palidecode.errors import InputError, PalidecodeError
 
 
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_decode(commands)
     _add_draw(commands)
+    _add_encode(commands)
     _add_weights(commands)
     _add_demo(commands)
     return parser
@@ -143,6 +145,55 @@ def _add_draw(commands: Any) -> None:
     _add_answer_options(parser)
     parser.add_argument("--alpha", type=float, default=0.45, help="opacity of masks, 0 to 1")
     parser.add_argument("--font", type=Path, metavar="FILE", help="a TrueType font for labels")
+
+
+def _add_encode(commands: Any) -> None:
+    parser = _command(commands, "encode", run_encode, "A COCO file to fine-tuning rows.")
+    parser.add_argument("coco", type=Path, metavar="COCO.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the JSONL file to write"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="leave out images whose picture isn't there"
+    )
+    parser.add_argument("--task", choices=("detect", "segment"), default="detect")
+    parser.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
+    parser.add_argument("--backend", choices=("auto", "onnx", "torch"), default="auto")
+    parser.add_argument("--divisor", type=int, choices=(1024, 1023), default=1024)
+    group = parser.add_argument_group("what the rows say")
+    group.add_argument(
+        "--classes",
+        choices=("all", "present", "present+absent"),
+        default="all",
+        help="which classes the prompt asks for (default: all)",
+    )
+    group.add_argument("--absent", type=int, default=5, metavar="N", help="with present+absent")
+    group.add_argument(
+        "--order",
+        choices=("given", "left-to-right", "area", "shuffled"),
+        default="given",
+        help="of the objects; area: the largest first",
+    )
+    group.add_argument("--max-objects", type=int, metavar="N", help="cut the others")
+    group.add_argument(
+        "--boxes",
+        choices=("annotations", "masks"),
+        default="annotations",
+        help="bbox as given, or the tight box of the mask",
+    )
+    group.add_argument("--empty-images", choices=("keep", "skip"), default="keep")
+    group.add_argument(
+        "--invalid",
+        choices=("skip", "error"),
+        default="skip",
+        help="leave out what can't be written (default), or stop at the first",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    group = parser.add_argument_group("validation")
+    group.add_argument("--val", type=Path, metavar="FILE", help="a second file, of other images")
+    group.add_argument(
+        "--val-share", type=float, metavar="SHARE", help=f"of the images (default: {DEFAULT_SHARE})"
+    )
 
 
 def _add_weights(commands: Any) -> None:

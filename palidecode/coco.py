@@ -310,11 +310,13 @@ class CocoWriter:
 
     Examples
     --------
+    >>> import os, tempfile
     >>> from palidecode import decode
-    >>> with CocoWriter("/tmp/palidecode-example.json") as writer:
+    >>> path = os.path.join(tempfile.mkdtemp(), "coco.json")
+    >>> with CocoWriter(path) as writer:
     ...     writer.add(decode(["<loc0000><loc0000><loc0512><loc0512> cat"], [(64, 64)]), ["a.jpg"])
-    >>> writer.report.annotations
-    1
+    >>> writer.report.annotations, os.path.exists(path)
+    (1, True)
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def run_decode(args: argparse.Namespace) -> int:
     )
     problems: list[Any] = []
     issues: dict[str, int] = {}
-    with writer, _bar(args, "decoding") as bar:
+    with writer, progress_bar(args, "decoding") as bar:
         for rows, found, skipped in decode_rows(_rows(args), options):
             writer.add(found, [row.name for row in rows])
             for _, issue in found.issues:
@@ -49,7 +49,7 @@ def run_decode(args: argparse.Namespace) -> int:
             problems.extend(skipped)
             bar.update(len(rows) + len(skipped))
         if not writer.report.images:
-            _say_problems(args, problems)
+            say_problems(args, problems)
             raise InputError(f"{args.answers}: no usable row; {args.output} was not written")
     report = writer.report
     summary = {
@@ -61,7 +61,7 @@ def run_decode(args: argparse.Namespace) -> int:
         "problems": [problem._asdict() for problem in problems],
     }
     _say_decoded(args, summary)
-    _say_problems(args, problems)
+    say_problems(args, problems)
     return LEFT_OUT if problems or report.left_out() else DONE
 
 
@@ -120,7 +120,7 @@ def run_draw(args: argparse.Namespace) -> int:
         raise InputError("where are the pictures? --images DIR")
     found, names, problems = _found_in(args)
     written = 0
-    with _bar(args, "drawing", len(names)) as bar:
+    with progress_bar(args, "drawing", len(names)) as bar:
         for index, name in enumerate(names):
             bar.update(1)
             try:
@@ -138,7 +138,7 @@ def run_draw(args: argparse.Namespace) -> int:
         print(json.dumps({"output": str(args.output), "written": written, "problems": listed}))
     else:
         print(f"{written} pictures in {args.output}")
-    _say_problems(args, problems, "picture")
+    say_problems(args, problems, "picture")
     return LEFT_OUT if problems else DONE
 
 
@@ -214,7 +214,7 @@ def run_weights_fetch(args: argparse.Namespace) -> int:
     from palidecode.codec.fetch import fetch
     from palidecode.codec.weights import GOOGLE_BYTES
 
-    with _bar(args, "fetching", GOOGLE_BYTES, unit="B", unit_scale=True) as bar:
+    with progress_bar(args, "fetching", GOOGLE_BYTES, unit="B", unit_scale=True) as bar:
         path = fetch(args.output, progress=lambda done, _: bar.update(done - bar.n))
     print(json.dumps({"path": str(path)}) if args.json else path)
     return DONE
@@ -317,7 +317,9 @@ def _read_categories(path: Path | None) -> Any:
     return [name.strip() for name in names if name.strip()]
 
 
-def _bar(args: argparse.Namespace, text: str, total: int | None = None, **options: Any) -> Any:
+def progress_bar(
+    args: argparse.Namespace, text: str, total: int | None = None, **options: Any
+) -> Any:
     from tqdm import tqdm
 
     # disable=None: no bar where stderr is no terminal.
@@ -338,7 +340,7 @@ def _say_decoded(args: argparse.Namespace, summary: dict[str, Any]) -> None:
             print(f"{title}: {shown}")
 
 
-def _say_problems(args: argparse.Namespace, problems: Sequence[Any], what: str = "line") -> None:
+def say_problems(args: argparse.Namespace, problems: Sequence[Any], what: str = "line") -> None:
     """The first problems one by one, the rest as a number."""
     if args.json:
         return

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from palidecode.codec.protocol import MaskCodec
 from palidecode.decode.boxes import DEFAULT_DIVISOR, as_rows, xyxy_to_loc
 from palidecode.decode.masks import crop_masks, shrink
-from palidecode.decode.rle import Rle, rle_to_crop
+from palidecode.decode.rle import Rle, rle_to_window
 from palidecode.errors import InputError
 from palidecode.vocab import MASK_SIDE, SEG_PER_MASK
 
@@ -124,26 +124,10 @@ def crop_rles(rles: Sequence[Rle], xyxy: npt.ArrayLike) -> npt.NDArray[np.float3
         raise InputError(f"{len(boxes)} boxes need as many RLE, got {len(rles)}")
     out = np.zeros((len(boxes), MASK_SIDE, MASK_SIDE), np.float32)
     for row, rle in enumerate(rles):
-        tight = rle_to_crop(rle)
-        height, width = rle["size"]
-        x1, y1, x2, y2 = rounded_corners(boxes[row], (width, height))
-        # The part that the tight box and the rounded box share, in the image's pixels.
-        left, right = max(x1, tight.x0), min(x2, tight.x0 + tight.mask.shape[1])
-        top, bottom = max(y1, tight.y0), min(y2, tight.y0 + tight.mask.shape[0])
-        if right <= left or bottom <= top:
-            continue
-        crop = np.zeros((y2 - y1, x2 - x1), np.float32)
-        rows = slice(top - tight.y0, bottom - tight.y0)
-        columns = slice(left - tight.x0, right - tight.x0)
-        crop[top - y1 : bottom - y1, left - x1 : right - x1] = tight.mask[rows, columns]
-        out[row] = shrink(crop)  # type: ignore[arg-type]
+        window = rle_to_window(rle, boxes[row])
+        if window.size:
+            out[row] = shrink(window)
     return out
-
-
-def rounded_corners(xyxy: npt.ArrayLike, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box's corners clipped to its image and rounded to whole pixels, as big_vision crops."""
-    x1, y1, x2, y2 = np.rint(np.clip(np.asarray(xyxy, np.float64), 0, size * 2)).tolist()
-    return int(x1), int(y1), int(x2), int(y2)
 
 
 def _crop_arrays(masks: Any, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

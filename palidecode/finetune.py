@@ -31,7 +31,7 @@ from palidecode.ground_truth import (
     TrueObject,
 )
 
-_CHUNK = 512  # objects, or images, that are encoded at once
+CHUNK = 512
 _SEPARATOR = " ; "
 
 
@@ -169,8 +169,10 @@ def to_finetuning_rows(
     return (encoded.row for chunk in encode_images(truth, codec) for encoded in chunk)
 
 
-def encode_images(truth: GroundTruth, codec: MaskCodec | None) -> Iterator[list[EncodedImage]]:
-    """Rows with what they were made from, some hundred objects at a time."""
+def encode_images(
+    truth: GroundTruth, codec: MaskCodec | None, chunk: int = CHUNK
+) -> Iterator[list[EncodedImage]]:
+    """Rows with what they were made from, for `chunk` objects (or images) or a few more at once."""
     drafts: list[_Draft] = []
     objects = 0
     for place, image in enumerate(truth.images):
@@ -180,7 +182,7 @@ def encode_images(truth: GroundTruth, codec: MaskCodec | None) -> Iterator[list[
             continue
         drafts.append(draft)
         objects += len(draft.objects)
-        if objects >= _CHUNK or len(drafts) >= _CHUNK:
+        if objects >= chunk or len(drafts) >= chunk:
             yield _finish(drafts, truth, codec)
             drafts, objects = [], 0
     if drafts:

@@ -17,9 +17,10 @@ from palidecode.answers import check_size
 from palidecode.categories import check_categories
 from palidecode.coco import read_segmentation
 from palidecode.decode.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
+from palidecode.decode.masks import rounded_corners
 from palidecode.decode.parsing import label_problem
 from palidecode.decode.rle import Rle
-from palidecode.encoding import crop_rles, encode_boxes, rounded_corners
+from palidecode.encoding import crop_rles, encode_boxes
 from palidecode.errors import InputError
 from palidecode.files import read_json
 
@@ -186,7 +187,7 @@ class GroundTruth:
         self.where = "dataset" if isinstance(coco, Mapping) else str(coco)
         if not isinstance(data, Mapping) or not isinstance(data.get("images"), list):
             raise InputError(f"{self.where}: a COCO dataset has 'images' and 'annotations'")
-        annotations = data.get("annotations") or []
+        annotations = data.get("annotations", [])
         if not isinstance(annotations, list):
             raise InputError(f"{self.where}: 'annotations' must be a list")
         self.names = {item["id"]: item["name"] for item in check_categories(data)}
@@ -274,8 +275,8 @@ def _read_image(image: Any) -> tuple[Hashable, AnnotatedImage]:
     number, name = image.get("id"), image.get("file_name")
     if number is None or not isinstance(number, Hashable):
         raise _Unusable("bad_images", f"an image needs an 'id', got {number!r}")
-    if not isinstance(name, str) or not name:
-        raise _Unusable("bad_images", f"'file_name' must be text, got {name!r}")
+    if not isinstance(name, str) or not name.isprintable() or not name:
+        raise _Unusable("bad_images", f"'file_name' must be printable text, got {name!r}")
     try:
         size = check_size((image.get("width"), image.get("height")))
     except InputError as error:
@@ -337,4 +338,5 @@ def _read_box(annotation: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.
         values = np.zeros(0)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise _Unusable("unreadable", f"bbox must be four finite numbers, got {box!r}")
-    return xywh_to_xyxy(values[None])[0]
+    xyxy: npt.NDArray[np.float64] = xywh_to_xyxy(values[None])[0]
+    return xyxy

@@ -16,9 +16,13 @@ ROOMS = [
     ("decoding",),
     ("codec",),
     ("detections", "categories"),
-    ("coco", "drawing", "answers"),
+    ("coco", "drawing", "answers", "encoding"),
+    ("ground_truth",),
+    ("finetune",),
+    ("roundtrip",),
     ("demo",),
     ("commands",),
+    ("commands_encode",),
     ("cli",),
 ]
 """From the ground up: a room imports from its own row and those above it here."""

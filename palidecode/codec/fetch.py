@@ -166,6 +166,8 @@ def verify(codec: MaskCodec) -> Verification:
 
 def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     """Pearson's; 0 where a field is the same everywhere, or not finite."""
+    if not np.isfinite(a).all():
+        return 0.0
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / scale if 0 < scale < np.inf else 0.0
+    return float((a * b).sum()) / scale if scale > 0 else 0.0

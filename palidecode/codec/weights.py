@@ -288,11 +288,15 @@ def save_safetensors(
     arrays: Arrays, id_: str, path: Path, dtype: npt.DTypeLike = np.float32
 ) -> None:
     """Write arrays with their id, and the hash that ties the id to these values."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
     digest = content_hash({k: v.astype(np.float32) for k, v in stored.items()})
-    save_file(stored, path, metadata={"id": id_, "content": digest})
+    try:
+        save_file(stored, path, metadata={"id": id_, "content": digest})
+    except SafetensorError as error:  # whatever the file system said
+        raise OSError(str(error)) from error
 
 
 def manifest() -> dict[str, object]:

@@ -98,6 +98,12 @@ def whole_corners(xyxy: npt.ArrayLike) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
+def rounded_corners(xyxy: npt.ArrayLike, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Corners clipped to the image and rounded to pixels, as big_vision crops before encoding."""
+    x1, y1, x2, y2 = np.rint(np.clip(np.asarray(xyxy, np.float64), 0, size * 2)).tolist()
+    return int(x1), int(y1), int(x2), int(y2)
+
+
 def _empty(x: int, y: int, size: tuple[int, int]) -> MaskCrop:
     inside = min(max(x, 0), size[0]), min(max(y, 0), size[1])
     return MaskCrop(*inside, np.zeros((0, 0), np.bool_))

@@ -157,11 +157,15 @@ def exact_polygons(
     check_options(simplify, min_area, holes)
     geometry, owners = [_NONE], [np.zeros(0, np.int64)]
     for row, crop in enumerate(crops):
-        x, top, bottom = _column_runs(crop.mask)
-        if len(x) == 0:
+        edges = _edges(crop.mask)
+        if len(edges) == 0:
             continue
-        runs = shapely.box(x + crop.x0, top + crop.y0, x + 1 + crop.x0, bottom + crop.y0)
-        parts = shapely.get_parts(shapely.simplify(shapely.union_all(runs), 0))
+        origin = np.array([crop.x0, crop.y0])
+        lines = shapely.linestrings(edges + origin)
+        faces = shapely.get_parts(shapely.polygonize(lines))
+        inside = shapely.get_coordinates(shapely.point_on_surface(faces)) - origin
+        x, y = inside.astype(np.intp).T
+        parts = faces[crop.mask[y, x]]  # holes are faces too
         geometry.append(parts)
         owners.append(np.full(len(parts), row))
     return _finish(
@@ -225,15 +229,26 @@ def _grid(
     return x, y, apart.reshape(x.shape)
 
 
-def _column_runs(
-    mask: npt.NDArray[np.bool_],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """x, top and bottom of every run of mask pixels down a column."""
-    padded = np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1)))
-    change = np.diff(padded, axis=1)
-    x, top = np.nonzero(change == 1)
-    _, bottom = np.nonzero(change == -1)
-    return x, top, bottom
+def _edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The straight lines between mask and background, (M, 2, 2), from corner to corner.
+
+    Where four lines meet (two pixels that touch at a corner) all four end.
+    """
+    padded = np.zeros(np.add(mask.shape, 2), np.int8)
+    padded[1:-1, 1:-1] = mask
+    across = _edges_along_rows(padded)
+    down = _edges_along_rows(np.ascontiguousarray(padded.T))
+    return np.concatenate([across, down[:, :, ::-1]]).astype(np.float64)
+
+
+def _edges_along_rows(padded: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    # 1 where mask begins below a line, -1 where it ends: a line goes on while this does.
+    step = np.diff(padded, axis=0).ravel()
+    change = np.flatnonzero(step[1:] != step[:-1]) + 1
+    begins = np.flatnonzero(step[change])
+    y, x = np.divmod(change, padded.shape[1])
+    ends = np.stack([x[begins], y[begins], x[begins + 1], y[begins]], axis=1)
+    return ends.reshape(-1, 2, 2) - [1, 0]
 
 
 def _finish(

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from palidecode.decode.masks import MaskCrop
+from palidecode.decode.masks import MaskCrop, rounded_corners
 from palidecode.errors import InputError
 
 # COCO's C code counts in 32 bits and reads longer numbers wrongly: six characters of five bits
 # hold every run of an image up to this size.
 _MAX_PIXELS = 1 << 29
-_MAX_SHIFT = 25
+_MAX_CHARACTERS = 6
 
 
 class Rle(TypedDict):
@@ -129,6 +129,11 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
         For missing keys, counts that can't be read, or that don't fill ``size``, and for
         images of more than 2²⁹ pixels.
     """
+    return _checked(rle, what)[0]
+
+
+def _checked(rle: object, what: str) -> tuple[Rle, npt.NDArray[np.int64]]:
+    """`check_rle`, and the run lengths."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise InputError(f"{what}: an RLE needs 'size' and 'counts'")
     try:
@@ -151,8 +156,9 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
             f"are {height * width}; the file is damaged or the size is another picture's"
         )
     if isinstance(counts, list):
-        return _compress(runs, (width, height))
-    return Rle(size=[height, width], counts=counts if isinstance(counts, str) else counts.decode())
+        return _compress(runs, (width, height)), runs
+    text = counts if isinstance(counts, str) else counts.decode()
+    return Rle(size=[height, width], counts=text), runs
 
 
 def _listed(counts: list[object], what: str) -> npt.NDArray[np.int64]:
@@ -173,25 +179,27 @@ def _uncompress(counts: object, what: str) -> npt.NDArray[np.int64]:
         raw = counts
     else:
         raise InputError(f"{what}: counts must be ASCII text or a list of integers")
-    runs: list[int] = []
-    value, shift = 0, 0
-    for byte in raw:
-        bits = byte - 48
-        if not 0 <= bits < 64:
-            raise InputError(f"{what}: the character {chr(byte)!r} is not of COCO's RLE alphabet")
-        if shift > _MAX_SHIFT:
-            raise InputError(f"{what}: the counts hold a number of more than six characters")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    if shift:
+    bits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    strange = (bits < 0) | (bits >= 64)
+    if strange.any():
+        character = chr(raw[int(strange.argmax())])
+        raise InputError(f"{what}: the character {character!r} is not of COCO's RLE alphabet")
+    lasts = np.flatnonzero(bits < 32)
+    starts = np.concatenate([[0], lasts + 1])
+    lengths = np.diff(starts, append=len(bits))
+    if (lengths > _MAX_CHARACTERS).any():
+        raise InputError(f"{what}: the counts hold a number of more than six characters")
+    if lengths[-1]:
         raise InputError(f"{what}: the counts end in the middle of a number")
-    return np.asarray(runs, np.int64)
+    if len(lasts) == 0:
+        return np.zeros(0, np.int64)
+    starts, lengths = starts[:-1], lengths[:-1]
+    place = np.arange(len(bits)) - np.repeat(starts, lengths)
+    runs: npt.NDArray[np.int64] = np.add.reduceat((bits & 31) << (5 * place), starts)
+    runs -= (bits[lasts] & 16) << (5 * lengths - 4)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
 
 
 def rle_to_mask(rle: Rle) -> npt.NDArray[np.bool_]:
@@ -208,9 +216,9 @@ def rle_to_crop(rle: Rle) -> MaskCrop:
     MaskCrop
         Empty at 0, 0 where the RLE has no mask pixel.
     """
-    checked = check_rle(rle)
+    checked, runs = _checked(rle, "segmentation")
     height = checked["size"][0]
-    edges = np.cumsum(_uncompress(checked["counts"], "rle"))
+    edges = np.cumsum(runs)
     starts, ends = edges[0::2][: len(edges) // 2], edges[1::2]
     long = ends > starts
     starts, ends = starts[long], ends[long]
@@ -221,11 +229,37 @@ def rle_to_crop(rle: Rle) -> MaskCrop:
     whole = first != last
     y0 = 0 if whole.any() else int((starts % height).min())
     y1 = height if whole.any() else int(((ends - 1) % height).max()) + 1
-    change = np.zeros((x1 - x0) * height + 1, np.int8)
-    change[starts - x0 * height] += 1
-    change[ends - x0 * height] -= 1
-    columns = np.cumsum(change[:-1], dtype=np.int8).reshape(x1 - x0, height)[:, y0:y1]
+    columns = _columns(edges, height, x0, x1)[:, y0:y1]
     rows = np.flatnonzero(columns.any(axis=0))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    mask = np.ascontiguousarray(columns[:, top:bottom].T).astype(np.bool_)
-    return MaskCrop(x0, y0 + top, mask)
+    return MaskCrop(x0, y0 + top, np.ascontiguousarray(columns[:, top:bottom].T))
+
+
+def rle_to_window(rle: Rle, xyxy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """The mask inside a box, its corners rounded to pixels, without building the image.
+
+    Parameters
+    ----------
+    rle : Rle
+    xyxy : array_like of float, shape (4,)
+        In pixels; what lies outside the image is clipped.
+
+    Returns
+    -------
+    ndarray of bool, shape (h, w)
+        What `crop_masks` would resize; h or w is 0 where the rounded box is empty.
+    """
+    checked, runs = _checked(rle, "segmentation")
+    height, width = checked["size"]
+    x1, y1, x2, y2 = rounded_corners(xyxy, (width, height))
+    if x2 <= x1 or y2 <= y1:
+        return np.zeros((0, 0), np.bool_)
+    return _columns(np.cumsum(runs), height, x1, x2)[:, y1:y2].T
+
+
+def _columns(edges: npt.NDArray[np.int64], height: int, x1: int, x2: int) -> npt.NDArray[np.bool_]:
+    """Columns x1 … x2 of the image, shape (x2 - x1, height), from the ends of its runs."""
+    inside = np.clip(edges, x1 * height, x2 * height)
+    values = np.zeros(len(edges), np.bool_)
+    values[1::2] = True
+    return np.repeat(values, np.diff(inside, prepend=x1 * height)).reshape(x2 - x1, height)

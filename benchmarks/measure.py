@@ -1,0 +1,204 @@
+"""What every benchmark here shares: timing in turns, tables, targets, and the machine.
+
+Contenders are timed in turns, round after round, so that a change of the machine's clock or
+load hits all of them; the median of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Cell = str | float | None
+
+LIBRARIES = (
+    *("palidecode", "numpy", "torch", "onnx", "onnxruntime", "opencv-python"),
+    *("opencv-python-headless", "pillow", "pycocotools", "contourpy", "shapely"),
+    *("supervision", "openvino", "jax", "jaxlib", "flax"),
+)
+INSTRUCTION_SETS = (
+    *("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_tile", "amx_bf16", "neon", "asimd", "sve", "bf16"),
+)
+
+
+@dataclass
+class Table:
+    """Rows of text and numbers under column names, with a note on what was measured."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass
+class Target:
+    """A number that was promised, the number that was found, and whether it is enough."""
+
+    what: str
+    wanted: str
+    found: str
+    met: bool
+
+
+def at_least(what: str, found: float, wanted: float, unit: str) -> Target:
+    """A target that is met from `wanted` up."""
+    return Target(what, f"≥ {number(wanted)} {unit}", f"{number(found)} {unit}", found >= wanted)
+
+
+def at_most(what: str, found: float, wanted: float, unit: str) -> Target:
+    """A target that is met up to `wanted`."""
+    return Target(what, f"≤ {number(wanted)} {unit}", f"{number(found)} {unit}", found <= wanted)
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 7,
+    least: float = 0.15,
+    pause: float = 0.0,
+) -> dict[str, float]:
+    """Median seconds per call of each contender.
+
+    Parameters
+    ----------
+    contenders : mapping of str to callable
+    rounds : int
+        How often everyone gets a turn.
+    least : float
+        Calls are repeated within a turn until it lasts this many seconds.
+    pause : float
+        Seconds of sleep before a turn, for libraries whose threads go on spinning after
+        their last call, followed by a call that isn't timed.
+    """
+    repeats = {name: _repeats(call, least) for name, call in contenders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            if pause:
+                time.sleep(pause)
+                call()
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: statistics.median(turns) for name, turns in seconds.items()}
+
+
+def _repeats(call: Callable[[], object], least: float) -> int:
+    call()
+    start = time.perf_counter()
+    call()
+    return max(1, round(least / max(time.perf_counter() - start, 1e-7)))
+
+
+def optional(module: str) -> Any:
+    """A peer's module, or None where it isn't installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def missing(package: str) -> str:
+    """What stands in the row of a peer that isn't there."""
+    return f"not installed: pip install {package}"
+
+
+def number(value: float) -> str:
+    """Three digits that matter, and separators between thousands."""
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def cell(value: Cell) -> str:
+    """One cell of a table as text."""
+    if value is None:
+        return "—"
+    return value if isinstance(value, str) else number(value)
+
+
+def markdown(table: Table) -> str:
+    """The table as aligned Markdown, readable in a terminal too."""
+    lines = [list(table.columns), *([cell(value) for value in row] for row in table.rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
+    text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths)
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def targets_table(targets: Sequence[Target]) -> Table:
+    """Targets as a table."""
+    rows = [[t.what, t.wanted, t.found, "yes" if t.met else "**no**"] for t in targets]
+    return Table("Targets", ("what", "wanted", "found", "met"), rows)
+
+
+def report(name: str, tables: Sequence[Table], targets: Sequence[Target] = ()) -> None:
+    """Print the tables and, as the last line, one JSON object with all of it."""
+    shown = [*tables, targets_table(targets)] if targets else tables
+    for table in shown:
+        print(f"\n{table.title}\n\n{markdown(table)}")
+        if table.note:
+            print(f"\n{table.note}")
+    found = {
+        "benchmark": name,
+        "tables": [asdict(table) for table in tables],
+        "targets": [asdict(target) for target in targets],
+        "machine": machine(),
+        "versions": versions(),
+    }
+    print("\n" + json.dumps(found, ensure_ascii=False))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every library that takes part; only those installed."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores this process may use, instruction sets that matter, system."""
+    facts = _cpuinfo()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    model = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts:
+        model += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
+    return {
+        "cpu": model,
+        "cores": str(cores()),
+        "instruction sets": " ".join(name for name in INSTRUCTION_SETS if name in flags) or "?",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; nothing where there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

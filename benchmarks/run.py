@@ -1,0 +1,94 @@
+"""Run every benchmark in its own process and write ``results.md``: ``python benchmarks/run.py``
+
+python benchmarks/run.py parsing rle     # some of them; the others' sections are left out
+python benchmarks/run.py -o other.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from measure import Table, Target, machine, markdown, targets_table, versions
+
+FOLDER = Path(__file__).resolve().parent
+BENCHMARKS = {
+    "parsing": "Reading answers",
+    "masks": "Decoding masks",
+    "rle": "RLE and polygons",
+    "startup": "Starting, and memory",
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    """One benchmark's JSON; its tables go on to the terminal."""
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines = done.stdout.rstrip().split("\n")
+    if done.returncode != 0:
+        raise SystemExit(f"benchmarks/{name}.py failed with exit code {done.returncode}")
+    print("\n".join(lines[:-1]), flush=True)
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def section(found: dict[str, Any]) -> str:
+    """One benchmark's part of the page."""
+    tables = [Table(**table) for table in found["tables"]]
+    targets = [Target(**target) for target in found["targets"]]
+    if targets:
+        tables.append(targets_table(targets))
+    parts = [f"## {BENCHMARKS[found['benchmark']]}", f"`python benchmarks/{found['benchmark']}.py`"]
+    for table in tables:
+        parts += [f"### {table.title}", markdown(table)]
+        if table.note:
+            parts.append(table.note)
+    return "\n\n".join(parts)
+
+
+def page(results: list[dict[str, Any]], command: str) -> str:
+    """The whole page."""
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    targets = [Target(**target) for found in results for target in found["targets"]]
+    missed = [target for target in targets if not target.met]
+    summary = f"{len(targets) - len(missed)} of {len(targets)} targets are met."
+    if missed:
+        named = "; ".join(f"{t.what} ({t.found}, wanted {t.wanted})" for t in missed)
+        summary += f" Missed: {named}."
+    facts = [[key, value] for key, value in machine().items()]
+    facts += [[key, value] for key, value in versions().items()]
+    return "\n\n".join(
+        [
+            "# Benchmarks",
+            f"Written by `{command}` on {today}. Both sides of every comparison ran in one "
+            "process, in turns; numbers are medians.",
+            summary,
+            markdown(Table("", ("machine and versions", ""), facts)),
+            *(section(found) for found in results),
+        ]
+    )
+
+
+def main() -> None:
+    """Run, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / "results.md")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    names = options.names or list(BENCHMARKS)
+    command = " ".join(["python benchmarks/run.py", *options.names])
+    text = page([run(name) for name in names], command)
+    options.output.write_text(text + "\n", encoding="utf-8")
+    print(f"\nwrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

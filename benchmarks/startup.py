@@ -1,0 +1,143 @@
+"""What does starting cost, and how large does decoding grow? ``python benchmarks/startup.py``
+
+Import times come from fresh interpreters; peak memory is that of a whole `palidecode decode`
+process, as the system counts it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from answers import texts
+from masks import choose_weights
+from measure import Cell, Table, Target, at_most, report
+
+from palidecode.codec.weights import save_safetensors
+
+RUNS = 9
+HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib")
+WATCHED = (*HEAVY, "jax", "numpy", "cv2", "PIL", "pycocotools", "shapely", "contourpy", "tqdm")
+PARSE = "import palidecode; palidecode.parse('<loc0001><loc0002><loc0103><loc0204> cat')"
+OBJECTS_PER_ANSWER = 10
+LARGEST = 100_000
+FILES = (1_000, 10_000, LARGEST)  # objects
+SIZE = {"width": 1280, "height": 960}
+LIMIT_MB = 1000
+
+
+def wall(code: str) -> float:
+    """Milliseconds of one fresh interpreter."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return (time.perf_counter() - start) * 1e3
+
+
+def loaded(code: str) -> list[str]:
+    """Which of the watched modules a statement loads."""
+    show = f"import sys; print(*[name for name in {WATCHED!r} if name in sys.modules])"
+    command = [sys.executable, "-c", f"{code}\n{show}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def imports() -> tuple[Table, list[Target]]:
+    """Wall time in fresh interpreters, taken in turns."""
+    statements = ("pass", "import numpy", "import palidecode", PARSE)
+    names = ("nothing (`python -c pass`)", "`import numpy`", "`import palidecode`")
+    names += ("`import palidecode`, and one text parsed",)
+    runs: dict[str, list[float]] = {statement: [] for statement in statements}
+    for statement in statements:
+        wall(statement)  # so that every file is in the system's cache
+    for _ in range(RUNS):
+        for statement in statements:
+            runs[statement].append(wall(statement))
+    rows: list[list[Cell]] = []
+    for name, statement in zip(names, statements, strict=True):
+        found = runs[statement]
+        modules = " ".join(loaded(statement)) or "none"
+        rows.append([name, statistics.median(found), min(found), modules])
+    heavy = sorted({name for code in statements[2:] for name in loaded(code)} & set(HEAVY))
+    ours = statistics.median(runs["import palidecode"])
+    targets = [
+        at_most("`import palidecode`, whole process", ours, 150, "ms"),
+        Target("heavy modules loaded", "none", ", ".join(heavy) or "none", not heavy),
+    ]
+    columns = ("statement", "median ms", "fastest ms", "of the watched modules, loaded")
+    note = f"Whole processes, the interpreter's own start included; {RUNS} runs each."
+    return Table("Starting", columns, rows, note), targets
+
+
+def write_answers(path: Path, objects: int) -> None:
+    """A file of answers with masks, ten objects a line; the same thousand lines repeated."""
+    answers = texts(11, min(1000, objects // OBJECTS_PER_ANSWER), OBJECTS_PER_ANSWER, masks=True)
+    with path.open("w", encoding="utf-8") as file:
+        for line in range(objects // OBJECTS_PER_ANSWER):
+            row = {"image": f"{line:06d}.jpg", **SIZE, "output": answers[line % len(answers)]}
+            file.write(json.dumps(row) + "\n")
+
+
+def decode_file(answers: Path, out: Path, weights: Path) -> tuple[float, float]:
+    """Seconds and peak megabytes of the command on one file."""
+    command = [sys.executable, "-m", "palidecode", "decode", str(answers), "-o", str(out)]
+    if importlib.util.find_spec("palidecode.__main__") is None:
+        run = "import sys; from palidecode.cli import main; sys.exit(main())"
+        command[1:3] = ["-c", run]
+    start = time.perf_counter()
+    with (out.with_suffix(".log")).open("w") as log:
+        environment = {**os.environ, "PALIDECODE_WEIGHTS": str(weights)}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(out.with_suffix(".log").read_text()[-2000:])
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e6
+
+
+def memory() -> tuple[Table, list[Target]]:
+    """Peak memory of the command as the file grows."""
+    columns = ("objects", "answers", "seconds", "objects/s", "coco.json, MB", "peak RSS, MB")
+    title = "`palidecode decode` to a COCO file"
+    if importlib.util.find_spec("palidecode.cli") is None or not hasattr(os, "wait4"):
+        why = "not measured: there is no palidecode.cli, or this system has no wait4"
+        return Table(title, columns, [[why, *[None] * 5]]), []
+    rows: list[list[Cell]] = []
+    chosen, which = choose_weights()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "weights.safetensors")
+        save_safetensors(chosen.arrays, chosen.id, weights)
+        for objects in FILES:
+            source, out = Path(folder, f"{objects}.jsonl"), Path(folder, f"{objects}.json")
+            write_answers(source, objects)
+            seconds, peak = decode_file(source, out, weights)
+            lines, size = objects // OBJECTS_PER_ANSWER, out.stat().st_size / 1e6
+            found = json.loads(out.read_text(encoding="utf-8"))["annotations"]
+            assert len(found) == objects, f"{len(found)} annotations of {objects}"
+            rows.append([objects, lines, seconds, objects / seconds, size, peak])
+    peaks = [float(row[-1] or 0) for row in rows]
+    targets = [
+        at_most(f"peak RSS, {LARGEST:,} objects", peaks[-1], LIMIT_MB, "MB"),
+        at_most("peak RSS: the largest file ÷ the middle one", peaks[-1] / peaks[-2], 1.5, "×"),
+    ]
+    note = (
+        f"Every object has a mask, decoded with {which}. A file ten times as large may not "
+        "need ten times the memory; half as much again is allowed."
+    )
+    return Table(title, columns, rows, note), targets
+
+
+def main() -> None:
+    """Measure and print."""
+    parts = [imports(), memory()]
+    report("startup", [table for table, _ in parts], [t for _, found in parts for t in found])
+
+
+if __name__ == "__main__":
+    main()

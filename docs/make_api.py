@@ -1,0 +1,84 @@
+"""Write ``api.md`` from the docstrings: ``python docs/make_api.py``. A test keeps it current."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import palidecode
+
+GROUPS = {
+    "Answers": ("parse", "parse_batch", "StreamParser", "format_objects"),
+    "What answers are made of": ("ParseResult", "ParsedObject", "ParseIssue", "IssueKind"),
+    "Boxes": ("loc_to_xyxy", "xyxy_to_loc", "box_iou", "encode_boxes"),
+    "Detections": ("decode", "Detections", "CodecMismatchWarning"),
+    "Masks": ("load_codec", "encode_masks"),
+    "COCO": (
+        "to_coco",
+        "to_coco_results",
+        "from_coco",
+        "from_coco_results",
+        "CocoWriter",
+        "MaskFormat",
+        "CategoryMap",
+        "CocoReport",
+    ),
+    "Fine-tuning": ("to_finetuning_rows", "EncodeReport"),
+    "Drawing": ("draw",),
+    "Vocabulary and errors": (
+        "Vocabulary",
+        "PalidecodeError",
+        "ParseError",
+        "InputError",
+        "WeightsError",
+    ),
+}
+
+
+def entry(name: str) -> str:
+    """A name's signature, docstring and public methods."""
+    value = getattr(palidecode, name)
+    lines = [f"### `{name}`", ""]
+    is_class = inspect.isclass(value)
+    if not (is_class and issubclass(value, (Exception, palidecode.IssueKind))):
+        lines += ["```text", f"{name}{signature(value)}", "```", ""]
+    lines += ["```text", inspect.getdoc(value) or "", "```", ""]
+    if name == "IssueKind":
+        return "\n".join([*lines, ", ".join(f"`{kind.value}`" for kind in value), ""])
+    for method, function in vars(value).items() if is_class else ():
+        if method.startswith("_") or not inspect.isfunction(function):
+            continue
+        lines += [f"#### `{name}.{method}`", "", "```text", f"{method}{signature(function)}"]
+        lines += ["", inspect.getdoc(function) or "", "```", ""]
+    return "\n".join(lines)
+
+
+def signature(value: object) -> str:
+    """One parameter a line where it would be long."""
+    assert callable(value)
+    parameters, starred = [], False
+    for item in inspect.signature(value).parameters.values():
+        if item.name == "self":
+            continue
+        if item.kind is item.KEYWORD_ONLY and not starred:
+            parameters.append("*")
+            starred = True
+        name = item.name if item.annotation is item.empty else f"{item.name}: {item.annotation}"
+        parameters.append(name if item.default is item.empty else f"{name} = {item.default!r}")
+    short = f"({', '.join(parameters)})"
+    if len(short) <= 80:
+        return short
+    return "(\n" + "".join(f"    {parameter},\n" for parameter in parameters) + ")"
+
+
+def page() -> str:
+    """The whole page."""
+    head = "# API reference\n\nMade from the docstrings by `python docs/make_api.py`.\n"
+    parts = [head]
+    for group, names in GROUPS.items():
+        parts += [f"## {group}\n", *(entry(name) for name in names)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("api.md").write_text(page(), encoding="utf-8")

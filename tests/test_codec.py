@@ -1,0 +1,222 @@
+import subprocess
+import sys
+from importlib import resources
+
+import numpy as np
+import pytest
+
+from palidecode.codec import load_codec, onnx
+from palidecode.codec.graphs import decoder_graph, encoder_graph, main
+from palidecode.codec.weights import CodecWeights, save_safetensors
+from palidecode.errors import InputError, WeightsError
+from tests.references import decoded_field, encoded_mask
+
+BACKENDS = ("onnx", "torch")
+
+
+@pytest.fixture(scope="module")
+def codecs(random_weights):
+    return {backend: load_codec(random_weights, backend) for backend in BACKENDS}
+
+
+def random_codes(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 128, (count, 16))
+
+
+def random_masks(count, seed=0):
+    """Hard, soft and coarse masks in turn."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((count, 64, 64)).astype(np.float32)
+    masks[1::3] = np.rint(masks[1::3])
+    masks[2::3] = np.repeat(np.repeat(masks[2::3, ::8, ::8], 8, 1), 8, 2) > 0.5
+    return masks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decode_equals_the_slow_reference(codecs, random_weights, backend):
+    codes = random_codes(4)
+    expected = np.stack([decoded_field(row, random_weights.arrays) for row in codes])
+    assert (expected > 0).any()
+    assert (expected < 0).any()
+    assert abs(codecs[backend].decode(codes) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_encode_equals_the_slow_reference(codecs, random_weights, backend):
+    masks = random_masks(6)
+    expected = [encoded_mask(mask, random_weights.arrays) for mask in masks]
+    assert codecs[backend].encode(masks).tolist() == expected
+    assert len(np.unique(expected)) > 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 65])
+def test_backends_agree_at_the_borders_of_their_chunks(codecs, count):
+    codes, masks = random_codes(count, count), random_masks(count, count)
+    a, b = (codecs[backend].decode(codes) for backend in BACKENDS)
+    assert a.shape == b.shape == (count, 64, 64)
+    assert a.dtype == b.dtype == np.float32
+    assert abs(a - b).max(initial=0) < 1e-4
+    a, b = (codecs[backend].encode(masks) for backend in BACKENDS)
+    assert a.shape == (count, 16)
+    assert a.dtype == b.dtype == np.uint8
+    assert (a == b).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_chunk_does_not_depend_on_its_neighbours(codecs, backend):
+    codes = random_codes(65)
+    together = codecs[backend].decode(codes)
+    assert abs(codecs[backend].decode(codes[64:]) - together[64:]).max() < 1e-5
+
+
+def test_bfloat16_changes_few_pixels(codecs, random_weights):
+    rough = load_codec(random_weights, bfloat16=True)
+    exact, codes, masks = codecs["torch"], random_codes(32), random_masks(5)
+    fields = rough.decode(codes)
+    assert fields.dtype == np.float32
+    assert 0 < ((fields > 0) != (exact.decode(codes) > 0)).mean() < 0.03
+    assert (rough.encode(masks) == exact.encode(masks)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros(16, int), r"shape \(16,\)"),
+        (np.zeros((2, 15), int), r"shape \(2, 15\)"),
+        (np.zeros((5, 0), int), r"shape \(5, 0\)"),
+        (np.zeros((1, 16)), "float64"),
+        (np.full((1, 16), 128), "128 … 128"),
+        (np.full((1, 16), -1), "-1 … -1"),
+        ([[0] * 16, [0] * 15], "integers of shape"),
+        ("codes", "integers of shape"),
+    ],
+)
+def test_decode_refuses_what_are_not_codes(codecs, backend, codes, message):
+    with pytest.raises(InputError, match=message):
+        codecs[backend].decode(codes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (np.zeros((64, 64)), r"got \(64, 64\)"),
+        (np.zeros((1, 32, 32)), r"got \(1, 32, 32\)"),
+        (np.zeros((4, 0)), r"got \(4, 0\)"),
+        (np.full((1, 64, 64), 255, np.uint8), "divided by 255"),
+        (np.full((1, 64, 64), -0.1), r"\[0, 1\]"),
+        (np.full((1, 64, 64), np.nan), r"\[0, 1\]"),
+        ([[1], [1, 2]], "numbers of shape"),
+        ("masks", "numbers of shape"),
+    ],
+)
+def test_encode_refuses_what_are_not_masks(codecs, backend, masks, message):
+    with pytest.raises(InputError, match=message):
+        codecs[backend].encode(masks)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lists_bools_and_nothing_are_taken(codecs, backend):
+    codec = codecs[backend]
+    assert (codec.decode([[5] * 16]) == codec.decode(np.full((1, 16), 5, np.uint8))).all()
+    masks = np.tri(64, dtype=bool)[None]
+    assert (codec.encode(masks) == codec.encode(masks.astype(float))).all()
+    assert codec.decode([]).shape == (0, 64, 64)
+    assert codec.encode([]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder"])
+def test_the_carried_graphs_are_those_the_code_writes(name):
+    model = {"decoder": decoder_graph, "encoder": encoder_graph}[name]()
+    carried = resources.files("palidecode.codec").joinpath(f"{name}.onnx").read_bytes()
+    assert carried == model.SerializeToString(deterministic=True), (
+        "run: python -m palidecode.codec.graphs"
+    )
+
+
+def test_the_graphs_command_writes_both(tmp_path, monkeypatch):
+    monkeypatch.setattr("palidecode.codec.graphs.__file__", str(tmp_path / "graphs.py"))
+    main()
+    assert {path.name for path in tmp_path.iterdir()} == {"decoder.onnx", "encoder.onnx"}
+
+
+def test_decoding_with_onnxruntime_imports_no_torch(random_weights, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_safetensors(random_weights.arrays, "custom:x", path)
+    code = (
+        "import sys; from palidecode.codec import load_codec; codec = load_codec(sys.argv[1]);"
+        "assert codec.decode([[0] * 16]).shape == (1, 64, 64); codec.encode([]);"
+        "print(*({'torch', 'onnx', 'ray', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+def test_load_codec_chooses_the_backend(random_weights):
+    kinds = {
+        options: type(load_codec(random_weights, **dict(options))).__name__
+        for options in (
+            (),
+            (("backend", "onnx"),),
+            (("backend", "torch"),),
+            (("device", "cpu"),),
+            (("bfloat16", True),),
+        )
+    }
+    assert list(kinds.values()) == ["OnnxCodec", "OnnxCodec", *["TorchCodec"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "jax"}, "'auto', 'onnx' or 'torch', got 'jax'"),
+        ({"backend": "onnx", "device": "cpu"}, "need backend='torch'"),
+        ({"backend": "onnx", "bfloat16": True}, "need backend='torch'"),
+        ({"device": "toaster"}, "'toaster' can't be used"),
+    ],
+)
+def test_load_codec_refuses_options_that_do_not_fit(random_weights, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_codec(random_weights, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_torch_the_error_says_what_to_install(random_weights, monkeypatch):
+    monkeypatch.delitem(sys.modules, "palidecode.codec.pytorch", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'palidecode\[runtime\]'"):
+        load_codec(random_weights, "torch")
+
+
+def test_weights_that_do_not_fit_the_graph_are_a_weights_error(random_weights):
+    arrays = dict(random_weights.arrays)
+    arrays["decoder.12.bias"] = np.zeros(3, np.float32)
+    with pytest.raises(WeightsError, match="can't start the decoder"):
+        load_codec(CodecWeights(arrays, "custom:bad")).decode([[0] * 16])
+
+
+def test_folding_the_codebook_is_exact(random_weights):
+    arrays = random_weights.arrays
+    row = arrays["_vq_vae._embedding"][9].astype(float)
+    kernel, bias = arrays["decoder.0.weight"][:, :, 0, 0], arrays["decoder.0.bias"]
+    assert onnx.fold_codebook(arrays)[9] == pytest.approx(
+        np.maximum(kernel @ row + bias, 0), abs=1e-5
+    )
+
+
+def test_the_network_trains_through_its_codes(random_weights):
+    torch = pytest.importorskip("torch")
+    from palidecode.codec.network import MaskVQVAE
+
+    network = MaskVQVAE()
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in random_weights.arrays.items()})
+    masks = torch.from_numpy(random_masks(2))
+    out = network(masks)
+    assert (out.fields[:, 0] - network.decode(out.codes)).abs().max() < 1e-4
+    assert (out.codes == network.encode(masks)).all()
+    out.fields.square().mean().backward()
+    assert network.encoder[0].weight.grad.abs().sum() > 0
+    assert network.codebook.shape == (128, 512)

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import DEMO_ID
-from palidecode.decode.rle import Rle
+from palidecode.decoding.rle import Rle
 from palidecode.encoding import crop_rles, encode_masks
 from palidecode.finetune import to_finetuning_rows
 from palidecode.vocab import MASK_SIDE

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
         to_coco_results,
     )
     from palidecode.codec import load_codec
-    from palidecode.decode.assembler import IssueKind, ParsedObject, ParseIssue
-    from palidecode.decode.batch import parse_batch
-    from palidecode.decode.boxes import box_iou, loc_to_xyxy, xyxy_to_loc
-    from palidecode.decode.parsing import ParseResult, format_objects, parse
-    from palidecode.decode.stream import StreamParser
+    from palidecode.decoding.assembler import IssueKind, ParsedObject, ParseIssue
+    from palidecode.decoding.batch import parse_batch
+    from palidecode.decoding.boxes import box_iou, loc_to_xyxy, xyxy_to_loc
+    from palidecode.decoding.parsing import ParseResult, format_objects, parse
+    from palidecode.decoding.stream import StreamParser
     from palidecode.detections import CodecMismatchWarning, Detections, decode
     from palidecode.drawing import draw
     from palidecode.encoding import encode_boxes, encode_masks
@@ -48,11 +48,11 @@ _HOMES = {
         "to_coco_results",
     ),
     "codec": ("load_codec",),
-    "decode.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
-    "decode.batch": ("parse_batch",),
-    "decode.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
-    "decode.parsing": ("ParseResult", "format_objects", "parse"),
-    "decode.stream": ("StreamParser",),
+    "decoding.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
+    "decoding.batch": ("parse_batch",),
+    "decoding.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
+    "decoding.parsing": ("ParseResult", "format_objects", "parse"),
+    "decoding.stream": ("StreamParser",),
     "detections": ("CodecMismatchWarning", "Detections", "decode"),
     "drawing": ("draw",),
     "encoding": ("encode_boxes", "encode_masks"),

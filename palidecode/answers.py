@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from palidecode.codec.protocol import MaskCodec
-from palidecode.decode.boxes import DEFAULT_DIVISOR
-from palidecode.decode.parsing import Answer, Detokenize
+from palidecode.decoding.boxes import DEFAULT_DIVISOR
+from palidecode.decoding.parsing import Answer, Detokenize
 from palidecode.detections import Detections, decode
 from palidecode.errors import InputError
 from palidecode.files import inside, picture_size

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from palidecode.categories import CategoryMap, Match, Unmapped
-from palidecode.decode.boxes import xywh_to_xyxy
-from palidecode.decode.polygons import Polygons
-from palidecode.decode.rle import Rle, check_rle
+from palidecode.decoding.boxes import xywh_to_xyxy
+from palidecode.decoding.polygons import Polygons
+from palidecode.decoding.rle import Rle, check_rle
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import read_json, replacing

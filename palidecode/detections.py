@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
-from palidecode.decode.assembler import ParseIssue
-from palidecode.decode.batch import parse_batch
-from palidecode.decode.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
-from palidecode.decode.masks import DEFAULT_THRESHOLD, MaskCrop, paste
-from palidecode.decode.parsing import Answer, Detokenize
-from palidecode.decode.polygons import Holes, Polygons, exact_polygons, smooth_polygons
-from palidecode.decode.rle import Rle, crop_to_rle, rle_to_crop
+from palidecode.decoding.assembler import ParseIssue
+from palidecode.decoding.batch import parse_batch
+from palidecode.decoding.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
+from palidecode.decoding.masks import DEFAULT_THRESHOLD, MaskCrop, paste
+from palidecode.decoding.parsing import Answer, Detokenize
+from palidecode.decoding.polygons import Holes, Polygons, exact_polygons, smooth_polygons
+from palidecode.decoding.rle import Rle, crop_to_rle, rle_to_crop
 from palidecode.errors import InputError
 from palidecode.vocab import PALIGEMMA, SEG_PER_MASK, Vocabulary
 

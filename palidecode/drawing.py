@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from palidecode.decode.masks import DEFAULT_THRESHOLD
-from palidecode.decode.polygons import Polygons
+from palidecode.decoding.masks import DEFAULT_THRESHOLD
+from palidecode.decoding.polygons import Polygons
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import open_picture

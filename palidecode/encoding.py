@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.codec.protocol import MaskCodec
-from palidecode.decode.boxes import DEFAULT_DIVISOR, as_rows, xyxy_to_loc
-from palidecode.decode.masks import crop_masks, shrink
-from palidecode.decode.rle import Rle, rle_to_window
+from palidecode.decoding.boxes import DEFAULT_DIVISOR, as_rows, xyxy_to_loc
+from palidecode.decoding.masks import crop_masks, shrink
+from palidecode.decoding.rle import Rle, rle_to_window
 from palidecode.errors import InputError
 from palidecode.vocab import MASK_SIDE, SEG_PER_MASK
 

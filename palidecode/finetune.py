@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
-from palidecode.decode.assembler import ParsedObject
-from palidecode.decode.boxes import DEFAULT_DIVISOR, box_area
-from palidecode.decode.parsing import format_objects
-from palidecode.decode.rle import Rle
+from palidecode.decoding.assembler import ParsedObject
+from palidecode.decoding.boxes import DEFAULT_DIVISOR, box_area
+from palidecode.decoding.parsing import format_objects
+from palidecode.decoding.rle import Rle
 from palidecode.errors import InputError
 from palidecode.ground_truth import (
     DEFAULT_ABSENT,

@@ -16,10 +16,10 @@ from pycocotools import mask as coco_mask
 from palidecode.answers import check_size
 from palidecode.categories import check_categories
 from palidecode.coco import read_segmentation
-from palidecode.decode.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
-from palidecode.decode.masks import rounded_corners
-from palidecode.decode.parsing import label_problem
-from palidecode.decode.rle import Rle
+from palidecode.decoding.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
+from palidecode.decoding.masks import rounded_corners
+from palidecode.decoding.parsing import label_problem
+from palidecode.decoding.rle import Rle
 from palidecode.encoding import crop_rles, encode_boxes
 from palidecode.errors import InputError
 from palidecode.files import read_json

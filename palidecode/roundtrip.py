@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from palidecode.codec.protocol import MaskCodec
-from palidecode.decode.boxes import DEFAULT_DIVISOR, box_area, loc_to_xyxy
-from palidecode.decode.rle import Rle
+from palidecode.decoding.boxes import DEFAULT_DIVISOR, box_area, loc_to_xyxy
+from palidecode.decoding.rle import Rle
 from palidecode.detections import Detections
 from palidecode.finetune import EncodedImage
 

@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from palidecode import InputError, encode_boxes, encode_masks, loc_to_xyxy
-from palidecode.decode.masks import crop_masks, rounded_corners
+from palidecode.decoding.masks import crop_masks, rounded_corners
 from palidecode.encoding import crop_rles
 
 WIDTH, HEIGHT = 97, 61

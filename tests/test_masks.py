@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from palidecode.decode.masks import crop_masks, paste, shrink
+from palidecode.decoding.masks import crop_masks, paste, shrink
 from palidecode.errors import InputError
 from tests.references import pasted_image, whole_image
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
 
-from palidecode.decode.masks import MaskCrop, paste
-from palidecode.decode.polygons import Polygons, exact_polygons, smooth_polygons
+from palidecode.decoding.masks import MaskCrop, paste
+from palidecode.decoding.polygons import Polygons, exact_polygons, smooth_polygons
 from palidecode.errors import InputError
 from tests.references import filled_holes, whole_image
 

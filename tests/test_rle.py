@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
 
-from palidecode.decode.masks import MaskCrop
-from palidecode.decode.rle import check_rle, crop_to_rle, rle_to_crop, rle_to_mask
+from palidecode.decoding.masks import MaskCrop
+from palidecode.decoding.rle import check_rle, crop_to_rle, rle_to_crop, rle_to_mask
 from palidecode.errors import InputError
 from tests.references import whole_image
 

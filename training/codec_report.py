@@ -27,7 +27,7 @@ from palidecode.codec.weights import (
     sha256_of,
     shipped_path,
 )
-from palidecode.decode.masks import paste, shrink
+from palidecode.decoding.masks import paste, shrink
 from palidecode.vocab import SEG_COUNT
 from training import masks
 

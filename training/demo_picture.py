@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
 from palidecode.codec import load_codec
-from palidecode.decode.boxes import xyxy_to_loc
-from palidecode.decode.masks import crop_masks
-from palidecode.decode.parsing import ParsedObject, format_objects
+from palidecode.decoding.boxes import xyxy_to_loc
+from palidecode.decoding.masks import crop_masks
+from palidecode.decoding.parsing import ParsedObject, format_objects
 
 WIDTH, HEIGHT, SCALE = 960, 600, 3
 HORIZON = 372

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import ImageFont
 from pycocotools import mask as coco_mask
 
-from palidecode.decode.masks import shrink
+from palidecode.decoding.masks import shrink
 
 Mask = npt.NDArray[np.uint8]
 SIDE = 256  # shapes are drawn on a canvas this large

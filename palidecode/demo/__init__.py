@@ -18,7 +18,7 @@ from palidecode.answers import AnswerRow, DecodeOptions, by_picture, decode_rows
 from palidecode.coco import from_coco, to_coco
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
-from palidecode.decode.boxes import box_iou
+from palidecode.decoding.boxes import box_iou
 from palidecode.detections import Detections
 from palidecode.drawing import draw
 from palidecode.files import replacing

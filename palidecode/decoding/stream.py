@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.decode.assembler import Assembler, ParsedObject, ParseIssue
-from palidecode.decode.parsing import (
+from palidecode.decoding.assembler import Assembler, ParsedObject, ParseIssue
+from palidecode.decoding.parsing import (
     Detokenize,
     as_ids,
     close_text,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from palidecode.decode.boxes import as_rows
-from palidecode.decode.masks import DEFAULT_THRESHOLD, MaskCrop
+from palidecode.decoding.boxes import as_rows
+from palidecode.decoding.masks import DEFAULT_THRESHOLD, MaskCrop
 from palidecode.errors import InputError
 from palidecode.vocab import MASK_SIDE
 

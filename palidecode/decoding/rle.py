@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from palidecode.decode.masks import MaskCrop, rounded_corners
+from palidecode.decoding.masks import MaskCrop, rounded_corners
 from palidecode.errors import InputError
 
 # COCO's C code counts in 32 bits and reads longer numbers wrongly: six characters of five bits

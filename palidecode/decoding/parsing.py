@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.decode.assembler import Assembler, IssueKind, ParsedObject, ParseIssue, Span
+from palidecode.decoding.assembler import Assembler, IssueKind, ParsedObject, ParseIssue, Span
 from palidecode.errors import InputError, ParseError
 from palidecode.vocab import (
     CONTROL_TOKENS,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from palidecode.decode.boxes import as_rows
+from palidecode.decoding.boxes import as_rows
 from palidecode.errors import InputError
 from palidecode.vocab import MASK_SIDE
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from palidecode.decode.assembler import ParsedObject, ParseIssue
-from palidecode.decode.parsing import Answer, Detokenize, as_ids, parse
+from palidecode.decoding.assembler import ParsedObject, ParseIssue
+from palidecode.decoding.parsing import Answer, Detokenize, as_ids, parse
 from palidecode.errors import InputError, ParseError
 from palidecode.vocab import (
     LOC_COUNT,

@@ -1,0 +1,1 @@
+"""Tokens in, detections out. Needs numpy, OpenCV, shapely and pycocotools; never torch."""

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
         CocoReport,
         CocoWriter,
         MaskFormat,
-        from_coco,
-        from_coco_results,
         to_coco,
         to_coco_results,
     )
+    from palidecode.coco_reading import from_coco, from_coco_results
     from palidecode.codec import load_codec
     from palidecode.decoding.assembler import IssueKind, ParsedObject, ParseIssue
     from palidecode.decoding.batch import parse_batch
@@ -42,11 +41,10 @@ _HOMES = {
         "CocoReport",
         "CocoWriter",
         "MaskFormat",
-        "from_coco",
-        "from_coco_results",
         "to_coco",
         "to_coco_results",
     ),
+    "coco_reading": ("from_coco", "from_coco_results"),
     "codec": ("load_codec",),
     "decoding.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
     "decoding.batch": ("parse_batch",),

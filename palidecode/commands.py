@@ -168,7 +168,7 @@ def _draw_text(args: argparse.Namespace) -> int:
 def _found_in(args: argparse.Namespace) -> tuple[Detections, list[str], list[tuple[int, str]]]:
     """Detections, the pictures' names, and problems, of a COCO file or of answers."""
     from palidecode.answers import by_picture, decode_rows
-    from palidecode.coco import from_coco
+    from palidecode.coco_reading import from_coco
     from palidecode.files import read_json
 
     if args.source.suffix == ".json":

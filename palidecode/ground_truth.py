@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from palidecode.answers import check_size
 from palidecode.categories import check_categories
-from palidecode.coco import read_segmentation
+from palidecode.coco_reading import read_segmentation
 from palidecode.decoding.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
 from palidecode.decoding.masks import rounded_corners
 from palidecode.decoding.parsing import label_problem

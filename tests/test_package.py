@@ -16,7 +16,7 @@ ROOMS = [
     ("decoding",),
     ("codec",),
     ("detections", "categories"),
-    ("coco", "drawing", "answers", "encoding"),
+    ("coco", "coco_reading", "drawing", "answers", "encoding"),
     ("ground_truth",),
     ("finetune",),
     ("roundtrip",),

@@ -200,6 +200,7 @@ class Assembler:
         cut = not self._ended
         if partial is not None and cut:
             self._issue(IssueKind.TRUNCATED, *partial)
+            self._separator = None  # something did follow it
         self._finish(cut_at_end=cut)
         if self._separator is not None:
             self._issue(IssueKind.EXTRA_SEPARATOR, *self._separator)

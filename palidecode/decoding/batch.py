@@ -215,7 +215,10 @@ def _spelled(chars: Bytes, places: Ints, spelling: Bytes, repeats: int, count: i
 
 def _text_label(raw: bytes) -> tuple[str, int]:
     """The label in the text behind an object's tokens, and how that text ends."""
-    text = raw.decode("utf-8", "surrogatepass")
+    try:
+        text = raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:  # what stood before wasn't tokens, and this is half a letter
+        return "", _ODD
     body = text.removesuffix(_SEPARATOR)
     label = body[1:]
     blank = not body or (body[0] == " " and label and label == label.strip())

@@ -15,7 +15,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from palidecode.answers import AnswerRow, DecodeOptions, by_picture, decode_rows, read_rows
-from palidecode.coco import from_coco, to_coco
+from palidecode.coco import to_coco
+from palidecode.coco_reading import from_coco
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.decoding.boxes import box_iou

@@ -1,0 +1,137 @@
+"""Detections out of COCO JSON: datasets and results lists."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from palidecode.coco import CocoReport
+from palidecode.decoding.boxes import xywh_to_xyxy
+from palidecode.decoding.rle import Rle, check_rle
+from palidecode.detections import Detections
+from palidecode.errors import InputError
+from palidecode.files import read_json
+from palidecode.vocab import SEG_PER_MASK
+
+
+def from_coco(
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    crowds: bool = False,
+    report: CocoReport | None = None,
+) -> Detections:
+    """A COCO dataset to detections: its boxes, labels, and masks as RLE.
+
+    Parameters
+    ----------
+    dataset : path or dict
+    crowds : bool
+        Read crowd annotations too; by default they are left out and counted in `report`.
+
+    Raises
+    ------
+    InputError
+        Naming the first annotation that can't be read.
+    """
+    data = dataset if isinstance(dataset, Mapping) else read_json(dataset)
+    where = "dataset" if isinstance(dataset, Mapping) else str(dataset)
+    if not isinstance(data, Mapping) or not isinstance(data.get("images"), list):
+        kind = "a results list; use from_coco_results" if isinstance(data, list) else "no dataset"
+        raise InputError(f"{where}: a COCO dataset has 'images' and 'annotations'; this is {kind}")
+    rows = data.get("annotations") or []
+    solid = [row for row in rows if crowds or not row.get("iscrowd")]
+    if report is not None:
+        report.crowds += len(rows) - len(solid)
+    return _read_rows(solid, data, where)
+
+
+def from_coco_results(
+    results: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+) -> Detections:
+    """A COCO results list to detections of the images of its dataset.
+
+    Raises
+    ------
+    InputError
+        Naming the first row that can't be read, or whose image or category is unknown.
+    """
+    rows, where = results, "results"
+    if isinstance(results, (str, os.PathLike)):
+        rows, where = read_json(results), str(results)
+    data = dataset if isinstance(dataset, Mapping) else read_json(dataset)
+    if not isinstance(rows, list):
+        raise InputError(f"{where}: COCO results are a list; for a dataset use from_coco")
+    return _read_rows(rows, data, where)
+
+
+def _read_rows(rows: Sequence[Any], data: Mapping[str, Any], where: str) -> Detections:
+    try:
+        images = {image["id"]: place for place, image in enumerate(data["images"])}
+        sizes = [(int(image["width"]), int(image["height"])) for image in data["images"]]
+        names = {item["id"]: item["name"] for item in data["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: images need id, width, height, categories id, name ({error!r})"
+        ) from error
+    labels, boxes, scores, index = [], [], [], []
+    rles: list[Rle | None] = []
+    for place, row in enumerate(rows):
+        try:
+            image = images[row["image_id"]]
+            rle = read_segmentation(row.get("segmentation"), sizes[image])
+            boxes.append(_read_box(row, rle))
+            labels.append(names[row["category_id"]])
+            scores.append(float(row.get("score", math.nan)))
+            index.append(image)
+            rles.append(rle)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = f"unknown {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{where}: annotation {place}: {reason}") from error
+    return Detections(
+        xyxy=xywh_to_xyxy(boxes).astype(np.float32),
+        labels=labels,
+        scores=np.asarray(scores, np.float32),
+        image_index=np.asarray(index, np.int64),
+        sizes=np.asarray(sizes, np.int64).reshape(-1, 2),
+        codes=np.zeros((len(labels), SEG_PER_MASK), np.uint8),
+        has_mask=np.fromiter((rle is not None for rle in rles), np.bool_, len(rles)),
+        rles=rles,
+    )
+
+
+def _read_box(row: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.float64]:
+    box = row.get("bbox")
+    if box is None and rle is not None:
+        box = coco_mask.toBbox(rle)
+    values = np.asarray(box, np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(f"bbox must be four finite numbers, got {box!r}")
+    return values
+
+
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
+    """Polygons, RLE or compressed RLE to compressed RLE; None where there is none."""
+    if not segmentation:
+        return None
+    width, height = size
+    if isinstance(segmentation, Mapping):
+        rle = check_rle(dict(segmentation))
+        if rle["size"] != [height, width]:
+            raise ValueError(f"an RLE of size {rle['size']} in an image of {[height, width]}")
+        return rle
+    rings = [np.asarray(ring, np.float64) for ring in segmentation]
+    for ring in rings:
+        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all():
+            raise ValueError("a polygon must be a flat list of at least three x, y pairs")
+    # pycocotools allocates by coordinates: far ones would cost all memory.
+    limit = 4 * max(width, height) + 64
+    clipped = [np.clip(ring, -limit, limit).tolist() for ring in rings]
+    merged = coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))
+    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))

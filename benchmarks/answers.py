@@ -29,14 +29,24 @@ def boxes(rng: np.random.Generator, count: int, smallest: int = 16) -> np.ndarra
     return np.concatenate([corners, corners + sides], axis=1)
 
 
-def texts(seed: int, count: int, objects: int, *, masks: bool) -> list[str]:
-    """`count` clean answers of so many objects each, with or without seg tokens."""
+def texts(
+    seed: int, count: int, objects: int, *, masks: bool, codes_of: np.ndarray | None = None
+) -> list[str]:
+    """`count` clean answers of so many objects each, with or without seg tokens.
+
+    Codes are drawn from the rows (N, 16) of `codes_of`, or at random without it; random
+    codes parse like any others but decode to speckles, not to things.
+    """
     rng = np.random.default_rng(seed)
     answers = []
     for _ in range(count):
         parts = []
         for loc in boxes(rng, objects).tolist():
-            codes = rng.integers(0, SEG_COUNT, SEG_PER_MASK).tolist() if masks else []
+            codes: list[int] = []
+            if masks and codes_of is not None:
+                codes = codes_of[rng.integers(len(codes_of))].tolist()
+            elif masks:
+                codes = rng.integers(0, SEG_COUNT, SEG_PER_MASK).tolist()
             tokens = "".join([*map(loc_token, loc), *map(seg_token, codes)])
             parts.append(f"{tokens} {LABELS[rng.integers(len(LABELS))]}")
         answers.append(" ; ".join(parts))

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "parsing": "Reading answers",
     "masks": "Decoding masks",
     "rle": "RLE and polygons",
+    "encoding": "Encoding masks",
     "startup": "Starting, and memory",
 }
 

@@ -16,10 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from answers import texts
-from masks import choose_weights
+from masks import choose_weights, shapes_of_things
 from measure import Cell, Table, Target, at_most, report
 
+from palidecode.codec import load_codec
 from palidecode.codec.weights import save_safetensors
 
 RUNS = 9
@@ -74,9 +76,10 @@ def imports() -> tuple[Table, list[Target]]:
     return Table("Starting", columns, rows, note), targets
 
 
-def write_answers(path: Path, objects: int) -> None:
+def write_answers(path: Path, objects: int, codes: np.ndarray) -> None:
     """A file of answers with masks, ten objects a line; the same thousand lines repeated."""
-    answers = texts(11, min(1000, objects // OBJECTS_PER_ANSWER), OBJECTS_PER_ANSWER, masks=True)
+    lines = min(1000, objects // OBJECTS_PER_ANSWER)
+    answers = texts(11, lines, OBJECTS_PER_ANSWER, masks=True, codes_of=codes)
     with path.open("w", encoding="utf-8") as file:
         for line in range(objects // OBJECTS_PER_ANSWER):
             row = {"image": f"{line:06d}.jpg", **SIZE, "output": answers[line % len(answers)]}
@@ -101,6 +104,17 @@ def decode_file(answers: Path, out: Path, weights: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * unit / 1e6
 
 
+def count_in(path: Path, word: bytes) -> int:
+    """How often a word stands in a file that may be too large to load."""
+    found, tail = 0, b""
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            text = tail + block
+            found += text.count(word)
+            tail = text[-(len(word) - 1) :]
+    return found
+
+
 def memory() -> tuple[Table, list[Target]]:
     """Peak memory of the command as the file grows."""
     columns = ("objects", "answers", "seconds", "objects/s", "coco.json, MB", "peak RSS, MB")
@@ -110,16 +124,17 @@ def memory() -> tuple[Table, list[Target]]:
         return Table(title, columns, [[why, *[None] * 5]]), []
     rows: list[list[Cell]] = []
     chosen, which = choose_weights()
+    codes = load_codec(chosen, "onnx").encode(shapes_of_things(256))
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "weights.safetensors")
         save_safetensors(chosen.arrays, chosen.id, weights)
         for objects in FILES:
             source, out = Path(folder, f"{objects}.jsonl"), Path(folder, f"{objects}.json")
-            write_answers(source, objects)
+            write_answers(source, objects, codes)
             seconds, peak = decode_file(source, out, weights)
             lines, size = objects // OBJECTS_PER_ANSWER, out.stat().st_size / 1e6
-            found = json.loads(out.read_text(encoding="utf-8"))["annotations"]
-            assert len(found) == objects, f"{len(found)} annotations of {objects}"
+            found = count_in(out, b'"bbox"')
+            assert found == objects, f"{found} annotations of {objects}"
             rows.append([objects, lines, seconds, objects / seconds, size, peak])
     peaks = [float(row[-1] or 0) for row in rows]
     targets = [

@@ -25,7 +25,7 @@ Dataset: TypeAlias = dict[str, Any]
 Categories: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any]
 
 _KINDS = ("polygons", "exact", "rle", "none")
-_CHUNK = 1024
+_CHUNK = 512  # rows; `Detections` keeps the fields of as many
 
 
 @dataclass

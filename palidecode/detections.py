@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,11 +25,12 @@ from palidecode.decoding.parsing import Answer, Detokenize
 from palidecode.decoding.polygons import Holes, Polygons, exact_polygons, smooth_polygons
 from palidecode.decoding.rle import Rle, crop_to_rle, rle_to_crop
 from palidecode.errors import InputError
-from palidecode.vocab import PALIGEMMA, SEG_PER_MASK, Vocabulary
+from palidecode.vocab import MASK_SIDE, PALIGEMMA, SEG_PER_MASK, Vocabulary
 
 Rows: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice | Sequence[int]
 
 _CHUNK = 512  # fields in memory at once: 8 MB
+_KEPT = 512  # as many fields are kept, so that nothing decodes them twice
 
 
 class CodecMismatchWarning(UserWarning):
@@ -154,8 +156,16 @@ class Detections:
         if not self._coded()[chosen].all():
             raise InputError("fields() was asked for rows that have no codes; see has_mask")
         if len(chosen) == 0:
-            return np.zeros((0, 64, 64), np.float32)
-        return self._use_codec().decode(self.codes[chosen])
+            return np.zeros((0, MASK_SIDE, MASK_SIDE), np.float32)
+        if self._coded().sum() > _KEPT:
+            return self._use_codec().decode(self.codes[chosen])
+        place = np.cumsum(self._coded())[chosen] - 1
+        return self._every_field[place]
+
+    @cached_property
+    def _every_field(self) -> npt.NDArray[np.float32]:
+        """Kept for small Detections, which are often asked for RLE and polygons both."""
+        return self._use_codec().decode(self.codes[self._coded()])
 
     def crops(self, *, threshold: float = DEFAULT_THRESHOLD) -> Iterator[MaskCrop | None]:
         """Each row's mask inside its box, as big_vision's evaluator pastes it; None without one.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import load_file
 
 from palidecode.codec import MaskCodec, load_codec
@@ -149,6 +150,34 @@ def export(run: Path, coco: Path, fonts: list[str], command: str) -> None:
     (path.parent / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
+def picture(codec: MaskCodec, coco: Path, target: Path, columns: int = 12) -> None:
+    """Held-out real masks, and below each what the codec makes of it, with its IoU."""
+    items = [item for item in masks.load_coco(coco, 1) if item.mask.sum() > 40**2]
+    items = items[:: len(items) // columns][:columns]
+    fields = codec.decode(codec.encode(np.stack([shrink(item.mask) for item in items])))
+    ious = at_full_size(fields, items)
+    side, gap, line = 108, 12, 26
+    size = (gap + columns * (side + gap), 2 * (side + gap) + gap + line)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    letters = ImageFont.load_default(17)
+    for column, (item, field) in enumerate(zip(items, fields, strict=True)):
+        height, width = item.mask.shape
+        made = paste(field, (0, 0, width, height), (width, height)).mask
+        scale = side / max(height, width)
+        shown = max(1, round(width * scale)), max(1, round(height * scale))
+        left = gap + column * (side + gap)
+        for row, (mask, color) in enumerate(((item.mask > 0, "#20496b"), (made, "#d9483b"))):
+            tile = Image.fromarray(mask).convert("L").resize(shown, Image.Resampling.BOX)
+            place = (
+                left + (side - shown[0]) // 2,
+                gap + row * (side + gap) + (side - shown[1]) // 2,
+            )
+            sheet.paste(color, (*place, place[0] + shown[0], place[1] + shown[1]), tile)
+        pen.text((left + side // 2, size[1] - line), f"{ious[column]:.2f}", "black", letters, "ma")
+    sheet.save(target, optimize=True)
+
+
 def main() -> None:
     """Print the figures; export first where that is asked for."""
     parser = argparse.ArgumentParser(description="Figures of the shipped mask codec.")
@@ -156,9 +185,12 @@ def main() -> None:
     parser.add_argument("--font", action="append", required=True, help="as for training")
     parser.add_argument("--export", type=Path, metavar="RUN", help="folder of a training run")
     parser.add_argument("--command", default="", help="the training command, for the manifest")
+    parser.add_argument("--picture", type=Path, help="masks before and after, as a PNG")
     args = parser.parse_args()
     if args.export:
         export(args.export, args.coco, args.font, args.command)
+    if args.picture:
+        picture(load_codec(DEMO_ID), args.coco, args.picture)
     print(json.dumps(figures(load_codec(DEMO_ID), args.coco, args.font), indent=1))
 
 

@@ -160,7 +160,8 @@ class Detections:
         if self._coded().sum() > _KEPT:
             return self._use_codec().decode(self.codes[chosen])
         place = np.cumsum(self._coded())[chosen] - 1
-        return self._every_field[place]
+        kept: npt.NDArray[np.float32] = self._every_field[place]
+        return kept
 
     @cached_property
     def _every_field(self) -> npt.NDArray[np.float32]:

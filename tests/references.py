@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from PIL import Image
 
@@ -98,3 +100,36 @@ def encoded_mask(mask, arrays):
     latents = _convolve(x, arrays, "encoder.10").reshape(512, 16).T
     rows = arrays["_vq_vae._embedding"].astype(float)
     return [int(((latent - rows) ** 2).sum(axis=1).argmin()) for latent in latents]
+
+
+# --- Answers ---------------------------------------------------------------------------------
+
+_LOC, _SEG = "<loc[0-9]{1,8}>", "<seg[0-9]{1,8}>"
+_TOKEN = rf"{_LOC}|{_SEG}|<pad>|<bos>"
+# Four loc tokens or more (white space only among the first four), or one to three.
+_LOCS = rf"(?:{_LOC}\s*){{3}}(?:{_LOC})+|{_LOC}(?:\s*{_LOC}){{0,2}}"
+_SEGS = rf"{_SEG}(?:\s*{_SEG})*"
+_OBJECT = re.compile(
+    rf"(?:(?P<locs>{_LOCS})(?:\s*(?P<segs>{_SEGS}))?|(?P<only_segs>{_SEGS}))"
+    rf"\s*(?P<label>(?:(?!{_TOKEN})[^;\n])*)"
+)
+
+
+def parsed_answer(text):
+    """Label, loc and seg of every object, by one regular expression."""
+    text, end, _ = text.partition("<eos>")
+    if not end:
+        text = re.sub(r"<(loc|seg)[0-9]{0,8}\Z", "", text)
+    found = []
+    for match in _OBJECT.finditer(text):
+        loc = _numbers(match["locs"], 4, 4, 1024)
+        seg = _numbers(match["segs"] or match["only_segs"], 3, 16, 128)
+        if loc or seg:
+            found.append((match["label"].strip(), loc, seg))
+    return found
+
+
+def _numbers(tokens, digits, count, limit):
+    numbers = re.findall("[0-9]+", tokens or "")[:count]
+    right = all(len(number) == digits and int(number) < limit for number in numbers)
+    return tuple(map(int, numbers)) if right and len(numbers) == count else None

@@ -97,8 +97,10 @@ def test_nothing():
 def test_errors_name_the_answer():
     with pytest.raises(ParseError, match="answer 1: stray_text"):
         parse_batch([f"{BOX} cat", "junk"], strict=True)
-    with pytest.raises(InputError, match="answer"):
+    with pytest.raises(InputError, match="answer 1"):
         parse_batch([f"{BOX} cat", 7])
+    with pytest.raises(InputError, match="answer 1"):
+        parse_batch([f"{BOX} cat", [1.5]], detokenize=detokenize)
     with pytest.raises(InputError, match=r"use \[text\]"):
         parse_batch(BOX)
 

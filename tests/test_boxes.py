@@ -108,6 +108,7 @@ def test_xywh_and_back():
 
 def test_no_boxes():
     assert loc_to_xyxy([], (5, 5)).shape == (0, 4)
+    assert loc_to_xyxy([], []).shape == (0, 4)
     assert xyxy_to_loc([], (5, 5)).shape == (0, 4)
     assert box_iou([], [[0, 0, 1, 1]]).shape == (0, 1)
 
@@ -120,6 +121,8 @@ def test_no_boxes():
         (lambda: loc_to_xyxy([[1, 2, 3, 4]], (0, 5)), "positive"),
         (lambda: loc_to_xyxy([[1, 2, 3, 4]], (float("nan"), 5)), "positive"),
         (lambda: loc_to_xyxy([[1, 2, 3, 4]], [(5, 5)] * 3), "one such pair per row"),
+        (lambda: loc_to_xyxy([[1, 2, 3, 4]], [(5, 5), (5,)]), "sizes must be numbers"),
+        (lambda: loc_to_xyxy(np.zeros((3, 0)), (5, 5)), "shape"),
         (lambda: loc_to_xyxy([[1, 2, 3, 4]], (5, 5), divisor=1000), "1024"),
         (lambda: xyxy_to_loc([[1, 2, 3, float("inf")]], (5, 5)), "box 0"),
         (lambda: xyxy_to_loc([[1, 2, 3, 4]], (5, 5), divisor=0), "1024"),

@@ -10,6 +10,7 @@ from palidecode import InputError, ParsedObject, ParseError, Vocabulary, format_
 from palidecode.decoding.assembler import Assembler
 from palidecode.decoding.parsing import close_text, feed_text, result_of
 from palidecode.vocab import loc_token, seg_token
+from tests.references import parsed_answer
 from tests.samples import CODES, answer
 
 BOX = "<loc0001><loc0002><loc0300><loc0400>"
@@ -58,6 +59,11 @@ CASES = {
     "5 loc": (f"{BOX}<loc0005> cat", [CAT], ["extra_loc"]),
     "8 loc": (f"{BOX}{BOX} cat", [CAT], ["extra_loc"]),
     "15 seg": (f"{BOX}{MASK[:-8]} cat", [CAT], ["missing_seg"]),
+    "broken last seg": (
+        f"{BOX}{MASK[:-1]}] cat",
+        [CAT._replace(label="<seg013] cat")],
+        ["missing_seg", "missing_space"],
+    ),
     "17 seg": (f"{BOX}{MASK}<seg001> cat", [CAT._replace(seg=CODES)], ["extra_seg"]),
     "seg without loc": (f"{MASK} cat", [ParsedObject("cat", None, CODES)], ["missing_loc"]),
     "loc 1024": ("<loc1024><loc0002><loc0300><loc0400> cat", [], ["out_of_range"]),
@@ -125,6 +131,19 @@ def test_the_shortcut_and_the_assembler_agree(text):
 
 @settings(deadline=None, max_examples=300)
 @given(texts)
+def test_objects_are_those_of_the_reference(text):
+    assert [item[:3] for item in parse(text).objects] == parsed_answer(text)
+
+
+@pytest.mark.parametrize("tail", ["<loc00\n", "<loc123456789", "<eos> <loc00"])
+def test_what_only_looks_cut_is_not_truncated(tail):
+    text = f"{BOX} cat ; {tail}"
+    assert "truncated" not in kinds(parse(text))
+    assert parse(text).issues[-1].text == tail.removeprefix("<eos>").strip()
+
+
+@settings(deadline=None, max_examples=300)
+@given(texts)
 def test_nothing_is_lost(text):
     """Every loc token of an answer is in an object or in an issue."""
     result = parse(text)
@@ -164,6 +183,8 @@ def test_parse_undoes_format(items):
         ParsedObject("<eos>", (0, 0, 1, 1)),
         ParsedObject("a", (0, 0, 1, 1024)),
         ParsedObject("a", (0, 0, 1)),
+        ParsedObject("a", (0, 0, 1, 1.5)),
+        ParsedObject("a", 5),
         ParsedObject("a", (0, 0, 1, 1), (128,) * 16),
         ParsedObject("a", (0, 0, 1, 1), (1,) * 15),
         ParsedObject("a"),

@@ -79,6 +79,20 @@ def test_misuse_is_said():
     assert StreamParser().issues == ()
 
 
+def test_a_refused_piece_leaves_the_stream_as_it_was():
+    stream = StreamParser()
+    with pytest.raises(InputError, match="answer"):
+        stream.feed(None)
+    assert [item.label for item in stream.feed(f"{BOX} cat ;")] == ["cat"]
+
+
+@pytest.mark.parametrize("piece", ["<loc0000>", "<", ";", "<loc", " ", "<seg000> ", "a;"])
+def test_a_hostile_answer_in_pieces(piece):
+    """Quadratic time would take minutes here."""
+    text = piece * (300_000 // len(piece))
+    assert fed(cut(text, range(0, len(text), 50))) == parse(text)
+
+
 def test_a_long_answer_letter_by_letter():
     text = (answer("cat") + " ; ") * 1500
     objects, issues = fed(text)

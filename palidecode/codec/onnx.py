@@ -63,8 +63,38 @@ def fold_codebook(arrays: Arrays) -> npt.NDArray[np.float32]:
 
 def decoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
     """What the decoder's graph asks for."""
-    names = [k for k in arrays if k.startswith("decoder.") and not k.startswith("decoder.0.")]
-    return {"table": fold_codebook(arrays), **{name: arrays[name] for name in names}}
+    given = {"table": fold_codebook(arrays)}
+    for name, array in arrays.items():
+        if name.startswith(("decoder.2.", "decoder.3.")):
+            given[name] = array
+    for layer in (4, 6, 8, 10):
+        weight, bias = phases(arrays[f"decoder.{layer}.weight"], arrays[f"decoder.{layer}.bias"])
+        given[f"decoder.{layer}.phases.weight"] = weight
+        given[f"decoder.{layer}.phases.bias"] = bias
+    last = arrays["decoder.12.weight"][:, :, 0, 0]
+    given["decoder.12.phases.weight"] = np.kron(np.eye(4, dtype=np.float32), last)[:, :, None, None]
+    given["decoder.12.phases.bias"] = np.repeat(arrays["decoder.12.bias"], 4)
+    return given
+
+
+def phases(
+    weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """A transposed convolution (kernel 4, stride 2, padding 1) as a 2×2 convolution, exactly.
+
+    Output row 2m takes input rows m − 1 and m by taps 3 and 1, row 2m + 1 takes rows m and
+    m + 1 by taps 2 and 0. Padded by one pixel, the odd row comes out at place m + 1, so it is
+    the first of its pair there, and the image begins one pixel late.
+
+    Returns
+    -------
+    ndarray of float32, shape (4 · outer, inner, 2, 2), and its bias (4 · outer,)
+        The four phases (odd or even row, odd or even column), each with all its channels.
+    """
+    taps = ([2, 0], [3, 1])
+    parts = [weight[:, :, rows][:, :, :, columns] for rows in taps for columns in taps]
+    stacked = np.concatenate([part.transpose(1, 0, 2, 3) for part in parts])
+    return np.ascontiguousarray(stacked), np.tile(bias, 4)
 
 
 def encoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:

@@ -33,7 +33,6 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-_TEXT, _LOC, _SEG, _CONTROL = 0, 1, 2, 3
 _EOS, _SEPARATOR = "<eos>", " ; "
 _LOC_SPELLING = np.frombuffer(loc_token(0).encode(), np.uint8)
 _SEG_SPELLING = np.frombuffer(seg_token(0).encode(), np.uint8)
@@ -232,13 +231,12 @@ def _read_ids(arrays: list[Ints], vocabulary: Vocabulary, detokenize: Detokenize
     lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
     bounds = np.cumsum(lengths)
     firsts = bounds - lengths
-    # Some room behind the end, so that every window lies inside.
-    ids = np.concatenate([*arrays, np.full(LOC_PER_BOX + SEG_PER_MASK, vocabulary.pad)])
-    kinds = _kinds(ids, vocabulary)
-    # Control tokens at the end of an answer are not of interest.
-    solid = np.append(-1, np.flatnonzero(kinds != _CONTROL))
-    ends = np.maximum(firsts, solid[np.searchsorted(solid, bounds) - 1] + 1)
-    is_loc = kinds == _LOC
+    # Some padding behind the end, so that every window lies inside.
+    ids = np.concatenate([*arrays, np.full(LOC_PER_BOX + SEG_PER_MASK, -1)])
+    is_loc, is_seg, controls = _kinds(ids, vocabulary)
+    # An answer ends at its first control token; only more of them may follow.
+    ends = np.minimum(controls[np.searchsorted(controls, firsts)], bounds)
+    ended = _count(controls, ends, bounds) == bounds - ends
     is_start = is_loc.copy()
     is_start[1:] &= ~is_loc[:-1]
     is_start[firsts] = is_loc[firsts]
@@ -246,14 +244,15 @@ def _read_ids(arrays: list[Ints], vocabulary: Vocabulary, detokenize: Detokenize
     loc = sliding_window_view(ids, LOC_PER_BOX)[layout.starts] - vocabulary.loc_offset
     loc[loc >= LOC_COUNT] = -1
     after = layout.starts + LOC_PER_BOX
-    has_mask = (after < layout.stops) & (kinds[after] == _SEG)
+    has_mask = (after < layout.stops) & is_seg[after]
     codes = np.zeros((len(loc), SEG_PER_MASK), np.int64)
     codes[has_mask] = sliding_window_view(ids, SEG_PER_MASK)[after[has_mask]]
     codes[has_mask] -= vocabulary.seg_offset
     codes[codes >= SEG_COUNT] = -1
     begins = after + SEG_PER_MASK * has_mask
-    special = np.append(0, np.cumsum(kinds != _TEXT))
-    fine = (begins <= layout.stops) & (special[begins] == special[layout.stops])
+    others = np.flatnonzero(~(is_loc | is_seg))
+    fine = ended[layout.owner] & (begins <= layout.stops)
+    fine &= _count(others, begins, layout.stops) == layout.stops - begins
 
     def read(raw: bytes) -> tuple[str, int]:
         return _id_label(np.frombuffer(raw, np.int64).tolist(), detokenize)
@@ -267,15 +266,22 @@ def _read_ids(arrays: list[Ints], vocabulary: Vocabulary, detokenize: Detokenize
     return _Candidates(clean, layout.owner, loc, codes, has_mask, label, table)
 
 
-def _kinds(ids: Ints, vocabulary: Vocabulary) -> npt.NDArray[np.int8]:
-    """The class of every token."""
-    kinds = np.full(len(ids), _TEXT, np.int8)
-    control = (ids < 0) | (ids == vocabulary.pad) | (ids == vocabulary.eos)
-    kinds[control | (ids == vocabulary.bos)] = _CONTROL
-    loc, seg = ids - vocabulary.loc_offset, ids - vocabulary.seg_offset
-    kinds[(seg >= 0) & (seg < SEG_COUNT)] = _SEG
-    kinds[(loc >= 0) & (loc < LOC_COUNT)] = _LOC
-    return kinds
+def _kinds(ids: Ints, vocabulary: Vocabulary) -> tuple[Bools, Bools, Ints]:
+    """Which tokens are loc, which are seg, and the places of the control tokens."""
+    pad, eos, bos = vocabulary.pad, vocabulary.eos, vocabulary.bos
+    places = np.flatnonzero(ids <= max(pad, eos, bos))
+    low = ids[places]
+    controls = places[(low < 0) | (low == pad) | (low == eos) | (low == bos)]
+    # One comparison instead of two: as an unsigned number, what is below 0 is very large.
+    is_loc = (ids - vocabulary.loc_offset).view(np.uint64) < LOC_COUNT
+    is_seg = (ids - vocabulary.seg_offset).view(np.uint64) < SEG_COUNT
+    return is_loc, is_seg, controls
+
+
+def _count(places: Ints, begins: Ints, stops: Ints) -> Ints:
+    """How many of the sorted places lie in each range."""
+    count: Ints = np.searchsorted(places, stops) - np.searchsorted(places, begins)
+    return count
 
 
 def _id_label(ids: list[int], detokenize: Detokenize) -> tuple[str, int]:

@@ -40,7 +40,8 @@ def load_fonts(files: list[str], limit: int = 1500) -> Fonts:
 
     characters = []
     for file in files:
-        cmap = TTFont(file, fontNumber=0, lazy=True).getBestCmap()
+        with TTFont(file, fontNumber=0, lazy=True) as font:
+            cmap = font.getBestCmap()
         codes = [code for code in cmap if code > 32]
         characters.append(tuple(codes[:: max(1, len(codes) // limit)]))
     return Fonts(tuple(files), tuple(characters))

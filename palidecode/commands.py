@@ -320,6 +320,7 @@ def _read_categories(path: Path | None) -> Any:
 def progress_bar(
     args: argparse.Namespace, text: str, total: int | None = None, **options: Any
 ) -> Any:
+    """A bar on stderr where somebody looks at it, and work is long."""
     from tqdm import tqdm
 
     # disable=None: no bar where stderr is no terminal.

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 
+import hotcoco
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,7 +65,6 @@ def test_pycocotools_loads_what_is_written(found, tmp_path, segmentation):
 
 
 def test_hotcoco_loads_what_is_written(found, tmp_path):
-    hotcoco = pytest.importorskip("hotcoco", reason="comes with the test extra")
     path = tmp_path / "coco.json"
     path.write_text(json.dumps(to_coco(found)))
     truth = hotcoco.COCO(str(path))

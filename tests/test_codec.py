@@ -4,6 +4,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+import torch
 
 from palidecode.codec import load_codec, onnx
 from palidecode.codec.graphs import decoder_graph, encoder_graph, main
@@ -208,7 +209,6 @@ def test_folding_the_codebook_is_exact(random_weights):
 
 
 def test_the_network_trains_through_its_codes(random_weights):
-    torch = pytest.importorskip("torch")
     from palidecode.codec.network import MaskVQVAE
 
     network = MaskVQVAE()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
+import torch
 from safetensors.numpy import save_file
 
 from palidecode.codec import load_codec, weights
@@ -216,7 +217,6 @@ def test_wrong_suffixes_directories_and_absent_files_are_a_weights_error(tmp_pat
 
 
 def test_an_unknown_dtype_of_safetensors_is_a_weights_error(tmp_path):
-    torch = pytest.importorskip("torch")
     from safetensors.torch import save_file as save_torch
 
     save_torch({"a": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "w.safetensors")

@@ -48,6 +48,8 @@ class AnswerRow:
         ``prompt`` or ``prefix``, or ``""``.
     scores : list of float or None
         ``scores``: one per box.
+    codec : str
+        ``codec``: the id of the weights that the seg codes belong to, ``""`` if not said.
     """
 
     line: int
@@ -56,6 +58,7 @@ class AnswerRow:
     answer: Answer
     prompt: str = ""
     scores: list[float] | None = None
+    codec: str = ""
 
 
 class Problem(NamedTuple):
@@ -139,7 +142,7 @@ def _read_row(
     image = row.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise InputError(f"'image' must be a file name, got {image!r}")
-    prompt = row.get("prompt", row.get("prefix"))
+    prompt, codec = row.get("prompt", row.get("prefix")), row.get("codec")
     return AnswerRow(
         line=line,
         name=image or f"line-{line}",
@@ -147,6 +150,7 @@ def _read_row(
         answer=_answer_of(row),
         prompt=prompt if isinstance(prompt, str) else "",
         scores=_scores_of(row.get("scores")),
+        codec=codec if isinstance(codec, str) else "",
     )
 
 
@@ -224,13 +228,15 @@ def decode_rows(
 def _decode_chunk(
     rows: list[AnswerRow], options: DecodeOptions, problems: list[Problem]
 ) -> tuple[list[AnswerRow], Detections, list[Problem]]:
+    said = {row.codec for row in rows} - {""}
     found = decode(
         [row.answer for row in rows],
         [row.size for row in rows],
         options.codec,
         options.divisor,
         clip=options.clip,
-        codes_id=options.codes_id,
+        # What the rows say goes first, where they agree.
+        codes_id=said.pop() if len(said) == 1 else options.codes_id,
         detokenize=options.detokenize,
     )
     if options.label_from_prompt:

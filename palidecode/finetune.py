@@ -130,7 +130,8 @@ def to_finetuning_rows(
     ------
     dict
         ``image`` (file name), ``prefix``, ``suffix`` (without ``<eos>``), ``width`` and
-        ``height``. ``palidecode decode`` reads these rows too.
+        ``height``, and ``codec`` where there are codes: the id of the weights they belong to.
+        ``palidecode decode`` reads these rows too.
 
     Raises
     ------
@@ -249,10 +250,13 @@ def _finish(
             for item, seg in zip(objects, segs, strict=True)
         )
         width, height = image.size
-        row = {"image": image.name, "prefix": prefix, "suffix": suffix}
+        row: dict[str, Any] = {"image": image.name, "prefix": prefix, "suffix": suffix}
+        row |= {"width": width, "height": height}
+        if codec is not None and codes is not None and len(codes):
+            row["codec"] = codec.id
         finished.append(
             EncodedImage(
-                row={**row, "width": width, "height": height},
+                row=row,
                 labels=[item.label for item in objects],
                 xyxy=np.array([item.xyxy for item in objects]).reshape(-1, 4),
                 loc=np.array([item.loc for item in objects], np.int16).reshape(-1, 4),

@@ -128,6 +128,16 @@ def test_what_a_prompt_asks_for(prompt, label):
     assert asked_for(prompt) == label
 
 
+def test_rows_say_which_codec_their_codes_belong_to(tmp_path):
+    size = {"width": 9, "height": 9}
+    rows = [{"output": answer("a", codes=CODES), "codec": name, **size} for name in ("x", "x", "y")]
+    options = DecodeOptions(codes_id="google-oid")
+    chunks = decode_rows(read_rows(written(tmp_path, rows)), options, chunk=2)
+    assert [found.codes_id for _, found, _ in chunks] == ["x", "y"]
+    ((_, mixed, _),) = decode_rows(read_rows(written(tmp_path, rows)), options)
+    assert mixed.codes_id == "google-oid"
+
+
 def test_unlabelled_objects_can_take_the_prompt(tmp_path):
     text = answer("", codes=CODES).strip()
     rows = [{"output": text, "prompt": "segment cow", "width": 9, "height": 9}]

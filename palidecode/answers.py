@@ -121,6 +121,9 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
             number = 0
             while text := file.readline(_LONGEST_LINE):
                 number += 1
+                piece = text
+                while len(piece) == _LONGEST_LINE and not piece.endswith(b"\n"):
+                    piece = file.readline(_LONGEST_LINE)  # the rest of a line too long to be one
                 if text.strip():
                     yield number, text
     except OSError as error:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"palidecode: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("palidecode: stopped; nothing was written", file=sys.stderr)
+        print("palidecode: stopped; no unfinished file was left", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
         # The reader went away (`| head`): nothing more to say, and no traceback at exit.

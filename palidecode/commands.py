@@ -68,19 +68,11 @@ def run_decode(args: argparse.Namespace) -> int:
 def _decode_text(args: argparse.Namespace, options: DecodeOptions) -> int:
     """One answer: a table, and a COCO file where one is asked for."""
     from palidecode.coco import CocoReport, to_coco
-    from palidecode.detections import decode
     from palidecode.files import replacing
 
     if args.size is None:
         raise InputError("--text needs the picture's size: --size 640x480")
-    found = decode(
-        args.text,
-        args.size,
-        options.codec,
-        options.divisor,
-        clip=options.clip,
-        codes_id=options.codes_id,
-    )
+    found = _decode_one(args.text, args.size, options)
     report = CocoReport()
     dataset = to_coco(
         found,
@@ -143,19 +135,11 @@ def run_draw(args: argparse.Namespace) -> int:
 
 
 def _draw_text(args: argparse.Namespace) -> int:
-    from palidecode.detections import decode
     from palidecode.drawing import draw
     from palidecode.files import open_picture, replacing
 
     options, image = _options(args), open_picture(args.source)
-    found = decode(
-        args.text,
-        image.size,
-        options.codec,
-        options.divisor,
-        clip=options.clip,
-        codes_id=options.codes_id,
-    )
+    found = _decode_one(args.text, image.size, options)
     drawn = draw(image, found, alpha=args.alpha, font=args.font)
     is_file = args.output.suffix.lower() in (".png", ".jpg", ".jpeg")
     target = args.output if is_file else args.output / (args.source.stem + ".png")
@@ -278,6 +262,19 @@ def _options(args: argparse.Namespace) -> DecodeOptions:
         codes_id=None if args.weights else GOOGLE_ID,
         detokenize=_detokenizer(args.tokenizer),
         label_from_prompt=args.label_from_prompt,
+    )
+
+
+def _decode_one(text: str, size: tuple[int, int], options: DecodeOptions) -> Detections:
+    from palidecode.detections import decode
+
+    return decode(
+        text,
+        size,
+        options.codec,
+        options.divisor,
+        clip=options.clip,
+        codes_id=options.codes_id,
     )
 
 

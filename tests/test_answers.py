@@ -72,6 +72,19 @@ def test_a_bad_row_is_a_problem_with_its_line(tmp_path, name):
     assert "\n" not in rows[1].reason
 
 
+def test_a_line_too_long_to_be_a_row_is_one_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr("palidecode.answers._LONGEST_LINE", 200)
+    good = {"output": CAT, "width": 8, "height": 8}
+    rows = [good, {**good, "note": "x" * 700}, {**good, "note": "y" * 400}, good]
+    found = list(read_rows(written(tmp_path, rows)))
+    assert [(row.line, isinstance(row, Problem)) for row in found] == [
+        (1, False),
+        (2, True),
+        (3, True),
+        (4, False),
+    ]
+
+
 def test_rows_that_disagree_on_a_picture_are_a_problem(tmp_path):
     rows = [{"image": "a", "width": 4, "height": 4, "output": CAT}] * 2
     rows.append({**rows[0], "width": 5})

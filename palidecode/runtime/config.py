@@ -1,0 +1,279 @@
+"""Shapes and constants of every PaliGemma, and how they are read from a ``config.json``.
+
+Sizes: the checkpoints' own configs, SigLIP So400m/14 and Gemma's and Gemma 2's reports.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from palidecode.errors import InputError
+
+MODEL_TYPE = "paligemma"
+TEXT_TYPES = ("gemma", "gemma2")
+_ROPE_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP's vision tower; the defaults are So400m/14 at 224 pixels."""
+
+    width: int = 1152
+    layers: int = 27
+    heads: int = 16
+    mlp: int = 4304
+    image_size: int = 224  # pixels, both sides
+    patch: int = 14  # pixels, both sides
+    eps: float = 1e-6
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens: patches of one picture."""
+        return (self.image_size // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Gemma's decoder; the defaults are PaliGemma 1's Gemma 2B."""
+
+    width: int = 2048
+    layers: int = 18
+    mlp: int = 16_384
+    heads: int = 8
+    kv_heads: int = 1
+    head_size: int = 256
+    vocabulary: int = 257_216  # rows of the embedding: 257,152 tokens and padding
+    eps: float = 1e-6
+    rope_base: float = _ROPE_BASE
+    query_scale: float = 256.0  # attention logits are divided by its root
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    sliding_window: int | None = None  # tokens, on layers 0, 2, 4 …
+    post_norms: bool = False  # Gemma 2 normalises what attention and MLP return, too
+
+    def window_of(self, layer: int) -> int | None:
+        """The sliding window of one layer: every second one has it, the first included."""
+        return self.sliding_window if layer % 2 == 0 else None
+
+
+@dataclass(frozen=True)
+class PaliGemmaConfig:
+    """A whole model: vision tower, projector, decoder, and the ids that frame a prompt."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    image_token: int = 257_152
+    pad: int = 0
+    eos: int = 1
+    bos: int = 2
+
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        v, t = self.vision, self.text
+        vision_layer = 4 * v.width * (v.width + 1) + 2 * v.width * v.mlp + v.mlp + 5 * v.width
+        vision = v.width * (3 * v.patch**2 + 1 + v.tokens + 2) + v.layers * vision_layer
+        attention = t.width * t.head_size * 2 * (t.heads + t.kv_heads)
+        layer = attention + 3 * t.width * t.mlp + t.width * (4 if t.post_norms else 2)
+        text = t.vocabulary * t.width + t.layers * layer + t.width
+        return vision + t.width * (v.width + 1) + text
+
+
+_GEMMA2 = TextConfig(
+    attention_softcap=50.0, final_softcap=30.0, sliding_window=4096, post_norms=True
+)
+_TEXTS = {
+    "paligemma-3b": TextConfig(),
+    "paligemma2-3b": replace(_GEMMA2, width=2304, layers=26, mlp=9216, kv_heads=4),
+    "paligemma2-10b": replace(_GEMMA2, width=3584, layers=42, mlp=14_336, heads=16, kv_heads=8),
+    "paligemma2-28b": replace(
+        _GEMMA2,
+        width=4608,
+        layers=46,
+        mlp=36_864,
+        heads=32,
+        kv_heads=16,
+        head_size=128,
+        query_scale=144.0,
+    ),
+}
+PRESETS = {
+    f"{name}-{size}": PaliGemmaConfig(VisionConfig(image_size=size), text)
+    for name, text in _TEXTS.items()
+    for size in (224, 448, 896)
+}
+"""The published sizes: ``paligemma-3b-224`` … ``paligemma2-28b-896``."""
+
+
+def read_config(path: Path) -> PaliGemmaConfig:
+    """Read a Hugging Face ``config.json``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, isn't JSON, isn't PaliGemma's, or names sizes that can't be.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent}: no config.json; give a folder as transformers' save_pretrained "
+            "writes it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read as JSON ({error})") from error
+    return config_from_hf(data, str(path))
+
+
+def config_from_hf(data: Any, name: str = "config.json") -> PaliGemmaConfig:
+    """A Hugging Face config as a dict to ours; values it leaves out are transformers' defaults.
+
+    Raises
+    ------
+    InputError
+        See `read_config`.
+    """
+    kind = data.get("model_type") if isinstance(data, dict) else None
+    if kind != MODEL_TYPE:
+        raise InputError(f"{name}: model_type is {kind!r}, not {MODEL_TYPE!r}: not a PaliGemma")
+    vision, text = data.get("vision_config") or {}, data.get("text_config") or {}
+    text_type = text.get("model_type", "gemma")
+    if text_type not in TEXT_TYPES:
+        raise InputError(f"{name}: text model {text_type!r} is none of {', '.join(TEXT_TYPES)}")
+    try:
+        config = PaliGemmaConfig(
+            _vision_from_hf(vision),
+            _text_from_hf(text, text_type, data),
+            image_token=int(data.get("image_token_index", data.get("image_token_id", 256_000))),
+            pad=int(_first(data.get("pad_token_id"), text.get("pad_token_id"), 0)),
+            eos=int(_first(data.get("eos_token_id"), text.get("eos_token_id"), 1)),
+            bos=int(_first(data.get("bos_token_id"), text.get("bos_token_id"), 2)),
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: a size is no number ({error})") from error
+    _check(config, name)
+    return config
+
+
+def _vision_from_hf(data: Mapping[str, Any]) -> VisionConfig:
+    return VisionConfig(
+        width=int(data.get("hidden_size", 1152)),
+        layers=int(data.get("num_hidden_layers", 27)),
+        heads=int(data.get("num_attention_heads", 16)),
+        mlp=int(data.get("intermediate_size", 4304)),
+        image_size=int(data.get("image_size", 224)),
+        patch=int(data.get("patch_size", 14)),
+        eps=float(data.get("layer_norm_eps", 1e-6)),
+    )
+
+
+def _text_from_hf(
+    data: Mapping[str, Any], text_type: str, outer: Mapping[str, Any]
+) -> TextConfig:
+    second = text_type == "gemma2"
+    head_size = int(data.get("head_dim", 256))
+    # PaliGemma's own defaults where a config leaves them out (its configs name few values).
+    defaults = (2304, 26, 9216, 4) if second else (2048, 18, 16_384, 1)
+    rope = data.get("rope_parameters") or {}
+    window = data.get("sliding_window", 4096) if second else None
+    if window is not None and not _alternates(data.get("layer_types")):
+        raise ValueError("layer_types that don't alternate sliding and full attention")
+    return TextConfig(
+        width=int(data.get("hidden_size", defaults[0])),
+        layers=int(data.get("num_hidden_layers", defaults[1])),
+        mlp=int(data.get("intermediate_size", defaults[2])),
+        heads=int(data.get("num_attention_heads", 8)),
+        kv_heads=int(data.get("num_key_value_heads", defaults[3])),
+        head_size=head_size,
+        vocabulary=int(data.get("vocab_size", outer.get("vocab_size", 257_216))),
+        eps=float(data.get("rms_norm_eps", 1e-6)),
+        rope_base=float(data.get("rope_theta") or rope.get("rope_theta") or _ROPE_BASE),
+        query_scale=float(data.get("query_pre_attn_scalar", 256) if second else head_size),
+        attention_softcap=_maybe(data.get("attn_logit_softcapping", 50.0)) if second else None,
+        final_softcap=_maybe(data.get("final_logit_softcapping", 30.0)) if second else None,
+        sliding_window=None if window is None else int(window),
+        post_norms=second,
+    )
+
+
+def _alternates(layer_types: Any) -> bool:
+    if layer_types is None:
+        return True
+    names = ("sliding_attention", "full_attention")
+    return all(kind == names[layer % 2] for layer, kind in enumerate(layer_types))
+
+
+def _maybe(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _check(config: PaliGemmaConfig, name: str) -> None:
+    v, t = config.vision, config.text
+    sizes = (v.width, v.layers, v.heads, v.mlp, v.image_size, v.patch)
+    sizes += (t.width, t.layers, t.mlp, t.heads, t.kv_heads, t.head_size, t.vocabulary)
+    if min(sizes) < 1:
+        raise InputError(f"{name}: every size must be at least 1")
+    if v.width % v.heads:
+        raise InputError(f"{name}: vision width {v.width} is no multiple of {v.heads} heads")
+    if t.heads % t.kv_heads or t.head_size % 2:
+        raise InputError(
+            f"{name}: {t.heads} query heads on {t.kv_heads} key/value heads of size {t.head_size}"
+        )
+    if v.image_size < v.patch:
+        raise InputError(f"{name}: pictures of {v.image_size} pixels with patches of {v.patch}")
+
+
+def config_to_hf(config: PaliGemmaConfig) -> dict[str, Any]:
+    """Ours as the dict that transformers and `read_config` read."""
+    v, t = config.vision, config.text
+    text: dict[str, Any] = {
+        "model_type": "gemma2" if t.post_norms else "gemma",
+        "hidden_size": t.width,
+        "num_hidden_layers": t.layers,
+        "intermediate_size": t.mlp,
+        "num_attention_heads": t.heads,
+        "num_key_value_heads": t.kv_heads,
+        "head_dim": t.head_size,
+        "vocab_size": t.vocabulary,
+        "rms_norm_eps": t.eps,
+        "rope_theta": t.rope_base,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "num_image_tokens": v.tokens,
+    }
+    if t.post_norms:
+        text |= {
+            "query_pre_attn_scalar": t.query_scale,
+            "attn_logit_softcapping": t.attention_softcap,
+            "final_logit_softcapping": t.final_softcap,
+            "sliding_window": t.sliding_window,
+        }
+    return {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": MODEL_TYPE,
+        "image_token_index": config.image_token,
+        "pad_token_id": config.pad,
+        "eos_token_id": config.eos,
+        "bos_token_id": config.bos,
+        "projection_dim": t.width,
+        "hidden_size": t.width,
+        "text_config": text,
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": v.width,
+            "num_hidden_layers": v.layers,
+            "num_attention_heads": v.heads,
+            "intermediate_size": v.mlp,
+            "image_size": v.image_size,
+            "patch_size": v.patch,
+            "layer_norm_eps": v.eps,
+            "projection_dim": t.width,
+            "vision_use_head": False,
+        },
+    }

@@ -1,0 +1,215 @@
+"""Gemma and Gemma 2: the decoder that reads image and prompt and writes the answer.
+
+Differences that matter, all from the config: Gemma 2 has norms after attention and MLP, soft
+caps on attention logits and final logits, and a sliding window on every second layer
+(source: facts of the two reports and of transformers' implementation, which tests compare to).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from palidecode.runtime.config import TextConfig
+from palidecode.runtime.kv_cache import KVCache
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; the weight is stored as its difference from 1."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * (1.0 + self.weight.float())).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the cache."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        inner = (config.heads + 2 * config.kv_heads) * config.head_size
+        self.qkv = nn.Linear(config.width, inner, bias=False)
+        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: Rope, mask: Tensor, cache: KVCache | None, layer: int, last: int
+    ) -> Tensor:
+        """`last` > 0: answer for that many last tokens only, though all are stored."""
+        c = self.config
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, c.heads + 2 * c.kv_heads, c.head_size)
+        q, k, v = qkv.transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+        k = rope.turn(k)
+        q = rope.last(last).turn(q[:, :, -last:]) if last else rope.turn(q)
+        if cache is not None:
+            k, v = cache.store(layer, k, v)
+        mixed = self._mix(q, k, v, mask[:, -last:] if last else mask)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, q.shape[2], -1))
+        return out
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """q (B, heads, T, H), k and v (B, kv heads, S, H), mask (B, T, S) → (B, heads, T, H)."""
+        c = self.config
+        scale = c.query_scale**-0.5
+        batch, heads, tokens, size = q.shape
+        group = heads // c.kv_heads
+        if c.attention_softcap is None and tokens > 1:
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask[:, None], scale=scale, enable_gqa=group > 1
+            )
+        # Queries that share a key head are stacked: one product per key head.
+        stacked = q.reshape(batch, c.kv_heads, group * tokens, size)
+        logits = (stacked @ k.transpose(2, 3)).view(batch, c.kv_heads, group, tokens, -1) * scale
+        if c.attention_softcap is not None:
+            logits = torch.tanh(logits / c.attention_softcap) * c.attention_softcap
+        logits = logits.masked_fill(~mask[:, None, None], torch.finfo(logits.dtype).min)
+        weights = logits.softmax(-1, dtype=torch.float32).to(q.dtype)
+        mixed = weights.view(batch, c.kv_heads, group * tokens, -1) @ v
+        return mixed.view(batch, heads, tokens, size)
+
+
+class MLP(nn.Module):
+    """Gated, tanh-GELU; gate and up in one product."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp, bias=False)
+        self.down = nn.Linear(config.mlp, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.gelu(gate, approximate="tanh") * up)
+        return out
+
+
+class Layer(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.width, config.eps)
+        self.mlp = MLP(config)
+        post = config.post_norms
+        self.attention_post = RMSNorm(config.width, config.eps) if post else nn.Identity()
+        self.mlp_post = RMSNorm(config.width, config.eps) if post else nn.Identity()
+
+    def forward(
+        self, x: Tensor, rope: Rope, mask: Tensor, cache: KVCache | None, layer: int, last: int = 0
+    ) -> Tensor:
+        """x (B, T, width) to the same, or (B, last, width); mask (B, T, S) is True where seen."""
+        mixed = self.attention(self.attention_norm(x), rope, mask, cache, layer, last)
+        x = (x[:, -last:] if last else x) + self.attention_post(mixed)
+        out: Tensor = x + self.mlp_post(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class Rope:
+    """Rotary positions: cosines and sines of some tokens, (B, 1, T, head size / 2)."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos, self.sin = cos, sin
+
+    @classmethod
+    def at(cls, position: Tensor, config: TextConfig, dtype: torch.dtype) -> Rope:
+        """For tokens at `position` (B, T)."""
+        half = torch.arange(0, config.head_size, 2, device=position.device, dtype=torch.float32)
+        frequency = 1.0 / config.rope_base ** (half / config.head_size)
+        angle = position[:, None, :, None].float() * frequency
+        return cls(angle.cos().to(dtype), angle.sin().to(dtype))
+
+    def turn(self, x: Tensor) -> Tensor:
+        """x (B, heads, T, head size), the two halves of a head turned against each other."""
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
+
+    def last(self, count: int) -> Rope:
+        """Those of the last tokens only."""
+        return Rope(self.cos[:, :, -count:], self.sin[:, :, -count:])
+
+
+class Gemma(nn.Module):
+    """The decoder, from embeddings to logits; the output head is the embedding itself."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.eps)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) to embeddings (B, T, width), times √width as Gemma wants text."""
+        found: Tensor = self.embed(ids)
+        return found * torch.tensor(self.config.width**0.5, dtype=found.dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        prefix: Tensor,
+        cache: KVCache | None = None,
+        last: int = 0,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, T, width)
+        position : Tensor of int64, shape (B, T)
+            The place of each token in its row; −1 is padding.
+        prefix : Tensor of int64, shape (B,)
+            How many tokens of each row (image, ``<bos>``, prompt, newline) see each other
+            both ways; what follows is causal.
+        cache : KVCache, optional
+        last : int
+            Answer for that many last tokens only: the last layer does no more than that.
+        """
+        if cache is not None:
+            cache.reserve(position)
+        known = position if cache is None else cache.position[:, : cache.used]
+        rope = Rope.at(position, self.config, x.dtype)
+        seen, near = self._masks(position, known, prefix)
+        for number, layer in enumerate(self.layers):
+            mask = seen if self.config.window_of(number) is None else near
+            final = number == len(self.layers) - 1
+            x = layer(x, rope, mask, cache, number, last if final else 0)
+        out: Tensor = self.norm(x)
+        return out
+
+    def _masks(self, position: Tensor, known: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the S known tokens each may see, (B, T, S): on full and on sliding layers.
+
+        As in transformers, the window limits what looks back over it; within the prefix all
+        see all, whatever lies between them.
+        """
+        own, other = position[:, :, None], known[:, None, :]
+        both = (own < prefix[:, None, None]) & (other < prefix[:, None, None])
+        # Padding sees padding: a row that sees nothing has no softmax.
+        real = (other >= 0) | (own < 0)
+        seen = real & ((other <= own) | (both & (own >= 0)))
+        if self.config.sliding_window is None:
+            return seen, seen
+        return seen, seen & (both | (own - other < self.config.sliding_window))
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Hidden states (…, width) to float32 logits, of the whole vocabulary or some rows.
+
+        Parameters
+        ----------
+        hidden : Tensor
+        rows : Tensor, shape (R, width), optional
+            Rows of the embedding; by default all.
+        """
+        scores: Tensor = F.linear(hidden, self.embed.weight if rows is None else rows).float()
+        cap = self.config.final_softcap
+        return scores if cap is None else torch.tanh(scores / cap) * cap

@@ -1,0 +1,114 @@
+"""PaliGemma: vision tower, projector and decoder, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.gemma import Gemma
+from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.siglip import Siglip
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the decoder reads first, padded on the right.
+
+    Attributes
+    ----------
+    embeddings : Tensor, shape (B, T, width)
+        Image features, then ``<bos>``, prompt and newline.
+    position : Tensor of int64, shape (B, T)
+        0, 1, 2 …; −1 is padding.
+    length : Tensor of int64, shape (B,)
+    """
+
+    embeddings: Tensor
+    position: Tensor
+    length: Tensor
+
+
+class PaliGemma(nn.Module):
+    """The whole model; `palidecode.runtime.weights` fills it."""
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = Siglip(config.vision)
+        self.projector = nn.Linear(config.vision.width, config.text.width)
+        self.language = Gemma(config.text)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) in [−1, 1] to image tokens (B, tokens, text width)."""
+        features: Tensor = self.projector(self.vision(pixels))
+        return features
+
+    def embed_prefix(self, features: Tensor, prompts: Tensor, lengths: Tensor) -> Prefix:
+        """Image tokens and prompts to what `prefill` reads.
+
+        Parameters
+        ----------
+        features : Tensor, shape (B, tokens, width)
+            From `encode_image`.
+        prompts : Tensor of int64, shape (B, T)
+            ``<bos>``, prompt and newline, padded on the right.
+        lengths : Tensor of int64, shape (B,)
+            Tokens of each prompt without padding.
+        """
+        text = self.language.embed_tokens(prompts)
+        embeddings = torch.cat((features.to(text.dtype), text), dim=1)
+        length = lengths + features.shape[1]
+        column = torch.arange(embeddings.shape[1], device=embeddings.device)
+        position = torch.where(column < length[:, None], column, -1)
+        return Prefix(embeddings, position, length)
+
+    def prefill(self, prefix: Prefix, cache: KVCache) -> Tensor:
+        """Read the prefix; the hidden state of each row's last token, (B, width)."""
+        shortest = int(prefix.length.min())
+        width = prefix.embeddings.shape[1]
+        hidden = self.language(
+            prefix.embeddings, prefix.position, prefix.length, cache, last=width - shortest + 1
+        )
+        row = torch.arange(len(hidden), device=hidden.device)
+        found: Tensor = hidden[row, prefix.length - shortest]
+        return found
+
+    def step(self, tokens: Tensor, position: Tensor, length: Tensor, cache: KVCache) -> Tensor:
+        """Read one more token of every row; its hidden state, (B, width).
+
+        Parameters
+        ----------
+        tokens, position : Tensor of int64, shape (B,)
+        length : Tensor of int64, shape (B,)
+            Of the rows' prefixes.
+        cache : KVCache
+        """
+        embedded = self.language.embed_tokens(tokens[:, None])
+        hidden: Tensor = self.language(embedded, position[:, None], length, cache)
+        return hidden[:, 0]
+
+    def forward(self, pixels: Tensor, ids: Tensor, prefix: Tensor, lengths: Tensor) -> Tensor:
+        """Logits of prompt and answer read at once, as for training.
+
+        Parameters
+        ----------
+        pixels : Tensor, shape (B, 3, S, S)
+        ids : Tensor of int64, shape (B, T)
+            ``<bos>``, prompt, newline and answer, padded on the right.
+        prefix : Tensor of int64, shape (B,)
+            How many of them see each other both ways: up to the newline.
+        lengths : Tensor of int64, shape (B,)
+            How many of them are no padding.
+
+        Returns
+        -------
+        Tensor of float32, shape (B, T, vocabulary)
+            At each token what should follow it.
+        """
+        whole = self.embed_prefix(self.encode_image(pixels), ids, lengths)
+        tokens = self.config.vision.tokens
+        hidden = self.language(whole.embeddings, whole.position, prefix + tokens)
+        return self.language.logits(hidden[:, tokens:])

@@ -1,0 +1,333 @@
+"""Weights from disk into the model: Hugging Face folders and big_vision's ``.npz``.
+
+Both are seen as `Source`: names in one spelling (`vision.…`, `projector.…`, `language.…`, as
+transformers names what comes after), shapes without reading, tensors one at a time. Nothing
+is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from palidecode.errors import WeightsError
+from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.paligemma import PaliGemma
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_PREFIXES = {
+    # Both spellings of transformers, the newer first.
+    "model.language_model.": "language.",
+    "language_model.model.": "language.",
+    "model.vision_tower.vision_model.": "vision.",
+    "vision_tower.vision_model.": "vision.",
+    "model.vision_tower.": "vision.",
+    "vision_tower.": "vision.",
+    "model.multi_modal_projector.linear.": "projector.",
+    "multi_modal_projector.linear.": "projector.",
+}
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+_IGNORED = (".position_ids", ".rotary_emb.inv_freq")  # buffers of older transformers
+_SHOWN = 5
+
+
+class Source(Protocol):
+    """Named tensors on disk."""
+
+    name: str
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every name and its shape, without reading the numbers."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the dtype it is stored in."""
+        ...
+
+
+class SafetensorsFolder:
+    """A Hugging Face folder: one file or shards, memory-mapped.
+
+    Raises
+    ------
+    WeightsError
+        If files are missing or cut short, or the head isn't tied to the embedding.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        self._files = [self._open(path) for path in _shards(folder)]
+        self._where: dict[str, tuple[int, str]] = {}
+        self._heads: list[tuple[int, str]] = []
+        for number, file in enumerate(self._files):
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                if key in _HEADS:
+                    self._heads.append((number, key))
+                elif not key.endswith(_IGNORED):
+                    self._where[_canonical(key)] = (number, key)
+        self._check_head()
+
+    def _open(self, path: Path) -> safe_open:
+        try:
+            return safe_open(path, framework="pt")
+        except FileNotFoundError:
+            raise WeightsError(f"{path} is missing: download it again") from None
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{path} can't be read: cut short or damaged ({error}); download it again"
+            ) from error
+
+    def _check_head(self) -> None:
+        embedding = "language.embed_tokens.weight"
+        for number, key in self._heads:
+            head = self._files[number].get_tensor(key)
+            if embedding not in self._where or not torch.equal(head, self.read(embedding)):
+                raise WeightsError(
+                    f"{self.name}: {key} differs from the embedding; PaliGemma's head is tied"
+                )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source`."""
+        return {
+            name: tuple(self._files[number].get_slice(key).get_shape())
+            for name, (number, key) in self._where.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """See `Source`; the tensor is a view of the mapped file."""
+        number, key = self._where[name]
+        found: Tensor = self._files[number].get_tensor(key)
+        return found
+
+
+def _canonical(key: str) -> str:
+    for prefix, short in _PREFIXES.items():
+        if key.startswith(prefix):
+            return short + key.removeprefix(prefix)
+    return key
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.exists():
+        if (folder / SINGLE).exists():
+            return [folder / SINGLE]
+        if (folder / "adapter_config.json").exists():
+            raise WeightsError(
+                f"{folder} holds an adapter only; merge it into its base model first "
+                "(peft: model.merge_and_unload().save_pretrained(folder))"
+            )
+        if list(folder.glob("*.bin")):
+            raise WeightsError(
+                f"{folder} holds pickled .bin weights, which can run code when they are loaded; "
+                "save it with safe_serialization=True"
+            )
+        raise WeightsError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        # A shard is a file of the folder: a name that leads elsewhere isn't followed.
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("a shard's name is no file name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: not an index of shards ({error})") from error
+    missing = sorted(name for name in names if not (folder / name).exists())
+    if missing:
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(names)} shards are missing: "
+            f"{', '.join(missing[:_SHOWN])}; download them"
+        )
+    return [folder / name for name in sorted(names)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of our parameters is made of: tensors of a source, joined along axis 0."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]  # of our parameter
+
+
+def parts(config: PaliGemmaConfig) -> dict[str, Part]:
+    """Our parameters' names, and what each is made of."""
+    found: dict[str, Part] = {}
+
+    def add(ours: str, *sources: tuple[str, tuple[int, ...]], shape: tuple[int, ...] = ()) -> None:
+        names, shapes = zip(*sources, strict=True)
+        joined = (sum(s[0] for s in shapes), *shapes[0][1:])
+        found[ours] = Part(names, shapes, shape or joined)
+
+    def linear(ours: str, inputs: int, *sources: tuple[str, int], bias: bool = True) -> None:
+        add(f"{ours}.weight", *((f"{name}.weight", (out, inputs)) for name, out in sources))
+        if bias:
+            add(f"{ours}.bias", *((f"{name}.bias", (out,)) for name, out in sources))
+
+    def norm(ours: str, theirs: str, width: int, bias: bool) -> None:
+        add(f"{ours}.weight", (f"{theirs}.weight", (width,)))
+        if bias:
+            add(f"{ours}.bias", (f"{theirs}.bias", (width,)))
+
+    v, t = config.vision, config.text
+    patch = (v.width, 3, v.patch, v.patch)
+    add(
+        "vision.patch.weight",
+        ("vision.embeddings.patch_embedding.weight", patch),
+        shape=(v.width, 3 * v.patch**2),
+    )
+    add("vision.patch.bias", ("vision.embeddings.patch_embedding.bias", (v.width,)))
+    position = ("vision.embeddings.position_embedding.weight", (v.tokens, v.width))
+    add("vision.position", position)
+    for layer in range(v.layers):
+        ours, theirs = f"vision.layers.{layer}", f"vision.encoder.layers.{layer}"
+        norm(f"{ours}.norm1", f"{theirs}.layer_norm1", v.width, True)
+        norm(f"{ours}.norm2", f"{theirs}.layer_norm2", v.width, True)
+        qkv = ((f"{theirs}.self_attn.{name}_proj", v.width) for name in "qkv")
+        linear(f"{ours}.attention.qkv", v.width, *qkv)
+        linear(f"{ours}.attention.out", v.width, (f"{theirs}.self_attn.out_proj", v.width))
+        linear(f"{ours}.fc1", v.width, (f"{theirs}.mlp.fc1", v.mlp))
+        linear(f"{ours}.fc2", v.mlp, (f"{theirs}.mlp.fc2", v.width))
+    norm("vision.norm", "vision.post_layernorm", v.width, True)
+    linear("projector", v.width, ("projector", t.width))
+    add("language.embed.weight", ("language.embed_tokens.weight", (t.vocabulary, t.width)))
+    for layer in range(t.layers):
+        ours = theirs = f"language.layers.{layer}"
+        q, kv = t.heads * t.head_size, t.kv_heads * t.head_size
+        attn = f"{theirs}.self_attn"
+        qkv_rows = ((f"{attn}.q_proj", q), (f"{attn}.k_proj", kv), (f"{attn}.v_proj", kv))
+        linear(f"{ours}.attention.qkv", t.width, *qkv_rows, bias=False)
+        linear(f"{ours}.attention.out", q, (f"{attn}.o_proj", t.width), bias=False)
+        gate_up = ((f"{theirs}.mlp.gate_proj", t.mlp), (f"{theirs}.mlp.up_proj", t.mlp))
+        linear(f"{ours}.mlp.gate_up", t.width, *gate_up, bias=False)
+        linear(f"{ours}.mlp.down", t.mlp, (f"{theirs}.mlp.down_proj", t.width), bias=False)
+        for mine, name in _norms(t.post_norms).items():
+            norm(f"{ours}.{mine}", f"{theirs}.{name}", t.width, False)
+    norm("language.norm", "language.norm", t.width, False)
+    return found
+
+
+def _norms(post: bool) -> dict[str, str]:
+    """Gemma 2 gives a name of Gemma's to another norm."""
+    if not post:
+        return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    return {
+        "attention_norm": "input_layernorm",
+        "attention_post": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post": "post_feedforward_layernorm",
+    }
+
+
+def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
+    """Every tensor is there, in its shape, and no other.
+
+    Raises
+    ------
+    WeightsError
+        With what is missing, unexpected and of another shape.
+    """
+    have = source.shapes()
+    need = {
+        name: shape
+        for part in wanted.values()
+        for name, shape in zip(part.names, part.shapes, strict=True)
+    }
+    wrong = [
+        f"{name} is {have[name]}, config.json says {shape}"
+        for name, shape in need.items()
+        if name in have and have[name] != shape
+    ]
+    missing = sorted(need.keys() - have.keys())
+    extra = sorted(have.keys() - need.keys())
+    said = [
+        f"{len(found)} {what} ({'; '.join(found[:_SHOWN])}{' …' if len(found) > _SHOWN else ''})"
+        for what, found in (("missing", missing), ("unexpected", extra), ("mis-shaped", wrong))
+        if found
+    ]
+    if said:
+        raise WeightsError(f"{source.name}: weights don't fit the config: {', '.join(said)}")
+
+
+Finish = Callable[[nn.Module], nn.Module]
+
+
+def load_weights(
+    source: Source,
+    config: PaliGemmaConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    finish: Finish | None = None,
+) -> PaliGemma:
+    """The model with its weights, made on the meta device and filled tensor by tensor.
+
+    Parameters
+    ----------
+    source : Source
+    config : PaliGemmaConfig
+    dtype, device
+        Of the weights; what has them already is not copied but stays mapped to the file.
+    finish : callable, optional
+        Called with every `nn.Linear` as soon as it is filled; what it returns takes its
+        place (packed or quantised), so that no more than one layer is held twice.
+
+    Raises
+    ------
+    WeightsError
+        See `check_names`.
+    """
+    wanted = parts(config)
+    check_names(source, wanted)
+    with torch.device("meta"):
+        model = PaliGemma(config)
+    for path, names in _modules(wanted):
+        module = model.get_submodule(path)
+        for leaf, part in names.items():
+            tensor = _build(source, part, dtype, device)
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        if finish is not None and isinstance(module, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, finish(module))
+    return model.eval()
+
+
+def _modules(wanted: Mapping[str, Part]) -> Iterator[tuple[str, dict[str, Part]]]:
+    """Parameters grouped by the module that holds them."""
+    groups: dict[str, dict[str, Part]] = {}
+    for name, part in wanted.items():
+        path, _, leaf = name.rpartition(".")
+        groups.setdefault(path, {})[leaf] = part
+    yield from groups.items()
+
+
+def _build(source: Source, part: Part, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if len(part.names) == 1:
+        return source.read(part.names[0]).to(device, dtype).reshape(part.shape)
+    joined = torch.empty(part.shape, dtype=dtype, device=device)
+    start = 0
+    for name, shape in zip(part.names, part.shapes, strict=True):
+        joined[start : start + shape[0]] = source.read(name)
+        start += shape[0]
+    return joined
+
+
+def state_to_hf(model: PaliGemma) -> dict[str, Tensor]:
+    """The model's parameters under transformers' names (the older spelling), for saving."""
+    long = {
+        short: prefix
+        for prefix, short in _PREFIXES.items()
+        if not prefix.startswith("model.") and prefix != "vision_tower."
+    }
+    state = model.state_dict()
+    found: dict[str, Tensor] = {}
+    for ours, part in parts(model.config).items():
+        rows = state[ours].split([shape[0] for shape in part.shapes])
+        for name, shape, piece in zip(part.names, part.shapes, rows, strict=True):
+            head, _, rest = name.partition(".")
+            found[long[f"{head}."] + rest] = piece.reshape(shape).contiguous()
+    return found

@@ -1,0 +1,255 @@
+"""Answers out of the model: prefill, then token by token, with the probability of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from palidecode.errors import InputError
+from palidecode.runtime.grammar import AnswerState, Grammar
+from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.paligemma import PaliGemma
+from palidecode.vocab import LOC_COUNT, Vocabulary
+
+OnToken: TypeAlias = Callable[[int, int, float], None]
+Over: TypeAlias = Literal["vocabulary", "allowed"]
+
+POSITIONS = 8192  # Gemma's context: image, prompt and answer
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How answers are made.
+
+    Attributes
+    ----------
+    max_new_tokens : int
+        ``<eos>`` included.
+    temperature : float
+        0 takes the likeliest token; otherwise tokens are drawn.
+    top_p : float
+        When drawing: of the likeliest tokens that make up this share of the probability.
+    seed : int
+        Of the drawing.
+    over : {"vocabulary", "allowed"}
+        What log-probabilities are relative to: all tokens, or those that the grammar allows.
+        The second computes those rows of the output head only. It can only make them larger:
+        mass on tokens that can't be an answer is shared out.
+    loc_probabilities : bool
+        Keep the distribution over the 1,024 bins of every loc token.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    over: Over = "vocabulary"
+    loc_probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.over not in ("vocabulary", "allowed"):
+            raise InputError(f"over must be 'vocabulary' or 'allowed', got {self.over!r}")
+
+
+@dataclass
+class Answer:
+    """One answer as it grows.
+
+    Attributes
+    ----------
+    token_ids : list of int
+        ``<eos>`` included where the model wrote it.
+    logprobs : list of float
+        Natural log of each token's probability; see `GenerateOptions.over`.
+    end_logprobs : list of float
+        The same of ``<eos>`` at each place: what the model thought of ending there.
+    loc_probabilities : list of ndarray of float32, shape (1024,)
+        Of every loc token, in order, where asked for; sums to 1 over the bins.
+    finished : bool
+        It ended with ``<eos>``, not at the limit.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    end_logprobs: list[float] = field(default_factory=list)
+    loc_probabilities: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    finished: bool = False
+
+
+def cache_length(model: PaliGemma, prompt_tokens: int, max_new_tokens: int) -> int:
+    """Tokens the cache must hold for one answer.
+
+    Raises
+    ------
+    InputError
+        If that is more than Gemma reads.
+    """
+    # The last token is never read again.
+    length = model.config.vision.tokens + prompt_tokens + max_new_tokens - 1
+    if length > POSITIONS:
+        raise InputError(
+            f"image ({model.config.vision.tokens} tokens), prompt ({prompt_tokens}) and answer "
+            f"({max_new_tokens}) exceed the model's {POSITIONS}: shorten the prompt or lower "
+            "max_new_tokens"
+        )
+    return length
+
+
+@torch.inference_mode()
+def generate(
+    model: PaliGemma,
+    features: Tensor,
+    prompts: Sequence[Sequence[int]],
+    vocabulary: Vocabulary,
+    grammars: Sequence[Grammar | None],
+    options: GenerateOptions,
+    on_token: OnToken | None = None,
+) -> list[Answer]:
+    """Answers to prompts about pictures, as one batch.
+
+    Parameters
+    ----------
+    model : PaliGemma
+    features : Tensor, shape (B, tokens, width)
+        From `PaliGemma.encode_image`, one row per prompt.
+    prompts : sequence of list of int
+        ``<bos>``, prompt, newline.
+    vocabulary : Vocabulary
+    grammars : sequence of (Grammar or None)
+    options : GenerateOptions
+    on_token : callable, optional
+        Called with (row, token id, log-probability) as soon as each token is known.
+
+    Returns
+    -------
+    list of Answer
+        Up to rounding what each would be alone.
+
+    Raises
+    ------
+    InputError
+        If prompts and answers are too long for the model.
+    """
+    device = features.device
+    longest = max(len(prompt) for prompt in prompts)
+    length = cache_length(model, longest, options.max_new_tokens)
+    padded = torch.full((len(prompts), longest), vocabulary.pad, device=device)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    prefix = model.embed_prefix(features, padded, lengths)
+    dtype = prefix.embeddings.dtype
+    cache = KVCache(model.config.text, len(prompts), length, dtype, device)
+    hidden = model.prefill(prefix, cache)
+
+    answers = [Answer() for _ in prompts]
+    states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
+    chooser = _Chooser(model, vocabulary, grammars, options)
+    rows = list(range(len(prompts)))  # the answers that go on
+    prefix_length = prefix.length
+    for place in range(options.max_new_tokens):
+        tokens = chooser.choose(hidden, [states[row] for row in rows], [answers[r] for r in rows])
+        if on_token is not None:
+            for row in rows:
+                on_token(row, answers[row].token_ids[-1], answers[row].logprobs[-1])
+        going = [i for i, row in enumerate(rows) if not answers[row].finished]
+        if not going or place == options.max_new_tokens - 1:
+            break
+        if len(going) < len(rows):
+            keep = torch.tensor(going, device=device)
+            cache.keep_rows(keep)
+            prefix_length, tokens = prefix_length[keep], tokens[keep]
+            rows = [rows[i] for i in going]
+        hidden = model.step(tokens, prefix_length + place, prefix_length, cache)
+    return answers
+
+
+class _Chooser:
+    """Picks the next token of every row and writes down how likely it was."""
+
+    def __init__(
+        self,
+        model: PaliGemma,
+        vocabulary: Vocabulary,
+        grammars: Sequence[Grammar | None],
+        options: GenerateOptions,
+    ) -> None:
+        self._model, self._options, self._vocabulary = model, options, vocabulary
+        self._random = torch.Generator().manual_seed(options.seed)
+        self._ids: npt.NDArray[np.int64] | None = None
+        self._rows: Tensor | None = None
+        known = [grammar.tokens for grammar in grammars if grammar is not None]
+        if options.over == "allowed" and len(known) == len(grammars):
+            self._ids = np.unique(np.concatenate(known))
+            embedding = model.language.embed.weight
+            self._rows = embedding[torch.from_numpy(self._ids).to(embedding.device)]
+
+    def choose(
+        self, hidden: Tensor, states: list[AnswerState | None], answers: list[Answer]
+    ) -> Tensor:
+        """The next token of each row, (B,); the answers and states take it."""
+        logits = self._model.language.logits(hidden, self._rows).cpu()
+        masks = self._masks(states, logits.shape[1])
+        allowed = logits if masks is None else logits.masked_fill(~masks, -torch.inf)
+        normal = (allowed if self._options.over == "allowed" else logits).logsumexp(1)
+        picked = self._pick(allowed)
+        logprobs = (logits.gather(1, picked[:, None])[:, 0] - normal).tolist()
+        end = self._place(self._vocabulary.eos)
+        ends = ((allowed if self._options.over == "allowed" else logits)[:, end] - normal).tolist()
+        tokens = picked if self._ids is None else torch.from_numpy(self._ids)[picked]
+        for row, token in enumerate(tokens.tolist()):
+            answer, state = answers[row], states[row]
+            answer.token_ids.append(token)
+            answer.logprobs.append(logprobs[row])
+            answer.end_logprobs.append(ends[row])
+            answer.finished = token == self._vocabulary.eos
+            if state is not None:
+                state.advance(token)
+            bin_ = token - self._vocabulary.loc_offset
+            if self._options.loc_probabilities and 0 <= bin_ < LOC_COUNT:
+                first = self._place(self._vocabulary.loc_offset)
+                bins = allowed[row, first : first + LOC_COUNT].softmax(0)
+                answer.loc_probabilities.append(bins.numpy())
+        return tokens.to(hidden.device)
+
+    def _place(self, token: int) -> int:
+        """The column of a token's logit."""
+        return token if self._ids is None else int(np.searchsorted(self._ids, token))
+
+    def _masks(self, states: list[AnswerState | None], width: int) -> Tensor | None:
+        """Which columns each row may take, (B, width); None where all may."""
+        if not any(state is not None for state in states):
+            return None
+        masks = np.ones((len(states), width), np.bool_)
+        for row, state in enumerate(states):
+            if state is None:
+                continue
+            tokens = state.grammar.tokens
+            columns = tokens if self._ids is None else np.searchsorted(self._ids, tokens)
+            masks[row] = False
+            masks[row, columns] = state.allowed()
+        return torch.from_numpy(masks)
+
+    def _pick(self, allowed: Tensor) -> Tensor:
+        if self._options.temperature == 0:
+            return allowed.argmax(1)
+        weights = (allowed / self._options.temperature).softmax(1)
+        if self._options.top_p < 1:
+            ordered, order = weights.sort(1, descending=True)
+            # Tokens before which the share is not yet reached; the likeliest always is one.
+            kept = ordered * (ordered.cumsum(1) - ordered < self._options.top_p)
+            weights = torch.zeros_like(weights).scatter(1, order, kept)
+        return torch.multinomial(weights, 1, generator=self._random)[:, 0]

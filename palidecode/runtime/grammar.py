@@ -1,0 +1,349 @@
+"""Which tokens may come next in the answer to ``detect …`` and ``segment …``.
+
+    answer = "" | object (" ; " object)*
+    object = y1 x1 y2 x2 [16 seg] label        y2 > y1, x2 > x1
+
+An automaton per answer. It also minds the length: no token is allowed after which the answer
+could not be finished within its limit, so no object is ever cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.errors import InputError
+from palidecode.runtime.tokenizer import Tokenizer
+from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, loc_token
+
+Labels: TypeAlias = Literal["prompt", "free", "none"]
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+VERBS = {"detect": False, "segment": True}
+"""The prompts that have a grammar, and whether their objects have masks."""
+
+
+@dataclass(frozen=True)
+class GrammarOptions:
+    """How free the answer is.
+
+    Attributes
+    ----------
+    labels : {"prompt", "free", "none"}
+        One of the prompt's own names, any text, or no label at all (RefCOCO checkpoints).
+    max_objects : int, optional
+    repeats : bool
+        Allow the same box with the same label twice.
+    max_label_tokens : int
+        Of a free label.
+    """
+
+    labels: Labels = "prompt"
+    max_objects: int | None = None
+    repeats: bool = False
+    max_label_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("prompt", "free", "none"):
+            raise InputError(f"labels must be 'prompt', 'free' or 'none', got {self.labels!r}")
+        if self.max_objects is not None and self.max_objects < 1:
+            raise InputError(f"max_objects must be at least 1, got {self.max_objects}")
+        if self.max_label_tokens < 1:
+            raise InputError(f"max_label_tokens must be at least 1, got {self.max_label_tokens}")
+
+
+def asked_labels(prompt: str) -> tuple[bool, list[str]] | None:
+    """Whether masks are asked for, and the names a prompt lists; None for other prompts.
+
+    Raises
+    ------
+    InputError
+        For a ``detect`` or ``segment`` without names, and names that hold tokens.
+    """
+    verb, _, rest = prompt.strip().partition(" ")
+    if verb not in VERBS:
+        return None
+    names = list(dict.fromkeys(name.strip() for name in rest.split(";") if name.strip()))
+    if not names:
+        raise InputError(f"{prompt!r} asks for nothing: name what to {verb}, as '{verb} cat ; dog'")
+    for name in names:
+        if "<" in name or "\n" in name:
+            raise InputError(f"{name!r} can't be a label: it holds '<' or a line break")
+    return VERBS[verb], names
+
+
+@dataclass(eq=False)
+class _Node:
+    """A place in the trie of labels and what follows them."""
+
+    next: dict[int, _Node] = field(default_factory=dict)
+    labels: int = 0  # bits of the labels that can still come of it
+    complete: int = 0  # bits of the labels that are whole here: <eos> may follow
+    separated: bool = False  # the separator is whole: an object must follow
+    to_end: int | None = None  # tokens until a label is whole, at most; None behind it
+    to_next: int = 0  # tokens until the next object, at most
+
+
+class Grammar:
+    """The automaton of one prompt; `start` gives the state of one answer.
+
+    Attributes
+    ----------
+    tokens : ndarray of int64, shape (U,)
+        Every id the grammar can ever allow, ascending.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        masks: bool,
+        names: Sequence[str],
+        options: GrammarOptions | None = None,
+    ) -> None:
+        self.options = options or GrammarOptions()
+        self.vocabulary = tokenizer.vocabulary
+        self.seg = SEG_PER_MASK if masks else 0
+        self.free = self.options.labels == "free"
+        self.names = {"prompt": list(names), "free": ["a"], "none": [""]}[self.options.labels]
+        self.root = _trie(tokenizer, self.names)
+        self.every_label = (1 << len(self.names)) - 1
+        v = self.vocabulary
+        used = [np.arange(v.loc_offset, v.loc_offset + LOC_COUNT), np.array([v.eos])]
+        if masks:
+            used.append(np.arange(v.seg_offset, v.seg_offset + SEG_COUNT))
+        if self.free:
+            self.first, self.later = tokenizer.label_tokens
+            used += [self.first, self.later]
+            self.separator = _after_label(self.root)
+        used.append(np.array(sorted(_tokens(self.root)), np.int64))
+        self.tokens: Ids = np.unique(np.concatenate(used)).astype(np.int64)
+        self._loc = int(np.searchsorted(self.tokens, v.loc_offset))
+        self._seg = int(np.searchsorted(self.tokens, v.seg_offset))
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer, prompt: str, options: GrammarOptions | None = None
+    ) -> Grammar | None:
+        """The grammar of a prompt; None where it has none. See `asked_labels`."""
+        asked = asked_labels(prompt)
+        return None if asked is None else cls(tokenizer, asked[0], asked[1], options)
+
+    @property
+    def label_cost(self) -> int:
+        """Tokens of the longest label (free ones can be short) and ``<eos>``."""
+        return 2 if self.free else (self.root.to_end or 0) + 1
+
+    @property
+    def object_cost(self) -> int:
+        """Tokens of the longest object and ``<eos>``."""
+        return LOC_PER_BOX + self.seg + self.label_cost
+
+    def start(self, limit: int) -> AnswerState:
+        """The state before the first of at most `limit` tokens."""
+        return AnswerState(self, limit)
+
+    def places(self, ids: Sequence[int]) -> Ids:
+        """Where ids stand in `tokens`."""
+        return np.searchsorted(self.tokens, np.asarray(ids, np.int64))
+
+    def loc_slice(self, lowest: int) -> slice:
+        """Places of the loc tokens from a bin on."""
+        return slice(self._loc + lowest, self._loc + LOC_COUNT)
+
+    def seg_slice(self) -> slice:
+        """Places of the seg tokens."""
+        return slice(self._seg, self._seg + SEG_COUNT)
+
+
+def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
+    """Labels as the tokenizer writes them between objects and at the end.
+
+    What stands between a label and the next object depends on the tokenizer, so whole
+    answers are tokenised, and what stands between their loc tokens is taken.
+    """
+    root, loc = _Node(), loc_token(0)
+    for number, name in enumerate(names):
+        words = f" {name}" if name else ""
+        middle = tokenizer.encode(f"{loc}{words} ; {loc}")[1:-1]
+        ending = tokenizer.encode(f"{loc}{words}")[1:]
+        if tokenizer.unknown in (*middle, *ending):
+            raise InputError(f"the label {name!r} has characters that this tokenizer can't write")
+        _insert(root, ending, 1 << number).complete |= 1 << number
+        _insert(root, middle, 1 << number).separated = True
+    _measure(root)
+    return root
+
+
+def _insert(root: _Node, path: Sequence[int], label: int) -> _Node:
+    node = root
+    node.labels |= label
+    for token in path:
+        node = node.next.setdefault(token, _Node())
+        node.labels |= label
+    return node
+
+
+def _measure(node: _Node) -> None:
+    """The greatest number of tokens to a label's end and to the next object."""
+    if node.complete:
+        node.to_end = 0
+    for child in node.next.values():
+        _measure(child)
+        node.to_next = max(node.to_next, child.to_next + 1)
+        if child.to_end is not None:
+            node.to_end = max(node.to_end or 0, child.to_end + 1)
+
+
+def _tokens(node: _Node) -> set[int]:
+    found = set(node.next)
+    for child in node.next.values():
+        found |= _tokens(child)
+    return found
+
+
+def _after_label(root: _Node) -> _Node:
+    """Where a label is whole, in the trie of one label."""
+    node = root
+    while not node.complete:
+        (node,) = node.next.values()
+    return node
+
+
+class AnswerState:
+    """Where one answer stands; `allowed` says what may come, `advance` takes it."""
+
+    def __init__(self, grammar: Grammar, limit: int) -> None:
+        self.grammar = grammar
+        self.left = limit
+        self.ended = False
+        self._objects = 0
+        self._box: list[int] = []
+        self._segs = 0
+        self._node: _Node | None = None  # inside a label or behind it
+        self._free = 0  # tokens of a free label so far
+        self._written: dict[tuple[int, ...], int] = defaultdict(int)  # box: labels it had
+        self._full: Counter[tuple[int, ...]] = Counter()  # boxes with every label, by beginning
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """What may come next, as a mask over the grammar's `tokens`."""
+        g = self.grammar
+        mask = np.zeros(len(g.tokens), np.bool_)
+        if self.ended:
+            return mask
+        if self._node is not None:
+            self._allow_label(mask, self._node)
+        elif len(self._box) < LOC_PER_BOX:
+            self._allow_loc(mask)
+        else:
+            mask[g.seg_slice()] = True
+        return mask
+
+    def advance(self, token: int) -> None:
+        """Take the next token, one of the allowed ones."""
+        v = self.grammar.vocabulary
+        self.left -= 1
+        if token == v.eos:
+            self.ended = True
+            return
+        if self._node is not None:
+            self._advance_label(token, self._node)
+            return
+        if len(self._box) < LOC_PER_BOX:
+            self._box.append(token - v.loc_offset)
+        else:
+            self._segs += 1
+        if len(self._box) == LOC_PER_BOX and self._segs == self.grammar.seg:
+            self._enter(self.grammar.root)
+
+    def _allow_loc(self, mask: npt.NDArray[np.bool_]) -> None:
+        g, place = self.grammar, len(self._box)
+        if place == 0 and self._objects == 0:
+            mask[g.places([g.vocabulary.eos])] = True  # nothing was found
+            if self.left < g.object_cost:
+                return
+        # A corner at the last bin leaves no room for the other one.
+        lowest = 0 if place < 2 else self._box[place - 2] + 1
+        allowed = mask[g.loc_slice(lowest)]
+        allowed[:] = True
+        if place < 2:
+            allowed[-1] = False
+        for start, count in self._full.items():
+            if len(start) == place + 1 and list(start[:-1]) == self._box:
+                if count >= _boxes_that_begin(start):
+                    allowed[start[-1] - lowest] = False
+
+    def _allow_label(self, mask: npt.NDArray[np.bool_], node: _Node) -> None:
+        g = self.grammar
+        if self._free or (g.free and node is g.root):
+            self._allow_free(mask)
+            return
+        used = 0 if g.options.repeats else self._written.get(tuple(self._box), 0)
+        if node.complete & ~used:
+            mask[g.places([g.vocabulary.eos])] = True
+        fits = [
+            token
+            for token, child in node.next.items()
+            if child.labels & ~used and self._can_finish(child)
+        ]
+        mask[g.places(fits)] = True
+
+    def _allow_free(self, mask: npt.NDArray[np.bool_]) -> None:
+        g = self.grammar
+        if self._free == 0:
+            mask[g.places(g.first.tolist())] = True
+            return
+        mask[g.places([g.vocabulary.eos])] = True
+        if self._free < g.options.max_label_tokens and self.left > 1:
+            mask[g.places(g.later.tolist())] = True
+        after = [t for t, child in g.separator.next.items() if self._can_finish(child)]
+        mask[g.places(after)] = True
+
+    def _can_finish(self, node: _Node) -> bool:
+        """Whether the answer could end in time once this node is entered."""
+        if node.to_end is not None:
+            return self.left - 1 >= node.to_end + 1
+        most = self.grammar.options.max_objects
+        more = most is None or self._objects + 1 < most
+        return more and self.left - 1 >= node.to_next + self.grammar.object_cost
+
+    def _advance_label(self, token: int, node: _Node) -> None:
+        g = self.grammar
+        if g.free and (node is g.root or self._free):
+            if self._free == 0 or token not in g.separator.next:
+                self._free += 1
+                return
+            node = g.separator
+            self._free = 0
+        self._enter(node.next[token])
+
+    def _enter(self, node: _Node) -> None:
+        self._node = node
+        if node.separated:
+            self._close_object(node.labels)
+
+    def _close_object(self, label: int) -> None:
+        """A separator was written: remember the object, begin the next."""
+        self._objects += 1
+        box = tuple(self._box)
+        if not self.grammar.options.repeats:
+            self._written[box] |= label
+            if self._written[box] == self.grammar.every_label:
+                self._full.update(box[: length + 1] for length in range(LOC_PER_BOX))
+        self._box, self._segs, self._node = [], 0, None
+
+
+def _boxes_that_begin(start: tuple[int, ...]) -> int:
+    """How many boxes begin with these bins."""
+    last = LOC_COUNT - 1
+    if len(start) == LOC_PER_BOX:
+        return 1
+    if len(start) == 3:
+        return last - start[1]
+    if len(start) == 2:
+        return (last - start[0]) * (last - start[1])
+    return (last - start[0]) * last * (last + 1) // 2

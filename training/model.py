@@ -1,0 +1,436 @@
+"""Train the tiny model: ``python -m training.model --data DIR --out DIR``.
+
+Three stages, one run, resumable, seeded:
+
+0. *dense*: the vision tower alone; every patch tells class, colour, box and mask codes of the
+   object that covers it. What SigLIP's pre-training is to PaliGemma.
+1. *joint*: the whole model learns to answer. The prefix (image, ``<bos>``, prompt, newline) is
+   not in the loss; the suffix is, ``<eos>`` included, objects from left to right. Loc targets
+   are Gaussians over the bins that narrow from σ = 40 to 3, seg targets are spread over codes
+   that look alike; a model learns places from near misses, which one-hot targets don't allow.
+2. the same, narrow and with a falling learning rate; a moving average of the weights is kept
+   throughout and is what is saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from palidecode.codec.weights import DEMO_ID, find_weights, load_weights
+from palidecode.runtime.config import PaliGemmaConfig, TextConfig, VisionConfig
+from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.tokenizer import Tokenizer
+from palidecode.vocab import LOC_COUNT, SEG_COUNT, SEG_PER_MASK
+from training.model_data import GRID, SIDE, Shard, read_shard
+from training.model_tokenizer import build
+from training.scene_shapes import CLASSES
+from training.scenes import COLOR_NAMES, Prompt, Scene, all_classes_prompt, prompt_for
+
+CONFIG = PaliGemmaConfig(
+    VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=12),
+    TextConfig(
+        width=192, layers=4, mlp=384, heads=4, kv_heads=1, head_size=48, query_scale=48.0,
+        vocabulary=1537,
+    ),
+    image_token=1536,
+)
+BINS_WIDE, BINS_NARROW = 40.0, 3.0  # σ of loc targets, in bins
+DENSE_WEIGHT = 0.5  # of the dense loss in the joint stage
+AVERAGE = 0.999  # of the weights kept in the moving average, each step
+DECAY = 0.02
+ALL_CLASSES = 0.45  # share of batches whose prompts list every class
+
+
+class DenseHeads(nn.Module):
+    """What every patch says about the object that covers it; used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.label = nn.Linear(width, 1 + len(CLASSES))
+        self.color = nn.Linear(width, len(COLOR_NAMES))
+        self.box = nn.Linear(width, 4)
+        self.codes = nn.Linear(width, SEG_PER_MASK * SEG_COUNT)
+
+
+@dataclass
+class Batch:
+    """Scenes, and one answer each."""
+
+    pixels: Tensor  # (B, 3, S, S)
+    ids: Tensor  # (B, T)
+    prefix: Tensor  # (B,)
+    lengths: Tensor  # (B,)
+    label: Tensor  # (B, P) 0 is background
+    color: Tensor  # (B, P)
+    box: Tensor  # (B, P, 4) y1 x1 y2 x2 in [0, 1]
+    codes: Tensor  # (B, P, 16)
+
+
+class Words:
+    """Token ids of the pieces that prompts and answers are made of."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.vocabulary = tokenizer, tokenizer.vocabulary
+        self._phrases: dict[str, list[int]] = {}
+        self.separator = tokenizer.encode("<loc0000> cat ; <loc0000>")[2:-1]
+
+    def phrase(self, text: str) -> list[int]:
+        """Ids of `` red star``."""
+        if text not in self._phrases:
+            self._phrases[text] = self.tokenizer.encode(f"<loc0000> {text}")[1:]
+        return self._phrases[text]
+
+    def answer(self, objects: list[tuple[str, list[int], list[int] | None]]) -> list[int]:
+        """Ids of the suffix, ``<eos>`` included."""
+        ids: list[int] = []
+        for label, loc, codes in objects:
+            ids += self.separator if ids else []
+            ids += [self.vocabulary.loc_offset + place for place in loc]
+            ids += [self.vocabulary.seg_offset + code for code in codes or ()]
+            ids += self.phrase(label)
+        return [*ids, self.vocabulary.eos]
+
+
+def make_batch(
+    shard: Shard,
+    rows: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+    words: Words,
+    masks: bool,
+    everything: bool,
+) -> Batch:
+    """Some scenes of a shard, half of them mirrored, with a new prompt each.
+
+    `masks`: segment, not detect; `everything`: the prompt that lists all classes.
+    """
+    grid = CONFIG.vision.image_size // CONFIG.vision.patch
+    images = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
+    label = np.zeros((len(rows), grid, grid), np.int64)
+    color, box = np.zeros_like(label), np.zeros((*label.shape, 4), np.float32)
+    codes = np.zeros((*label.shape, SEG_PER_MASK), np.int64)
+    sequences, prefixes = [], []
+    for place, row in enumerate(rows.tolist()):
+        part = slice(int(shard.first[row]), int(shard.first[row + 1]))
+        flip = rng.random() < 0.5
+        image, owner = shard.images[row], shard.owner[row]
+        loc, seg = shard.loc[part].astype(np.int64), shard.codes[part]
+        if flip:
+            image, owner, seg = image[:, ::-1], owner[:, ::-1], shard.mirrored[part]
+            loc = loc[:, [0, 3, 2, 1]]
+            loc[:, [1, 3]] = LOC_COUNT - loc[:, [1, 3]]
+            loc = np.clip(loc, 0, LOC_COUNT - 1)
+        images[place] = image
+        own = _coarse(owner, grid)
+        seen = own > 0
+        number = own[seen] - 1
+        label[place][seen] = shard.label[part][number] + 1
+        color[place][seen] = shard.color[part][number]
+        box[place][seen] = loc[number] / LOC_COUNT
+        codes[place][seen] = seg[number]
+        prompt = _prompt(shard, part, rng, masks, everything)
+        order = sorted(prompt.objects(), key=lambda o: (loc[o[0], 1] + loc[o[0], 3], loc[o[0], 0]))
+        objects = [
+            (name, loc[n].tolist(), seg[n].tolist() if masks else None) for n, name in order
+        ]
+        front = words.tokenizer.encode_prompt(prompt.text)
+        prefixes.append(len(front))
+        sequences.append(front + words.answer(objects))
+    lengths = np.array([len(s) for s in sequences])
+    ids = np.full((len(rows), lengths.max()), words.vocabulary.pad)
+    for place, sequence in enumerate(sequences):
+        ids[place, : len(sequence)] = sequence
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    flat = (len(rows), grid * grid)
+    return Batch(
+        pixels,
+        torch.from_numpy(ids),
+        torch.tensor(prefixes),
+        torch.from_numpy(lengths),
+        torch.from_numpy(label).reshape(flat),
+        torch.from_numpy(color).reshape(flat),
+        torch.from_numpy(box).reshape(*flat, 4),
+        torch.from_numpy(codes).reshape(*flat, SEG_PER_MASK),
+    )
+
+
+def _coarse(owner: npt.NDArray[np.uint8], grid: int) -> npt.NDArray[np.int64]:
+    """The owner of each patch: of its cells' owners the most frequent, objects before ground."""
+    step = GRID // grid
+    cells = owner.reshape(grid, step, grid, step).transpose(0, 2, 1, 3).reshape(grid, grid, -1)
+    votes = np.stack([(cells == n).sum(-1) for n in range(1, int(owner.max()) + 2)], -1)
+    return np.where(votes.max(-1) * 2 >= cells.shape[-1], votes.argmax(-1) + 1, 0)
+
+
+def _prompt(
+    shard: Shard, part: slice, rng: np.random.Generator, masks: bool, everything: bool
+) -> Prompt:
+    truth = Scene(
+        np.zeros((0, 0, 3), np.uint8),
+        np.zeros((0, 4), np.float32),
+        [],
+        [CLASSES[n] for n in shard.label[part]],
+        [COLOR_NAMES[n] for n in shard.color[part]],
+    )
+    task = "segment" if masks else "detect"
+    if everything:
+        return all_classes_prompt(truth, task)
+    return prompt_for(truth, rng, task)
+
+
+def batches(data: Path, size: int, seed: int, words: Words, detect: float) -> Iterator[Batch]:
+    """Batches without end; shards that appear while it runs are used, too."""
+    rng = np.random.default_rng(seed)
+    while True:
+        for path in rng.permutation(sorted(data.glob("*.npz"))).tolist():
+            shard = read_shard(path)
+            # Scenes of about as many objects go together: answers of like length waste no padding.
+            order = np.argsort(np.diff(shard.first) + rng.normal(0, 0.3, len(shard.images)))
+            starts = np.arange(rng.integers(size), len(order) - size + 1, size)
+            for start in rng.permutation(starts).tolist():
+                masks = bool(rng.random() >= detect)
+                everything = bool(rng.random() < ALL_CLASSES)
+                rows = order[start : start + size]
+                yield make_batch(shard, rows, rng, words, masks, everything)
+
+
+def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) -> Tensor:
+    """Class, colour, box and codes of every patch."""
+    seen = batch.label > 0
+    loss = F.cross_entropy(heads.label(features).float().flatten(0, 1), batch.label.flatten())
+    inside = features[seen]
+    loss = loss + 0.5 * F.cross_entropy(heads.color(inside).float(), batch.color[seen])
+    guess, truth = heads.box(inside).float(), batch.box[seen]
+    guess = guess + _centers(CONFIG.vision).repeat(len(batch.label), 1, 1)[seen]
+    loss = loss + 6 * (guess - truth).abs().mean() + (1 - _iou(guess, truth)).mean()
+    # A quarter of the patches say the codes: the head is wide.
+    some = torch.rand(len(inside)) < 0.25
+    logits = heads.codes(inside[some]).float().view(-1, SEG_COUNT)
+    return loss + 0.5 * F.cross_entropy(logits, near[batch.codes[seen][some].flatten()])
+
+
+def _centers(config: VisionConfig) -> Tensor:
+    side = config.image_size // config.patch
+    middle = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    return torch.stack((y, x, y, x), -1).reshape(1, side * side, 4)
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    top, bottom = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    shared = (bottom - top).clamp_min(0).prod(1)
+    areas = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(1) for box in (a, b)]
+    return shared / (areas[0] + areas[1] - shared).clamp_min(1e-6)
+
+
+def near_codes(sharpness: float) -> Tensor:
+    """For each seg code a distribution over codes that look alike, (128, 128)."""
+    book = torch.from_numpy(load_weights(find_weights(DEMO_ID)).arrays["_vq_vae._embedding"].copy())
+    distance = torch.cdist(book.float(), book.float()).square()
+    return (-sharpness * distance / distance.mean()).softmax(1)
+
+
+def near_bins(sigma: float) -> Tensor:
+    """For each loc bin a Gaussian over the bins, (1024, 1024)."""
+    bins = torch.arange(LOC_COUNT, dtype=torch.float32)
+    return (-(bins[:, None] - bins).square() / (2 * sigma**2)).softmax(1)
+
+
+def answer_loss(
+    model: PaliGemma, batch: Batch, image: Tensor, words: Words, bins: Tensor, near: Tensor
+) -> Tensor:
+    """Cross entropy of the suffix against soft targets."""
+    whole = model.embed_prefix(image, batch.ids, batch.lengths)
+    tokens = CONFIG.vision.tokens
+    hidden = model.language(whole.embeddings, whole.position, batch.prefix + tokens)[:, tokens:]
+    place = torch.arange(batch.ids.shape[1])
+    asks = (place >= batch.prefix[:, None] - 1) & (place < batch.lengths[:, None] - 1)
+    logits = model.language.logits(hidden[asks])
+    target = batch.ids.roll(-1, 1)[asks]
+    v = words.vocabulary
+    logp = logits.log_softmax(1)
+    loss = -logp.gather(1, target[:, None])[:, 0]
+    is_loc = (target >= v.loc_offset) & (target < v.loc_offset + LOC_COUNT)
+    soft = bins[target[is_loc] - v.loc_offset]
+    at_loc = -(logp[is_loc][:, v.loc_offset : v.loc_offset + LOC_COUNT] * soft).sum(1)
+    is_seg = (target >= v.seg_offset) & (target < v.seg_offset + SEG_COUNT)
+    alike = near[target[is_seg] - v.seg_offset]
+    at_seg = -(logp[is_seg][:, v.seg_offset : v.seg_offset + SEG_COUNT] * alike).sum(1)
+    text = loss[~is_loc & ~is_seg]
+    total = text.sum() + at_loc.sum() + 0.5 * at_seg.sum()
+    return total / (len(text) + len(at_loc) + 0.5 * len(at_seg))
+
+
+def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:
+    """Seeded weights; loc embeddings are smooth Fourier features of their bin."""
+    torch.manual_seed(seed)
+    model, heads = PaliGemma(CONFIG), DenseHeads(CONFIG.vision.width)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim == 2 and "embed" not in name and "position" not in name:
+                nn.init.xavier_uniform_(value)
+        model.vision.position.normal_(std=0.02)
+        width = CONFIG.text.width
+        embedding = model.language.embed.weight
+        embedding.normal_(std=width**-0.5)
+        v = words.vocabulary
+        where = (torch.arange(LOC_COUNT) + 0.5) / LOC_COUNT
+        waves = torch.arange(width // 2) + 1
+        angle = math.pi * where[:, None] * waves / 2
+        fall = 1 / (1 + waves / 8)  # fine waves are small
+        smooth = torch.cat((angle.cos() * fall, angle.sin() * fall), 1)
+        smooth *= width**-0.5 / smooth.square().mean().sqrt()
+        embedding[v.loc_offset : v.loc_offset + LOC_COUNT] = smooth
+    return model, heads
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """A short warm-up, then a cosine to a fiftieth."""
+    if step < 200:
+        return peak * (step + 1) / 200
+    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * min(step / steps, 1))) / 2)
+
+
+class Run:
+    """A training and its state on disk."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.step, self.seconds = args, 0, 0.0
+        self.tokenizer = build()
+        self.words = Words(Tokenizer(self.tokenizer))
+        self.model, self.heads = new_model(args.seed, self.words)
+        # Forward and backward run in bfloat16, on a copy; these are what is updated.
+        self.work, self.work_heads = new_model(args.seed, self.words)
+        self.work.bfloat16()
+        self.work_heads.bfloat16()
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.values = [*self.model.parameters(), *self.heads.parameters()]
+        self.copies = [*self.work.parameters(), *self.work_heads.parameters()]
+        matrices = [p for p in self.values if p.ndim == 2]
+        rest = [p for p in self.values if p.ndim != 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}],
+            lr=args.rate,
+            betas=(0.9, 0.98),
+        )
+        self.path = args.out / "state.safetensors"
+        if self.path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        tensors = load_file(self.path)
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        self.heads.load_state_dict(under("heads."))
+        self.average = under("average.")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in under("optimizer.").items():
+            index, field = key.split(".")
+            moments.setdefault(int(index), {})[field] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
+
+    def save(self) -> None:
+        """Everything in one file, written aside first."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+        tensors |= {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds)}
+        aside = self.path.with_suffix(".part")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, aside)
+        os.replace(aside, self.path)
+
+    def train(self) -> None:
+        """Until the last step; the log is one JSON line every 100 steps."""
+        args = self.args
+        total = args.dense_steps + args.steps
+        near = near_codes(args.sharpness)
+        data = batches(args.data, args.batch, args.seed + 1000 + self.step, self.words, args.detect)
+        log, began, sums = (args.out / "log.jsonl").open("a"), time.perf_counter(), [0.0, 0.0]
+        before = self.seconds
+        while self.step < total:
+            joint = self.step - args.dense_steps
+            done = max(0.0, joint / args.steps)
+            sigma = max(BINS_NARROW, BINS_WIDE * (BINS_NARROW / BINS_WIDE) ** (done / 0.7))
+            bins = near_bins(sigma)
+            place = (self.step, args.dense_steps) if joint < 0 else (joint, args.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(*place, args.rate)
+            dense, answer = self._update(next(data), joint >= 0, bins, near)
+            sums = [sums[0] + dense, sums[1] + answer]
+            self.step += 1
+            self.seconds = before + time.perf_counter() - began
+            if self.step % 100 == 0:
+                line = {
+                    "step": self.step,
+                    "seconds": round(self.seconds),
+                    "dense": round(sums[0] / 100, 4),
+                    "answer": round(sums[1] / 100, 4),
+                    "sigma": round(sigma, 1),
+                }
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                sums = [0.0, 0.0]
+            if self.step % 500 == 0 or self.step == total:
+                self.save()
+
+    def _update(self, batch: Batch, joint: bool, bins: Tensor, near: Tensor) -> tuple[float, float]:
+        with torch.no_grad():
+            torch._foreach_copy_(self.copies, self.values)
+        features = self.work.vision(batch.pixels)
+        dense = dense_loss(self.work_heads, features, batch, near)
+        answer = torch.zeros(())
+        if joint:
+            image = self.work.projector(features)
+            answer = answer_loss(self.work, batch, image, self.words, bins, near)
+        ((DENSE_WEIGHT if joint else 1.0) * dense + answer).backward()
+        for value, copy in zip(self.values, self.copies, strict=True):
+            value.grad = None if copy.grad is None else copy.grad.float()
+            copy.grad = None
+        nn.utils.clip_grad_norm_(self.values, 1.0)
+        self.optimizer.step()
+        keep = min(AVERAGE, (1 + self.step) / (20 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                self.average[name].lerp_(value, 1 - keep)
+        return dense.item(), answer.item()
+
+
+def main() -> None:
+    """Train, or go on where the last run stopped."""
+    parser = argparse.ArgumentParser(description="Train the tiny model.")
+    parser.add_argument("--data", type=Path, required=True, help="shards of training.model_data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dense-steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--detect", type=float, default=0.5, help="share of detect prompts")
+    parser.add_argument("--sharpness", type=float, default=8.0, help="of seg targets")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    Run(args).train()
+
+
+if __name__ == "__main__":
+    main()

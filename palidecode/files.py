@@ -10,9 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from palidecode.errors import InputError
+
+Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+"""A file, an image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -93,45 +98,75 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return width, height
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+def open_picture(picture: Picture) -> Image.Image:
     """A picture in RGB, EXIF rotation applied, alpha laid on white.
+
+    What comes out can be given in again and stays the same.
 
     Raises
     ------
     InputError
         If it is missing, cut short, no picture, or a decompression bomb.
     """
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            layered = upright.convert("RGBA")
-            white = Image.new("RGBA", layered.size, "white")
-            return Image.alpha_composite(white, layered).convert("RGB")
-        if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-            # Pillow would clip 16 bits to 8 instead of scaling them.
-            scale = 1 / 257 if upright.mode != "F" else 1.0
-            upright = upright.convert("F").point(lambda value: value * scale).convert("L")
-        return upright.convert("RGB")
+    if isinstance(picture, np.ndarray):
+        return _rgb(_from_array(picture))
+    if isinstance(picture, Image.Image):
+        # Its file may not have been read yet, and be cut short.
+        with _telling(str(getattr(picture, "filename", "") or "an image in memory")):
+            return _rgb(picture)
+    if not isinstance(picture, str | os.PathLike):
+        kind = type(picture).__name__
+        raise InputError(f"a picture is a path, a PIL image or a uint8 array, not {kind}")
+    with _opened(picture) as image:
+        return _rgb(image)
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+    colours = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not colours or not array.size:
+        raise InputError(
+            "a picture array must be uint8 and (H, W), (H, W, 3) or (H, W, 4), "
+            f"got {array.dtype} {array.shape}"
+        )
+    return Image.fromarray(array)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        layered = upright.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+        # Pillow would clip 16 bits to 8 instead of scaling them.
+        scale = 1 / 257 if upright.mode != "F" else 1.0
+        upright = upright.convert("F").point(lambda value: value * scale).convert("L")
+    return upright.convert("RGB")
 
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """An open Pillow image; everything that goes wrong inside becomes one `InputError`."""
+    with _telling(path), Image.open(path) as image:
+        yield image
+
+
+@contextmanager
+def _telling(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Everything that goes wrong inside becomes one `InputError` that names the picture."""
     try:
         with warnings.catch_warnings():
             # Pillow only warns about pictures of 89 to 179 million pixels.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path}: too many pixels for a picture ({error}); raise PIL.Image.MAX_IMAGE_PIXELS "
+            f"{name}: too many pixels for a picture ({error}); raise PIL.Image.MAX_IMAGE_PIXELS "
             "if you trust it"
         ) from error
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture") from error
+        raise InputError(f"{name}: no such picture") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        raise InputError(f"{path}: can't be read as a picture: {_reason(error)}") from error
+        raise InputError(f"{name}: can't be read as a picture: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -140,6 +140,8 @@ def config_from_hf(data: Any, name: str = "config.json") -> PaliGemmaConfig:
     if kind != MODEL_TYPE:
         raise InputError(f"{name}: model_type is {kind!r}, not {MODEL_TYPE!r}: not a PaliGemma")
     vision, text = data.get("vision_config") or {}, data.get("text_config") or {}
+    if not (isinstance(vision, dict) and isinstance(text, dict)):
+        raise InputError(f"{name}: vision_config and text_config must be objects")
     text_type = text.get("model_type", "gemma")
     if text_type not in TEXT_TYPES:
         raise InputError(f"{name}: text model {text_type!r} is none of {', '.join(TEXT_TYPES)}")
@@ -170,9 +172,7 @@ def _vision_from_hf(data: Mapping[str, Any]) -> VisionConfig:
     )
 
 
-def _text_from_hf(
-    data: Mapping[str, Any], text_type: str, outer: Mapping[str, Any]
-) -> TextConfig:
+def _text_from_hf(data: Mapping[str, Any], text_type: str, outer: Mapping[str, Any]) -> TextConfig:
     second = text_type == "gemma2"
     head_size = int(data.get("head_dim", 256))
     # PaliGemma's own defaults where a config leaves them out (its configs name few values).
@@ -216,9 +216,9 @@ def _first(*values: Any) -> Any:
 
 def _check(config: PaliGemmaConfig, name: str) -> None:
     v, t = config.vision, config.text
-    sizes = (v.width, v.layers, v.heads, v.mlp, v.image_size, v.patch)
-    sizes += (t.width, t.layers, t.mlp, t.heads, t.kv_heads, t.head_size, t.vocabulary)
-    if min(sizes) < 1:
+    vision = (v.width, v.layers, v.heads, v.mlp, v.image_size, v.patch)
+    text = (t.width, t.layers, t.mlp, t.heads, t.kv_heads, t.head_size, t.vocabulary)
+    if min(vision + text) < 1:
         raise InputError(f"{name}: every size must be at least 1")
     if v.width % v.heads:
         raise InputError(f"{name}: vision width {v.width} is no multiple of {v.heads} heads")
@@ -248,8 +248,9 @@ def config_to_hf(config: PaliGemmaConfig) -> dict[str, Any]:
         "num_image_tokens": v.tokens,
     }
     if t.post_norms:
+        scale = t.query_scale  # transformers refuses a float
         text |= {
-            "query_pre_attn_scalar": t.query_scale,
+            "query_pre_attn_scalar": int(scale) if scale.is_integer() else scale,
             "attn_logit_softcapping": t.attention_softcap,
             "final_logit_softcapping": t.final_softcap,
             "sliding_window": t.sliding_window,

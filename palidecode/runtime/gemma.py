@@ -58,7 +58,7 @@ class Attention(nn.Module):
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q (B, heads, T, H), k and v (B, kv heads, S, H), mask (B, T, S) → (B, heads, T, H)."""
         c = self.config
-        scale = c.query_scale**-0.5
+        scale = float(c.query_scale**-0.5)
         batch, heads, tokens, size = q.shape
         group = heads // c.kv_heads
         if c.attention_softcap is None and tokens > 1:

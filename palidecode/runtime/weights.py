@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,20 +64,32 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        self._files = [self._open(path) for path in _shards(folder)]
-        self._where: dict[str, tuple[int, str]] = {}
-        self._heads: list[tuple[int, str]] = []
-        for number, file in enumerate(self._files):
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                if key in _HEADS:
-                    self._heads.append((number, key))
-                elif not key.endswith(_IGNORED):
-                    self._where[_canonical(key)] = (number, key)
-        self._check_head()
+        self._where: dict[str, tuple[Path, str]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        heads: list[tuple[Path, str]] = []
+        for path in _shards(folder):
+            with self._opened(path) as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    if key in _HEADS:
+                        heads.append((path, key))
+                    elif not key.endswith(_IGNORED):
+                        self._add(_canonical(key), path, key, file)
+        for path, key in heads:
+            self._check_head(path, key)
 
-    def _open(self, path: Path) -> safe_open:
+    def _add(self, name: str, path: Path, key: str, file: Any) -> None:
+        if name in self._where:
+            raise WeightsError(f"{self.name}: {key} is there twice")
+        self._where[name] = (path, key)
+        self._shapes[name] = tuple(file.get_slice(key).get_shape())
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        # Opened anew for each tensor: what is copied into a joined one is unmapped at once,
+        # while one file held open would keep every page it was ever asked for.
         try:
-            return safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as file:
+                yield file
         except FileNotFoundError:
             raise WeightsError(f"{path} is missing: download it again") from None
         except (SafetensorError, OSError) as error:
@@ -84,26 +97,24 @@ class SafetensorsFolder:
                 f"{path} can't be read: cut short or damaged ({error}); download it again"
             ) from error
 
-    def _check_head(self) -> None:
+    def _check_head(self, path: Path, key: str) -> None:
         embedding = "language.embed_tokens.weight"
-        for number, key in self._heads:
-            head = self._files[number].get_tensor(key)
-            if embedding not in self._where or not torch.equal(head, self.read(embedding)):
-                raise WeightsError(
-                    f"{self.name}: {key} differs from the embedding; PaliGemma's head is tied"
-                )
+        with self._opened(path) as file:
+            head = file.get_tensor(key)
+        if embedding not in self._where or not torch.equal(head, self.read(embedding)):
+            raise WeightsError(
+                f"{self.name}: {key} differs from the embedding; PaliGemma's head is tied"
+            )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""
-        return {
-            name: tuple(self._files[number].get_slice(key).get_shape())
-            for name, (number, key) in self._where.items()
-        }
+        return self._shapes
 
     def read(self, name: str) -> Tensor:
         """See `Source`; the tensor is a view of the mapped file."""
-        number, key = self._where[name]
-        found: Tensor = self._files[number].get_tensor(key)
+        path, key = self._where[name]
+        with self._opened(path) as file:
+            found: Tensor = file.get_tensor(key)
         return found
 
 
@@ -133,7 +144,7 @@ def _shards(folder: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         # A shard is a file of the folder: a name that leads elsewhere isn't followed.
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not all(isinstance(name, str) and _is_file_name(name) for name in names):
             raise ValueError("a shard's name is no file name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index}: not an index of shards ({error})") from error
@@ -144,6 +155,10 @@ def _shards(folder: Path) -> list[Path]:
             f"{', '.join(missing[:_SHOWN])}; download them"
         )
     return [folder / name for name in sorted(names)]
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..")
 
 
 @dataclass(frozen=True)
@@ -239,7 +254,7 @@ def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
         for name, shape in zip(part.names, part.shapes, strict=True)
     }
     wrong = [
-        f"{name} is {have[name]}, config.json says {shape}"
+        f"{name} is {have[name]}, the config says {shape}"
         for name, shape in need.items()
         if name in have and have[name] != shape
     ]

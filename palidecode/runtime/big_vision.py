@@ -1,0 +1,369 @@
+"""big_vision's ``.npz`` checkpoints as a `Source`, under the names of transformers.
+
+Arrays are mapped into memory straight from the archive (``np.savez`` stores them as they
+are), each time one is asked for: of a stacked array only that layer is read, and what was
+copied from it is given back at once.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from palidecode.errors import WeightsError
+from palidecode.runtime.config import PRESETS, PaliGemmaConfig, TextConfig, VisionConfig
+
+Array = npt.NDArray[Any]
+
+_PREFIX = "params/"
+_SHOWN = 5
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and its extras
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# bfloat16 is nothing that numpy knows: two bytes without a type, or whole numbers.
+_DTYPES = [np.dtype(name) for name in ("float32", "float16", "V2", "uint16")]
+_BLOCK = "img/Transformer/encoderblock"
+_VISION_ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
+
+
+class Shaped(Protocol):
+    """An array, or what stands for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An array in an archive, read when it is opened."""
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    data: Array | None = None  # of a compressed one, which can't be mapped
+
+    def open(self) -> Array:
+        """The array; changes to it, if any, stay in memory."""
+        if self.data is not None:
+            return self.data
+        return np.memmap(self.path, self.dtype, "c", self.offset, self.shape, self.order)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Where one tensor is: a key, the steps into its leading axes, and the turn to ours."""
+
+    key: str
+    at: tuple[int, ...]
+    turn: Callable[[Array], Array]
+    shape: tuple[int, ...]
+
+
+class BigVisionNpz:
+    """A PaliGemma checkpoint of big_vision.
+
+    Attributes
+    ----------
+    name : str
+        The file.
+    ignored : tuple of str
+        Keys beside those under ``params/``: a training state's optimiser and step.
+    config : PaliGemmaConfig
+        See `config_of`.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, no such checkpoint, or lacks arrays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        stored = _members(path)
+        inner = {key for key in stored if key.startswith(_PREFIX)}
+        self.ignored = tuple(sorted(stored.keys() - inner)) if inner else ()
+        self._arrays = {key.removeprefix(_PREFIX): stored[key] for key in inner or stored}
+        self.config = config_of(self._arrays, self.name)
+        self._pieces = _pieces(self.config)
+        needed = {piece.key for piece in self._pieces.values()}
+        self._tell("missing", needed - self._arrays.keys())
+        # What is nobody's would change the answers if it meant anything: refuse, don't drop.
+        self._tell("unexpected", self._arrays.keys() - needed)
+        self._check_stacks()
+
+    def _tell(self, what: str, names: set[str]) -> None:
+        if names:
+            shown = ", ".join(sorted(names)[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+            raise WeightsError(f"{self.name}: {len(names)} arrays are {what}: {shown}")
+
+    def _check_stacks(self) -> None:
+        """A stack holds as many layers as the config has, and not one more."""
+        steps: dict[str, set[tuple[int, ...]]] = {}
+        for piece in self._pieces.values():
+            steps.setdefault(piece.key, set()).add(piece.at)
+        for key, taken in steps.items():
+            wanted = tuple(max(axis) + 1 for axis in zip(*taken, strict=True))
+            shape = self._arrays[key].shape
+            if shape[: len(wanted)] != wanted:
+                raise WeightsError(
+                    f"{self.name}: {key} is {shape}, expected {wanted} as its first sizes"
+                )
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `Source`; shapes are those of the arrays, not of the config."""
+        found = {}
+        for name, piece in self._pieces.items():
+            shape = self._arrays[piece.key].shape
+            # Turning something of this shape costs nothing: it has no numbers.
+            hollow = np.broadcast_to(np.float32(0), shape[len(piece.at) :])
+            try:
+                found[name] = piece.turn(hollow).shape
+            except (ValueError, IndexError):
+                raise WeightsError(
+                    f"{self.name}: {piece.key} is {shape}, which can't become {name} {piece.shape}"
+                ) from None
+        return found
+
+    def read(self, name: str) -> Tensor:
+        """See `Source`; bfloat16 comes as bfloat16, whatever the file calls it."""
+        piece = self._pieces[name]
+        try:
+            found = piece.turn(self._arrays[piece.key].open()[piece.at])
+        except (ValueError, IndexError) as error:
+            raise WeightsError(f"{self.name}: {piece.key}: {error}") from error
+        # An archive's members start anywhere: torch wants them aligned.
+        array = np.require(found, requirements=("C", "A"))
+        if array.dtype.kind in "Vu":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+
+def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfig:
+    """The model that arrays of these shapes belong to.
+
+    Sizes are read off the shapes. What no shape tells is that of the published model with
+    this decoder (width, layers, heads …): soft caps, sliding window, and the scale of the
+    attention logits, 1/√256 or, in the 28B model, 1/√144. A decoder of no published size
+    has Gemma's or, with norms after attention, Gemma 2's constants, and the root of its head
+    size. big_vision's table has 257,152 rows: 64 fewer than Hugging Face's, none for
+    ``<image>``.
+
+    Parameters
+    ----------
+    arrays : mapping of str to what has a ``shape``
+        Keys without ``params/``.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    WeightsError
+        If an array that tells a size is missing or of another rank.
+    """
+
+    def shape(key: str, rank: int) -> tuple[int, ...]:
+        if key not in arrays:
+            raise WeightsError(f"{name}: no {key}: not a PaliGemma checkpoint of big_vision")
+        found = arrays[key].shape
+        if len(found) != rank or 0 in found:
+            raise WeightsError(f"{name}: {key} is {found}, expected {rank} axes and none empty")
+        return found
+
+    patch, _, _, width = shape("img/embedding/kernel", 4)
+    side = round(shape("img/pos_embedding", 3)[1] ** 0.5)
+    layers, _, mlp = shape(f"{_BLOCK}/MlpBlock_0/Dense_0/kernel", 3)
+    heads = shape(f"{_VISION_ATTENTION}/query/kernel", 4)[2]
+    vision = VisionConfig(
+        width=width, layers=layers, heads=heads, mlp=mlp, image_size=side * patch, patch=patch
+    )
+    vocabulary, embedding = shape("llm/embedder/input_embedding", 2)
+    depth, queries, _, head_size = shape("llm/layers/attn/q_einsum/w", 4)
+    text = TextConfig(
+        width=embedding,
+        layers=depth,
+        mlp=shape("llm/layers/mlp/linear", 3)[1],
+        heads=queries,
+        kv_heads=shape("llm/layers/attn/kv_einsum/w", 5)[2],
+        head_size=head_size,
+        vocabulary=vocabulary,
+        query_scale=float(head_size),
+        post_norms="llm/layers/post_attention_norm/scale" in arrays,
+    )
+    if queries % text.kv_heads or head_size % 2:
+        raise WeightsError(
+            f"{name}: {queries} query heads on {text.kv_heads} key/value heads of size {head_size}"
+        )
+    return PaliGemmaConfig(vision, _constants(text))
+
+
+def _constants(text: TextConfig) -> TextConfig:
+    """The text config with what shapes don't tell."""
+    like = [preset.text for preset in PRESETS.values() if preset.text.post_norms == text.post_norms]
+    caps = {
+        name: getattr(like[0], name)
+        for name in ("attention_softcap", "final_softcap", "sliding_window")
+    }
+    sized = replace(text, **caps)
+    for known in like:
+        if replace(known, vocabulary=0) == replace(
+            sized, vocabulary=0, query_scale=known.query_scale
+        ):
+            return replace(sized, query_scale=known.query_scale)
+    return sized
+
+
+def _pieces(config: PaliGemmaConfig) -> dict[str, _Piece]:
+    """transformers' names (as `Source` spells them), and where big_vision keeps each."""
+    v, t = config.vision, config.text
+    found: dict[str, _Piece] = {}
+
+    def add(name: str, key: str, shape: tuple[int, ...], turn: Turn = _same, *at: int) -> None:
+        found[name] = _Piece(key, at, turn, shape)
+
+    patch = (v.width, 3, v.patch, v.patch)
+    add("vision.embeddings.patch_embedding.weight", "img/embedding/kernel", patch, _patch)
+    add("vision.embeddings.patch_embedding.bias", "img/embedding/bias", (v.width,))
+    position = "vision.embeddings.position_embedding.weight"
+    add(position, "img/pos_embedding", (v.tokens, v.width), _same, 0)
+    for layer in range(v.layers):
+        theirs = f"vision.encoder.layers.{layer}"
+        for number in (0, 1):
+            norm, key = f"{theirs}.layer_norm{number + 1}", f"{_BLOCK}/LayerNorm_{number}"
+            add(f"{norm}.weight", f"{key}/scale", (v.width,), _same, layer)
+            add(f"{norm}.bias", f"{key}/bias", (v.width,), _same, layer)
+            sizes = (v.width, v.mlp) if number else (v.mlp, v.width)
+            fc, key = f"{theirs}.mlp.fc{number + 1}", f"{_BLOCK}/MlpBlock_0/Dense_{number}"
+            add(f"{fc}.weight", f"{key}/kernel", sizes, np.transpose, layer)
+            add(f"{fc}.bias", f"{key}/bias", sizes[:1], _same, layer)
+        for ours, word in (("q", "query"), ("k", "key"), ("v", "value")):
+            name, key = f"{theirs}.self_attn.{ours}_proj", f"{_VISION_ATTENTION}/{word}"
+            add(f"{name}.weight", f"{key}/kernel", (v.width, v.width), _last_heads, layer)
+            add(f"{name}.bias", f"{key}/bias", (v.width,), _flat, layer)
+        name, key = f"{theirs}.self_attn.out_proj", f"{_VISION_ATTENTION}/out"
+        add(f"{name}.weight", f"{key}/kernel", (v.width, v.width), _heads_out, layer)
+        add(f"{name}.bias", f"{key}/bias", (v.width,), _same, layer)
+    add("vision.post_layernorm.weight", "img/Transformer/encoder_norm/scale", (v.width,))
+    add("vision.post_layernorm.bias", "img/Transformer/encoder_norm/bias", (v.width,))
+    add("projector.weight", "img/head/kernel", (t.width, v.width), np.transpose)
+    add("projector.bias", "img/head/bias", (t.width,))
+    embedding = "language.embed_tokens.weight"
+    add(embedding, "llm/embedder/input_embedding", (t.vocabulary, t.width))
+    q, kv = t.heads * t.head_size, t.kv_heads * t.head_size
+    for layer in range(t.layers):
+        theirs, attn, mlp = f"language.layers.{layer}", "llm/layers/attn", "llm/layers/mlp"
+        own = f"{theirs}.self_attn"
+        add(f"{own}.q_proj.weight", f"{attn}/q_einsum/w", (q, t.width), _first_heads, layer)
+        for half, ours in enumerate("kv"):
+            name, key = f"{own}.{ours}_proj.weight", f"{attn}/kv_einsum/w"
+            add(name, key, (kv, t.width), _first_heads, layer, half)
+        add(f"{own}.o_proj.weight", f"{attn}/attn_vec_einsum/w", (t.width, q), _heads_out, layer)
+        for half, ours in enumerate(("gate", "up")):
+            name, key = f"{theirs}.mlp.{ours}_proj.weight", f"{mlp}/gating_einsum"
+            add(name, key, (t.mlp, t.width), np.transpose, layer, half)
+        down = f"{theirs}.mlp.down_proj.weight"
+        add(down, f"{mlp}/linear", (t.width, t.mlp), np.transpose, layer)
+        for name, word in _norms(t.post_norms).items():
+            key = f"llm/layers/{word}/scale"
+            add(f"{theirs}.{name}.weight", key, (t.width,), _same, layer)
+    add("language.norm.weight", "llm/final_norm/scale", (t.width,))
+    return found
+
+
+def _norms(post: bool) -> dict[str, str]:
+    if not post:
+        return {"input_layernorm": "pre_attention_norm", "post_attention_layernorm": "pre_ffw_norm"}
+    return {
+        "input_layernorm": "pre_attention_norm",
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "pre_ffw_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+
+
+Turn = Callable[[Array], Array]
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def _flat(array: Array) -> Array:
+    return array.reshape(-1)
+
+
+def _patch(kernel: Array) -> Array:
+    return kernel.transpose(3, 2, 0, 1)  # (height, width, 3, out) → (out, 3, height, width)
+
+
+def _last_heads(kernel: Array) -> Array:
+    return kernel.reshape(len(kernel), -1).T  # (in, heads, size) → (heads · size, in)
+
+
+def _first_heads(kernel: Array) -> Array:
+    return kernel.transpose(0, 2, 1).reshape(-1, kernel.shape[1])  # (heads, in, size) → …
+
+
+def _heads_out(kernel: Array) -> Array:
+    return kernel.reshape(-1, kernel.shape[-1]).T  # (heads, size, out) → (out, heads · size)
+
+
+def _members(path: Path) -> dict[str, _Stored]:
+    """Every array of the archive; nothing is unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            return {
+                member.filename.removesuffix(".npy"): _stored(path, archive, member, file)
+                for member in archive.infolist()
+            }
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise WeightsError(f"{path}: can't be read as a .npz ({error})") from error
+    except (zipfile.BadZipFile, zlib.error, struct.error) as error:
+        raise WeightsError(
+            f"{path}: cut short, damaged or no .npz ({error}); download it again"
+        ) from error
+
+
+def _stored(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Any) -> _Stored:
+    if member.compress_type != zipfile.ZIP_STORED:
+        with archive.open(member) as packed:
+            array = np.lib.format.read_array(packed, allow_pickle=False)
+        _check_dtype(member, array.dtype)
+        return _Stored(path, 0, array.dtype, array.shape, "C", array)
+    file.seek(member.header_offset)
+    name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    start = member.header_offset + _LOCAL_HEADER.size + name + extra
+    file.seek(start)
+    version = np.lib.format.read_magic(file)
+    if version not in _READ_HEADER:
+        raise ValueError(f"{member.filename} is of an unknown .npy version")
+    shape, fortran, dtype = _READ_HEADER[version](file)
+    _check_dtype(member, dtype)
+    offset, size = file.tell(), math.prod(shape) * dtype.itemsize
+    if offset - start + size != member.file_size or offset + size > archive.start_dir:
+        raise ValueError(f"{member.filename} is not as long as its shape {shape} says")
+    order: Literal["C", "F"] = "F" if fortran else "C"
+    return _Stored(path, offset, dtype, shape, order)
+
+
+def _check_dtype(member: zipfile.ZipInfo, dtype: np.dtype[Any]) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(f"{member.filename} holds {dtype}, not float32, float16 or bfloat16")

@@ -275,6 +275,55 @@ class Detections:
             found[row] = polygons
         return found
 
+    def to_supervision(self, classes: Sequence[str] | None = None) -> list[Any]:
+        """Each image as a ``supervision.Detections`` (``pip install supervision``).
+
+        ``class_id`` counts `classes` from 0, by default the labels in order of appearance;
+        the label itself is in ``data["class_name"]``. ``confidence`` is None where no score is
+        known. Masks are whole images, all background for objects without one.
+
+        Raises
+        ------
+        InputError
+            If supervision isn't installed, or a label is none of `classes`.
+        """
+        from palidecode.interop import to_supervision
+
+        return to_supervision(self, classes)
+
+    def to_torchvision(
+        self, classes: Sequence[str] | None = None, *, default_score: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Each image as a dict of tensors, as torchvision and torchmetrics take it.
+
+        ``boxes`` (N, 4) in pixels; ``labels`` (N,) count `classes` from 1, 0 being background;
+        ``scores`` (N,), `default_score` where unknown; ``masks`` (N, H, W) bool, if any object
+        of any image has one.
+
+        Raises
+        ------
+        InputError
+            If torch isn't installed, or a label is none of `classes`.
+        """
+        from palidecode.interop import to_torchvision
+
+        return to_torchvision(self, classes, default_score)
+
+    def to_fiftyone(self) -> list[Any]:
+        """Each image as a ``fiftyone.Detections`` (``pip install fiftyone``).
+
+        Boxes are x, y, width, height in fractions of the image, clipped to it; inverted ones
+        have no width or height. Masks are cropped to their box.
+
+        Raises
+        ------
+        InputError
+            If fiftyone isn't installed.
+        """
+        from palidecode.interop import to_fiftyone
+
+        return to_fiftyone(self)
+
     def _numbers(self, rows: Rows) -> npt.NDArray[np.int64]:
         chosen = rows if isinstance(rows, slice) else np.asarray(rows)
         if isinstance(chosen, np.ndarray) and chosen.size == 0:

@@ -133,3 +133,50 @@ def _numbers(tokens, digits, count, limit):
     numbers = re.findall("[0-9]+", tokens or "")[:count]
     right = all(len(number) == digits and int(number) < limit for number in numbers)
     return tuple(map(int, numbers)) if right and len(numbers) == count else None
+
+
+# --- Referring segmentation -----------------------------------------------------------------
+
+
+def referring_protocol(samples, divisor=1023):
+    """big_vision's RefCOCO loop on whole images: miou, boxacc, invalid, total, each IoU.
+
+    A sample is twenty numbers or None, the field, the true mask, and the true box as y1, x1,
+    y2, x2 in fractions of the image.
+    """
+    ious, shared, unions = [], 0, 0
+    box_ious, invalid = [], 0
+    for tokens, field, truth, true_box in samples:
+        height, width = truth.shape
+        right = tokens is not None and tokens[2] > tokens[0] and tokens[3] > tokens[1]
+        box = [bin_ / divisor for bin_ in tokens[:4]] if right else [0.0] * 4
+        sides = [
+            max(min(box[i + 2], true_box[i + 2]) - max(box[i], true_box[i]), 0) for i in (0, 1)
+        ]
+        areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, true_box)]
+        box_ious.append(sides[0] * sides[1] / (sum(areas) - sides[0] * sides[1]))
+        y1, x1, y2, x2 = (
+            int(box[0] * height),
+            int(box[1] * width),
+            int(box[2] * height),
+            int(box[3] * width),
+        )
+        mask = np.zeros_like(truth)
+        if x2 > x1 and y2 > y1:
+            mask = pasted_image(field, (x1, y1, x2, y2), (width, height))
+        else:
+            invalid += 1
+        both, either = (mask & truth).sum(), (mask | truth).sum()
+        ious.append(both / either if x2 > x1 and y2 > y1 else 0.0)
+        shared, unions = shared + both, unions + either
+    return {
+        "miou": sum(ious) / len(ious),
+        "ciou": shared / unions,
+        "boxacc": {at: sum(iou >= at for iou in box_ious) / len(ious) for at in (0.5, 0.75)},
+        "precision": {
+            at: sum(iou >= at for iou in ious) / len(ious) for at in (0.5, 0.6, 0.7, 0.8, 0.9)
+        },
+        "invalid": invalid,
+        "total": len(ious),
+        "ious": ious,
+    }

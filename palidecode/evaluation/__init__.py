@@ -1,0 +1,1 @@
+"""Detections and masks held against ground truth."""

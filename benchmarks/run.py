@@ -22,6 +22,8 @@ BENCHMARKS = {
     "masks": "Decoding masks",
     "rle": "RLE and polygons",
     "encoding": "Encoding masks",
+    "referring": "Referring segmentation",
+    "evaluation": "COCO evaluation",
     "startup": "Starting, and memory",
 }
 

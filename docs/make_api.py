@@ -23,7 +23,15 @@ GROUPS = {
         "CategoryMap",
         "CocoReport",
     ),
+    "Evaluation": (
+        "evaluate_coco",
+        "CocoEvaluation",
+        "compare_coco",
+        "CocoComparison",
+        "UnscoredWarning",
+    ),
     "Fine-tuning": ("to_finetuning_rows", "EncodeReport"),
+    "Referring segmentation": ("evaluate_referring", "ReferringResult"),
     "Drawing": ("draw",),
     "Vocabulary and errors": (
         "Vocabulary",

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from palidecode.drawing import draw
     from palidecode.encoding import encode_boxes, encode_masks
     from palidecode.errors import InputError, PalidecodeError, ParseError, WeightsError
+    from palidecode.evaluation.coco import UnscoredWarning, evaluate_coco
+    from palidecode.evaluation.comparison import CocoComparison, compare_coco
+    from palidecode.evaluation.referring import ReferringResult, evaluate_referring
+    from palidecode.evaluation.result import CocoEvaluation
     from palidecode.finetune import to_finetuning_rows
     from palidecode.ground_truth import EncodeReport
     from palidecode.vocab import Vocabulary
@@ -55,6 +59,10 @@ _HOMES = {
     "drawing": ("draw",),
     "encoding": ("encode_boxes", "encode_masks"),
     "errors": ("InputError", "PalidecodeError", "ParseError", "WeightsError"),
+    "evaluation.coco": ("UnscoredWarning", "evaluate_coco"),
+    "evaluation.comparison": ("CocoComparison", "compare_coco"),
+    "evaluation.result": ("CocoEvaluation",),
+    "evaluation.referring": ("ReferringResult", "evaluate_referring"),
     "finetune": ("to_finetuning_rows",),
     "ground_truth": ("EncodeReport",),
     "vocab": ("Vocabulary",),
@@ -63,6 +71,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CategoryMap",
+    "CocoComparison",
+    "CocoEvaluation",
     "CocoReport",
     "CocoWriter",
     "CodecMismatchWarning",
@@ -76,14 +86,19 @@ __all__ = [
     "ParseIssue",
     "ParseResult",
     "ParsedObject",
+    "ReferringResult",
     "StreamParser",
+    "UnscoredWarning",
     "Vocabulary",
     "WeightsError",
     "box_iou",
+    "compare_coco",
     "decode",
     "draw",
     "encode_boxes",
     "encode_masks",
+    "evaluate_coco",
+    "evaluate_referring",
     "format_objects",
     "from_coco",
     "from_coco_results",

@@ -27,6 +27,8 @@ from palidecode.commands import (
     run_weights_verify,
 )
 from palidecode.commands_encode import DEFAULT_SHARE, run_encode
+from palidecode.commands_evaluate import add_evaluation
+from palidecode.commands_referring import add_referring_options, run_evaluate_referring
 from palidecode.errors import InputError, PalidecodeError
 
 
@@ -68,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_decode(commands)
     _add_draw(commands)
     _add_encode(commands)
+    add_evaluation(commands, _command)
+    text = "Answers to referring expressions against masks: mIoU, cIoU, gIoU, box accuracy."
+    add_referring_options(_command(commands, "evaluate-referring", run_evaluate_referring, text))
     _add_weights(commands)
     _add_demo(commands)
     return parser

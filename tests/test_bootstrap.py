@@ -1,0 +1,119 @@
+"""Bootstrap intervals: against plain resampling, and whether they hold what they promise."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from palidecode import InputError, compare_coco, evaluate_coco
+
+GT = "instances_val2014_100.json"
+RESULTS = "instances_val2014_fakebbox100_results.json"
+
+
+def world(images, seed, hit=0.7):
+    """Random pictures, and a detector that finds a share of what is there."""
+    rng = np.random.default_rng(seed)
+    truth = {
+        "images": [{"id": n, "width": 400, "height": 400} for n in range(images)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [],
+    }
+    results = []
+    for image in range(images):
+        share = hit * rng.uniform(0.4, 1.3)
+        for place in range(rng.integers(1, 6)):
+            row = {"image_id": image, "category_id": 1, "bbox": [place * 60, 10, 40, 40]}
+            truth["annotations"].append({**row, "id": len(truth["annotations"]) + 1})
+            if rng.random() < share:
+                results.append({**row, "score": float(rng.normal(1, 0.5))})
+            if rng.random() < 0.3:
+                off = {**row, "bbox": [place * 60, 200, 40, 40]}
+                results.append({**off, "score": float(rng.normal(0, 0.5))})
+    return truth, results
+
+
+def resampled_ap(truth, results, rng):
+    """AP of a bootstrap sample, the slow way: pictures copied under new ids."""
+    count = len(truth["images"])
+    picked = rng.integers(count, size=count)
+    copied = {"categories": truth["categories"], "images": [], "annotations": []}
+    found = []
+    for new, old in enumerate(picked.tolist()):
+        copied["images"].append({**truth["images"][old], "id": new})
+        for row in truth["annotations"]:
+            if row["image_id"] == old:
+                number = len(copied["annotations"]) + 1
+                copied["annotations"].append({**row, "image_id": new, "id": number})
+        found += [{**row, "image_id": new} for row in results if row["image_id"] == old]
+    return evaluate_coco(copied, found).stats[0]
+
+
+def test_the_width_is_that_of_plain_resampling():
+    truth, results = world(30, seed=1)
+    result = evaluate_coco(truth, results)
+    rng = np.random.default_rng(2)
+    plain = np.array([resampled_ap(truth, results, rng) for _ in range(400)])
+    found = result.bootstrap(2000)["AP"]
+    assert found.standard_error == pytest.approx(plain.std(), rel=0.12)
+    low, high = np.quantile(plain, [0.025, 0.975])
+    assert found.high - found.low == pytest.approx(high - low, rel=0.15)
+    assert found.low < found.value < found.high
+    assert found.value == result.stats[0]
+
+
+def test_intervals_hold_the_ap_of_such_pictures():
+    worlds = [world(60, seed) for seed in range(100, 180)]
+    results = [evaluate_coco(*pair) for pair in worlds]
+    expected = np.mean([result.stats[0] for result in results])
+    found = [result.bootstrap(200, confidence=0.9)["AP"] for result in results]
+    share = np.mean([interval.low <= expected <= interval.high for interval in found])
+    # 80 intervals at 90 %: three standard deviations are 10 %.
+    assert 0.78 <= share <= 1.0
+    spread = np.std([result.stats[0] for result in results])
+    assert np.mean([interval.standard_error for interval in found]) == pytest.approx(
+        spread, rel=0.3
+    )
+
+
+def test_seeded(shared_data):
+    folder = shared_data / "coco100"
+    result = evaluate_coco(folder / GT, folder / RESULTS, bootstrap=30, seed=4)
+    assert set(result.intervals) == {
+        *("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "ARs", "ARm", "ARl"),
+    }
+    assert result.intervals == result.bootstrap(30, seed=4)
+    assert result.intervals["AP"] != result.bootstrap(30, seed=5)["AP"]
+    for name, interval in result.intervals.items():
+        assert interval.value == result.metrics[name]
+        assert interval.low < interval.value < interval.high
+    json.dumps(result.as_dict(), allow_nan=False)
+
+
+def test_pairing_makes_intervals_narrower(shared_data):
+    folder = shared_data / "coco100"
+    results = json.loads((folder / RESULTS).read_text())
+    rng = np.random.default_rng(0)
+    fewer = [row for row in results if rng.random() < 0.97]
+    found = compare_coco(folder / GT, results, fewer, bootstrap=100)
+    alone = found.first.bootstrap(100)["AP"]
+    paired = found.intervals["AP"]
+    assert paired.high - paired.low < 0.6 * (alone.high - alone.low)
+    assert paired.value == pytest.approx(found.second.stats[0] - found.first.stats[0])
+    assert paired.high < 0
+    assert found.better["AP"] < 0.05
+
+
+def test_without_scores(shared_data):
+    folder = shared_data / "coco100"
+    result = evaluate_coco(folder / GT, folder / RESULTS, scores="ignore", orders=3, bootstrap=20)
+    assert result.intervals["AP"].value == result.stats[0]
+
+
+def test_arguments():
+    result = evaluate_coco(*world(5, seed=0))
+    for wrong in ({"resamples": 3}, {"confidence": 1.0}, {"seed": -1}):
+        with pytest.raises(InputError):
+            result.bootstrap(**{"resamples": 20, **wrong})

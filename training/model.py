@@ -43,7 +43,13 @@ from training.scenes import COLOR_NAMES, Prompt, Scene, all_classes_prompt, prom
 CONFIG = PaliGemmaConfig(
     VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=12),
     TextConfig(
-        width=192, layers=4, mlp=384, heads=4, kv_heads=1, head_size=48, query_scale=48.0,
+        width=192,
+        layers=4,
+        mlp=384,
+        heads=4,
+        kv_heads=1,
+        head_size=48,
+        query_scale=48.0,
         vocabulary=1537,
     ),
     image_token=1536,
@@ -143,9 +149,7 @@ def make_batch(
         codes[place][seen] = seg[number]
         prompt = _prompt(shard, part, rng, masks, everything)
         order = sorted(prompt.objects(), key=lambda o: (loc[o[0], 1] + loc[o[0], 3], loc[o[0], 0]))
-        objects = [
-            (name, loc[n].tolist(), seg[n].tolist() if masks else None) for n, name in order
-        ]
+        objects = [(name, loc[n].tolist(), seg[n].tolist() if masks else None) for n, name in order]
         front = words.tokenizer.encode_prompt(prompt.text)
         prefixes.append(len(front))
         sequences.append(front + words.answer(objects))

@@ -99,7 +99,9 @@ def _owners(drawn: Scene) -> npt.NDArray[np.uint8]:
     """The background owns a cell that no object covers by a third."""
     cover = [np.full((GRID, GRID), 1 / 3, np.float32)]
     for mask in drawn.masks:
-        cover.append(cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA))
+        cover.append(
+            cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
+        )
     return np.stack(cover).argmax(0).astype(np.uint8)
 
 

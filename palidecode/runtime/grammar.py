@@ -273,9 +273,9 @@ class AnswerState:
         if place < 2:
             allowed[-1] = False
         for start, count in self._full.items():
-            if len(start) == place + 1 and list(start[:-1]) == self._box:
-                if count >= _boxes_that_begin(start):
-                    allowed[start[-1] - lowest] = False
+            here = len(start) == place + 1 and list(start[:-1]) == self._box
+            if here and count >= _boxes_that_begin(start):
+                allowed[start[-1] - lowest] = False
 
     def _allow_label(self, mask: npt.NDArray[np.bool_], node: _Node) -> None:
         g = self.grammar

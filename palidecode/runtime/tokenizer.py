@@ -118,6 +118,10 @@ class Tokenizer:
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False)
         return text
 
+    def is_separator(self, token: int) -> bool:
+        """Whether a token is written with a ``;``."""
+        return ";" in (self._tokenizer.id_to_token(token) or "")
+
     @cached_property
     def label_tokens(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Tokens that may begin a free label, and those that may go on with one.

@@ -1,0 +1,197 @@
+"""A checkpoint's folder, file or hub name to a `PaliDecoder`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import GOOGLE_ID
+from palidecode.errors import InputError
+from palidecode.pipeline import PaliDecoder
+from palidecode.runtime.config import PaliGemmaConfig, read_config
+from palidecode.runtime.image import ImageConfig, Resample, read_image_config
+from palidecode.runtime.tokenizer import FILE as TOKENIZER
+from palidecode.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from palidecode.runtime.weights import Source
+
+DEMO = "demo"
+DTYPES = ("bfloat16", "float32", "float16")
+CODES = "palidecode.json"
+"""Beside a model whose masks are not Google's: ``{"codes": "palidecode-demo"}``."""
+_HUB_FILES = ["*.json", "*.safetensors"]
+
+
+def load_decoder(
+    folder_or_id: str | os.PathLike[str],
+    dtype: str,
+    device: str | None,
+    quantize: Literal["int8", "int4"] | None,
+    *,
+    codec: MaskCodec | None,
+    tokenizer: str | os.PathLike[str] | None,
+    resample: Resample | None,
+    final_softcap: float | Literal["config"] | None,
+    revision: str | None,
+) -> PaliDecoder:
+    """See `PaliDecoder.from_pretrained`."""
+    place, wanted = _device(device), _dtype(dtype)
+    path, name = locate(folder_or_id, revision)
+    source, config, pictures = _open(path)
+    words = Tokenizer.from_file(_tokenizer_path(path, tokenizer))
+    if final_softcap != "config":
+        config = replace(config, text=replace(config.text, final_softcap=final_softcap))
+    if resample is not None:
+        pictures = replace(pictures, resample=resample)
+    _check_ids(words, config, name)
+    codes_id = _codes_id(path)
+    if codec is None and codes_id != GOOGLE_ID:
+        from palidecode.codec import load_codec
+
+        codec = load_codec(codes_id)
+
+    from palidecode.runtime.linear import finisher
+    from palidecode.runtime.memory import check_memory
+    from palidecode.runtime.weights import load_weights
+
+    finish = finisher(wanted, place, quantize)
+    check_memory(config, wanted, place, quantize)
+    model = load_weights(source, config, wanted, place, finish)
+    return PaliDecoder(model, words, pictures, codec=codec, codes_id=codes_id, source=name)
+
+
+def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
+    """Where a checkpoint lies, and its name with the revision that was taken.
+
+    Raises
+    ------
+    InputError
+        If it is neither here nor to be had.
+    """
+    text = os.fspath(folder_or_id)
+    path = Path(text)
+    if path.exists():
+        return path, text
+    if text == DEMO:
+        bundled = Path(str(resources.files("palidecode.demo"))) / "model"
+        return bundled, DEMO
+    # A hub name has one slash and no other path syntax.
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise InputError(f"{text}: no such folder or file")
+    return _download(text, revision)
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise InputError(
+            f"{name}: no such folder, and downloading needs: pip install 'palidecode[runtime]'"
+        ) from error
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(
+            f"{name}: no such folder here, and the hub doesn't give it ({reason}). Google's "
+            "models need their licence accepted on the model's page and `hf auth login`"
+        ) from error
+    # The last part of a snapshot's path is the commit.
+    return path, f"{name}@{path.name}"
+
+
+def _open(path: Path) -> tuple[Source, PaliGemmaConfig, ImageConfig]:
+    _need_torch()
+    if path.is_dir():
+        from palidecode.runtime.weights import SafetensorsFolder
+
+        config = read_config(path / "config.json")
+        return SafetensorsFolder(path), config, read_image_config(path, config)
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: give a folder with config.json, or a big_vision .npz")
+    from palidecode.runtime.big_vision import BigVisionNpz
+
+    source = BigVisionNpz(path)
+    return source, source.config, ImageConfig(source.config.vision.image_size)
+
+
+def _need_torch() -> None:
+    try:
+        import tokenizers  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"running a model needs {error.name}: pip install 'palidecode[runtime]'"
+        ) from error
+
+
+def _tokenizer_path(path: Path, given: str | os.PathLike[str] | None) -> Path:
+    if given is not None:
+        return Path(given)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / TOKENIZER).exists():
+        raise InputError(
+            f"{folder}: no {TOKENIZER}; it comes with every PaliGemma on the hub: put it there "
+            "or give tokenizer="
+        )
+    return folder / TOKENIZER
+
+
+def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, name: str) -> None:
+    last = tokenizer.vocabulary.seg_offset + 127
+    if last >= config.text.vocabulary:
+        raise InputError(
+            f"{name}: the tokenizer has ids up to {last}, the model {config.text.vocabulary} "
+            "rows: they don't belong together"
+        )
+
+
+def _codes_id(path: Path) -> str:
+    """Which mask codec's codes the model writes: Google's, unless a file says otherwise."""
+    file = path / CODES if path.is_dir() else path.parent / CODES
+    if not file.exists():
+        return GOOGLE_ID
+    try:
+        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        return str(data["codes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not {{'codes': name of a mask codec}} ({error})") from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    _need_torch()
+    import torch
+
+    if name not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _device(name: str | None) -> torch.device:
+    _need_torch()
+    import torch
+
+    if name is None:
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}: cpu, cuda, cuda:1, mps …") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: this torch sees no CUDA device; use 'cpu'")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device {name!r}: this torch sees no Apple GPU; use 'cpu'")
+    return device

@@ -1,0 +1,297 @@
+"""The gallery's pictures: which ones, small copies of them, and what is drawn on top."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from palidecode.decoding.polygons import exact_polygons
+from palidecode.decoding.rle import Rle, rle_to_crop
+from palidecode.errors import InputError
+from palidecode.evaluation.matches import KINDS
+from palidecode.evaluation.outlines import as_rle
+from palidecode.evaluation.result import CocoEvaluation
+from palidecode.evaluation.rows import ImageRow
+from palidecode.evaluation.tables import Table
+from palidecode.files import inside, open_picture
+
+Ints = npt.NDArray[np.int64]
+
+MOST_PICTURES = 400
+"""Pictures in a gallery."""
+
+MOST_DRAWN = 100
+"""Objects, and predictions, that are drawn on one picture: the best scored."""
+
+MOST_BYTES = 20_000_000
+"""Of all galleries of a page together: small copies and outlines."""
+
+SIDE = 320
+"""Longest side of a small copy, in pixels."""
+
+_OF_EACH = 3  # pictures that a class and kind of error may have beside the worst ones
+_EXAMPLES = 5
+
+
+class Thumbnails:
+    """Small copies of pictures as base64 WebP, each made once.
+
+    Parameters
+    ----------
+    folder : path or None
+        Where the pictures are; without, there are none.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+        self.folder = folder
+        self.encoded: list[str] = []
+        self.unreadable: dict[str, str] = {}
+        self.other_size: list[str] = []
+        self._known: dict[str, tuple[int, tuple[int, int]] | None] = {}
+
+    def of(self, image: ImageRow) -> tuple[int, tuple[int, int]] | None:
+        """Its place in `encoded` and the picture's size; None where there is no picture."""
+        name = image.file_name
+        if self.folder is None or not name:
+            return None
+        if name not in self._known:
+            try:
+                picture = open_picture(inside(self.folder, name))
+            except InputError as error:
+                self.unreadable[name] = str(error)
+                self._known[name] = None
+                return None
+            if image.width and picture.size != (image.width, image.height):
+                self.other_size.append(name)
+            self._known[name] = len(self.encoded), picture.size
+            self.encoded.append(_webp(picture))
+        return self._known[name]
+
+    def notices(self) -> list[str]:
+        """What is missing or odd, in words."""
+        told = []
+        for found, text in (
+            (list(self.unreadable.values()), "could not be read and are drawn as blank canvases"),
+            (self.other_size, "have another size than the ground truth says; boxes are stretched"),
+        ):
+            if found:
+                more = "" if len(found) <= _EXAMPLES else ", …"
+                told.append(f"{len(found):,} pictures {text}: {', '.join(found[:_EXAMPLES])}{more}")
+        return told
+
+
+def _webp(picture: Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=72, method=4)
+    return base64.b64encode(out.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one evaluation, the worst first.
+
+    Attributes
+    ----------
+    pictures : list of dict
+        As the page's script reads them: see `_picture`.
+    notices : list of str
+        What is not shown.
+    """
+
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> Gallery:
+    """The pictures that are shown, the worst first.
+
+    Parameters
+    ----------
+    result : CocoEvaluation
+    thumbnails : Thumbnails
+    bytes_left : int
+        What the pictures and their outlines may take.
+    """
+    shown, left_out, used, clipped = {}, 0, 0, 0
+    truths = _by_image(result.scene.truths.image, result.images)
+    found = _by_image(result.found.image, result.images)
+    wanted = choose(result)
+    for place in wanted:
+        if used > bytes_left:
+            left_out += 1
+            continue
+        before = len(thumbnails.encoded)
+        picture, missing = _picture(result, place, truths[place], found[place], thumbnails)
+        clipped += missing
+        used += len(json.dumps(picture)) + sum(map(len, thumbnails.encoded[before:]))
+        shown[place] = picture
+    order = [place for place in _worst_first(result) if place in shown]
+    total = result.images
+    notices = []
+    if len(wanted) < total or left_out:
+        notices.append(
+            f"{len(shown):,} of {total:,} pictures are here: the worst ones by F1, and for each "
+            f"class and kind of error up to {_OF_EACH} with its worst case. All count in the "
+            "numbers."
+        )
+    if clipped:
+        notices.append(
+            f"{clipped:,} objects and predictions are not drawn: a picture shows the "
+            f"{MOST_DRAWN} largest objects and {MOST_DRAWN} best scored predictions."
+        )
+    return Gallery([shown[place] for place in order], notices)
+
+
+def choose(result: CocoEvaluation, most: int = MOST_PICTURES) -> list[int]:
+    """Places of the images to show, the most wanted first.
+
+    Half are the worst by F1. Then every class and kind of error gets its worst cases, so that
+    a filter finds something, and what room is left goes to the next worst.
+    """
+    worst = _worst_first(result)
+    chosen = dict.fromkeys(worst[: most if len(worst) <= most else most // 2])
+    if len(worst) > most:
+        taken: Counter[tuple[int, str]] = Counter()
+        for place, category, kind in _cases(result):
+            if taken[category, kind] < _OF_EACH:
+                taken[category, kind] += 1
+                chosen.setdefault(place)
+        for place in worst:
+            chosen.setdefault(place)
+    return list(chosen)[:most]
+
+
+def _worst_first(result: CocoEvaluation) -> list[int]:
+    place_of = {image.id: place for place, image in enumerate(result.scene.images)}
+    return [place_of[row["image_id"]] for row in result.image_rows]
+
+
+def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
+    """Image, category and kind of every prediction and missed object, the worst first."""
+    found, matches, truths = result.found, result.matches, result.scene.truths
+    score = np.where(np.isnan(found.score), 1.0, found.score)
+    badness = np.where(matches.kind == "ok", 1 + matches.iou, -score)
+    rows = np.argsort(badness, kind="stable")
+    lost = np.flatnonzero(matches.missed)
+    lost = lost[np.argsort(-truths.area[lost], kind="stable")]
+    cases = zip(
+        found.image[rows].tolist(),
+        found.category[rows].tolist(),
+        matches.kind[rows].tolist(),
+        strict=True,
+    )
+    missed = zip(truths.image[lost].tolist(), truths.category[lost].tolist(), strict=True)
+    # Missed objects first: there are few of a class, and they are easily crowded out.
+    return [*((image, category, "missed") for image, category in missed), *cases]
+
+
+def _by_image(of: Ints, count: int) -> list[Ints]:
+    order = np.argsort(of, kind="stable")
+    return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
+
+
+def _picture(
+    result: CocoEvaluation, place: int, objects: Ints, rows: Ints, thumbnails: Thumbnails
+) -> tuple[dict[str, Any], int]:
+    """One picture as the script reads it, and how many of its boxes aren't drawn.
+
+    ``name``, ``thumb`` (place among the small copies or None), ``width``, ``height`` (of the
+    canvas), ``f1``, ``right``, ``wrong``, ``missed``; ``truths``: lists of class, state (0
+    found, 1 missed, 2 crowd), x, y, width, height, outline; ``found``: class, kind, score, IoU,
+    its place in ``truths`` or -1, x, y, width, height, outline.
+    """
+    image, matches = result.scene.images[place], result.matches
+    truths, found = result.scene.truths, result.found
+    objects_drawn = objects[np.argsort(-truths.area[objects], kind="stable")][:MOST_DRAWN]
+    score = np.where(np.isnan(found.score[rows]), 1.0, found.score[rows])
+    rows_drawn = rows[np.argsort(-score, kind="stable")][:MOST_DRAWN]
+    thumb = thumbnails.of(image)
+    size = _canvas(image, thumb, truths.box[objects_drawn], found.box[rows_drawn])
+    scale = SIDE / max(size)
+    place_of = {row: number for number, row in enumerate(objects_drawn.tolist())}
+    state = np.where(truths.crowd, 2, matches.missed.astype(np.int64))
+    counts = Counter(matches.kind[rows].tolist())
+    right, lost = counts["ok"], int(matches.missed[objects].sum())
+    wrong = len(rows) - right - counts["ignored"]
+    total = 2 * right + wrong + lost
+    picture = {
+        "name": image.file_name or f"image {image.id}",
+        "thumb": None if thumb is None else thumb[0],
+        "width": round(size[0] * scale, 1),
+        "height": max(1.0, round(size[1] * scale, 1)),
+        "f1": round(2 * right / total, 4) if total else None,
+        "right": right,
+        "wrong": wrong,
+        "missed": lost,
+        "truths": [
+            [int(truths.category[row]), int(state[row]), *shape]
+            for row, shape in zip(
+                objects_drawn.tolist(), _shapes(truths, objects_drawn, image, scale), strict=True
+            )
+        ],
+        "found": [
+            [
+                int(found.category[row]),
+                KINDS.index(str(matches.kind[row])),
+                None if np.isnan(found.score[row]) else round(float(found.score[row]), 4),
+                round(float(matches.iou[row]), 4),
+                place_of.get(int(matches.truth[row]), -1),
+                *shape,
+            ]
+            for row, shape in zip(
+                rows_drawn.tolist(), _shapes(found, rows_drawn, image, scale), strict=True
+            )
+        ],
+    }
+    return picture, len(objects) + len(rows) - len(objects_drawn) - len(rows_drawn)
+
+
+def _canvas(
+    image: ImageRow, thumb: tuple[int, tuple[int, int]] | None, *boxes: Any
+) -> tuple[float, float]:
+    """The picture's size; where nobody knows it, what the boxes need."""
+    if image.width > 0 and image.height > 0:
+        return image.width, image.height
+    if thumb is not None:
+        return thumb[1]
+    ends = np.concatenate([box[:, :2] + box[:, 2:] for box in boxes])
+    width, height = ends.max(axis=0, initial=1.0).tolist()
+    return width, height
+
+
+def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[list[Any]]:
+    """x, y, width, height and outline of each row, in the canvas's pixels."""
+    boxes = np.round(table.box[rows] * scale, 1).tolist()
+    if table.masks is None or not image.width:
+        return [[*box, None] for box in boxes]
+    size = int(image.width), int(image.height)
+    masks = [table.masks[row] for row in rows.tolist()]
+    return [
+        [*box, None if mask is None else outline(as_rle(mask, *size), scale)]
+        for box, mask in zip(boxes, masks, strict=True)
+    ]
+
+
+def outline(rle: Any, scale: float) -> str:
+    """A mask as the path of an SVG: whole pixels of the canvas, holes as rings of their own."""
+    checked: Rle = rle
+    parts = exact_polygons([rle_to_crop(checked)], simplify=0.6 / scale)[0].parts
+    rings = [ring for part in parts for ring in (part.exterior, *part.holes)]
+    return "".join(_path(ring, scale) for ring in rings)
+
+
+def _path(ring: Sequence[Any] | npt.NDArray[np.float64], scale: float) -> str:
+    points = np.round(np.asarray(ring) * scale, 1)
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points.tolist()) + "Z"

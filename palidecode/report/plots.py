@@ -1,0 +1,202 @@
+"""Plots as inline SVG that takes the page's font and colours.
+
+matplotlib draws them: a plot is 10 to 100 kB where an embedded plotly.js alone is 4.8 MB, the
+text stays text, and the page needs no script for it, which lets it forbid all but its own.
+What matplotlib can't know, the theme, is put in afterwards: it draws in placeholder colours,
+and these become the page's CSS variables.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from palidecode.evaluation.measures import Curve
+
+_INK, _MUTED, _LINE, _ACCENT, _WARM, _CARD = (f"#0{n}0{n}0{n}" for n in range(1, 7))
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _LINE: "--line",
+    _ACCENT: "--accent",
+    _WARM: "--warm",
+    _CARD: "--card",
+}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "palidecode",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlecolor": _MUTED,
+    "axes.titlelocation": "left",
+    "grid.color": _LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "legend.frameon": False,
+    "legend.labelcolor": _MUTED,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def curves_svg(curves: Sequence[Curve], name: str) -> Markup:
+    """Precision over recall: the first curve, the mean, stands out; the page lights up others.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+        The mean, then one for each class, which becomes the element ``curve-<n>`` of its own.
+    name : str
+        Makes the ids of this plot its own.
+    """
+    with _figure(4.6, 3.5) as (figure, out):
+        axes = figure.add_subplot()
+        for row, curve in enumerate(curves[1:]):
+            (line,) = axes.plot(curve.recall, curve.precision, color=_MUTED, linewidth=0.8)
+            line.set_alpha(0.3)
+            line.set_gid(f"curve-{row}")
+        for curve in curves[:1]:
+            (line,) = axes.plot(curve.recall, curve.precision, color=_ACCENT, linewidth=2.4)
+            line.set_gid("mean")
+        _unit_axes(axes, "recall", "precision")
+        _save(figure, out)
+    return _inline(out, name, "Precision over recall")
+
+
+def kinds_svg(kinds: Sequence[tuple[str, int, float | None]], name: str) -> Markup:
+    """How often each kind of error happens, and what mending it would bring.
+
+    Parameters
+    ----------
+    kinds : sequence of (word, count, gain in AP50 or None)
+    name : str
+    """
+    gains = [gain for _, _, gain in kinds if gain is not None]
+    with _figure(7.2 if gains else 4.2, 2.5) as (figure, out):
+        columns = figure.subplots(1, 2 if gains else 1, sharey=True, squeeze=False)[0]
+        places = range(len(kinds))
+        words = [word for word, _, _ in kinds]
+        _bars(columns[0], places, [count for _, count, _ in kinds], "{:,.0f}", _WARM)
+        columns[0].set_title("how often")
+        columns[0].set_yticks(places, words)
+        columns[0].invert_yaxis()
+        if gains:
+            _bars(columns[1], places, [gain or 0.0 for _, _, gain in kinds], "+{:.3f}", _ACCENT)
+            columns[1].set_title("AP50 gained if only this were mended")
+        for axes in columns:
+            axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        _save(figure, out)
+    return _inline(out, name, "Error kinds")
+
+
+def calibration_svg(bins: Sequence[dict[str, Any]], name: str) -> Markup:
+    """Share of right predictions over their score, and how many there are of each score."""
+    used = [part for part in bins if part["count"]]
+    with _figure(4.6, 3.5) as (figure, out):
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        x = [part["avg_confidence"] for part in used]
+        y = [part["avg_accuracy"] for part in used]
+        upper.vlines(x, x, y, color=_WARM, linewidth=5, alpha=0.3)
+        upper.plot(x, y, color=_ACCENT, linewidth=1.6, marker="o", markersize=4.5)
+        _unit_axes(upper, "", "share that is right")
+        edges = [part["bin_lower"] for part in bins]
+        counts = [part["count"] for part in bins]
+        lower.bar(edges, counts, width=0.092, align="edge", color=_MUTED, alpha=0.6)
+        lower.set_xlabel("score")
+        lower.set_ylabel("predictions")
+        lower.yaxis.set_major_locator(mpl.ticker.MaxNLocator(2, integer=True))
+        lower.grid(False, axis="x")
+        figure.align_ylabels()
+        _save(figure, out)
+    return _inline(out, name, "Calibration")
+
+
+def sizes_svg(sizes: Sequence[dict[str, Any]], name: str) -> Markup:
+    """AP and AR of small, medium and large objects."""
+    with _figure(4.6, 2.9) as (figure, out):
+        axes = figure.add_subplot()
+        for shift, key, color in ((-0.19, "AP", _ACCENT), (0.19, "AR", _MUTED)):
+            for place, row in enumerate(sizes):
+                known = row[key] is not None
+                height = row[key] if known else 0.0
+                axes.bar(place + shift, height, 0.34, color=color, label=None if place else key)
+                told = f"{height:.2f}" if known else "–"
+                axes.text(place + shift, height + 0.02, told, ha="center", color=_MUTED)
+        axes.set_xticks(range(len(sizes)), [row["size"] for row in sizes])
+        axes.tick_params(axis="x", length=0, labelcolor=_INK)
+        axes.set_ylim(0, 1.08)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        axes.grid(False, axis="x")
+        axes.legend(loc="upper right", ncols=2, borderaxespad=0)
+        _save(figure, out)
+    return _inline(out, name, "AP and AR by size")
+
+
+def _bars(axes: Axes, places: Any, values: Sequence[float], form: str, color: str) -> None:
+    axes.barh(places, values, 0.62, color=color)
+    largest = max(*values, 1e-9)
+    for place, value in zip(places, values, strict=True):
+        axes.text(max(value, 0) + largest * 0.02, place, form.format(value), va="center")
+    axes.set_xlim(min(0, *values), largest * 1.22)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    axes.grid(False, axis="y")
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+
+
+def _unit_axes(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.StringIO]]:
+    # No pyplot: it keeps figures, and picks a backend that may want a screen.
+    with mpl.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), layout="constrained"), io.StringIO()
+
+
+def _save(figure: Figure, out: io.StringIO) -> None:
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", metadata=nothing)
+
+
+def _inline(out: io.StringIO, name: str, title: str) -> Markup:
+    """The SVG without what belongs to a file of its own, in the page's colours."""
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1 @>", text, count=1)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', text)
+    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    text = re.sub(r"\n\s*", "\n", text)
+    # Safe: not a word in it comes from a file.
+    return Markup(text.replace("@>", f'role="img" aria-label="{title}">', 1))  # noqa: S704

@@ -1,0 +1,133 @@
+"""Matrix products that are faster than `nn.Linear` on a CPU: packed bfloat16, int8, int4.
+
+Decoding one answer reads every weight once per token, so its speed is that of memory: half
+the bytes, twice the tokens. What quantising costs stands in ``benchmarks/results.md``.
+All kernels are torch's own (oneDNN's packed bfloat16 and int8, and the int4 kernel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from palidecode.errors import InputError
+
+Quantize: TypeAlias = Literal["int8", "int4"]
+Finish: TypeAlias = Callable[[nn.Module], nn.Module]
+
+INT4_GROUP = 128  # weights that share a scale and an offset
+_INT4_ROWS = 16  # the kernel wants a multiple of this many outputs
+_LEVELS = 15  # of four bits, above the lowest
+
+
+def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None) -> Finish | None:
+    """What `load_weights` should make of each filled `nn.Linear`; None to leave them.
+
+    Raises
+    ------
+    InputError
+        For an unknown `quantize`, or one on another device than the CPU.
+    """
+    if quantize not in (None, "int8", "int4"):
+        raise InputError(f"quantize must be None, 'int8' or 'int4', got {quantize!r}")
+    if quantize is not None and device.type != "cpu":
+        raise InputError(f"quantize={quantize!r} runs on the CPU only, not on {device.type}")
+    if quantize == "int8":
+        return Int8Linear
+    if quantize == "int4":
+        return _int4_where_it_fits
+    packs: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type == "cpu" and dtype == torch.bfloat16 and packs:
+        return PackedLinear
+    return None
+
+
+class PackedLinear(nn.Module):
+    """bfloat16 weights in oneDNN's own order: the same product, read about twice as fast."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        weight, bias = _parameters(linear)
+        self.out_features = weight.shape[0]
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out
+
+
+class Int8Linear(nn.Module):
+    """int8 weights with a scale per output; inputs are quantised as they come, a scale a token."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        weight, bias = _parameters(linear)
+        wide = weight.float()
+        self._scales = wide.abs().amax(1).clamp_min(1e-12) / 127
+        whole = (wide / self._scales[:, None]).round_().to(torch.int8)
+        self._packed: Any = torch.ops.onednn.qlinear_prepack(whole, None)
+        self._zeros = torch.zeros(len(wide), dtype=torch.int32)
+        self._bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out), in the dtype of `x`."""
+        flat = x.reshape(-1, x.shape[-1])
+        scale = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / 127
+        # The kernel takes unsigned inputs: 128 stands for 0.
+        levels = (flat / scale + 128).round_().clamp_(0, 255).to(torch.uint8)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            levels, 1.0, 128, self._packed, self._scales, self._zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        out = out * scale
+        out = out if self._bias is None else out + self._bias
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+class Int4Linear(nn.Module):
+    """int4 weights, a scale and an offset for every 128 of a row.
+
+    The kernel is made for few tokens: a long prompt is read more slowly than in bfloat16.
+    """
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        weight, self.bias = _parameters(linear)
+        self.out_features = weight.shape[0]
+        groups = weight.float().view(len(weight), -1, INT4_GROUP)
+        low, high = groups.amin(-1), groups.amax(-1)
+        scale = ((high - low) / _LEVELS).clamp_min(1e-8)
+        levels = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, _LEVELS)
+        whole = levels.to(torch.int32).view(weight.shape)
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+        # The kernel counts levels from −8.
+        middle = low + scale * 8
+        pairs = torch.stack((scale, middle), -1).transpose(0, 1).contiguous()
+        self._scales = pairs.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out), in the dtype of `x`."""
+        flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            flat, self._packed, INT4_GROUP, self._scales
+        )
+        out = out if self.bias is None else out + self.bias
+        return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+
+def _int4_where_it_fits(linear: nn.Module) -> nn.Module:
+    """int8 where rows don't divide into groups, or outputs into the kernel's blocks."""
+    weight, _ = _parameters(linear)
+    fits = weight.shape[1] % INT4_GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0
+    return Int4Linear(linear) if fits else Int8Linear(linear)
+
+
+def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(linear, nn.Linear)
+    bias = None if linear.bias is None else linear.bias.detach()
+    return linear.weight.detach(), bias

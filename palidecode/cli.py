@@ -28,6 +28,7 @@ from palidecode.commands import (
 )
 from palidecode.commands_encode import DEFAULT_SHARE, run_encode
 from palidecode.commands_evaluate import add_evaluation
+from palidecode.commands_predict import add_options, run_predict
 from palidecode.commands_referring import add_referring_options, run_evaluate_referring
 from palidecode.errors import InputError, PalidecodeError
 
@@ -67,6 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"palidecode {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_options(
+        _command(commands, "predict", run_predict, "Run a PaliGemma on pictures: a COCO file.")
+    )
     _add_decode(commands)
     _add_draw(commands)
     _add_encode(commands)

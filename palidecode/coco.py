@@ -303,6 +303,8 @@ class CocoWriter:
         As for `to_coco`.
     form : MaskFormat
         How masks are written.
+    info : mapping, optional
+        More for the dataset's ``info``.
 
     Examples
     --------
@@ -324,8 +326,10 @@ class CocoWriter:
         unmapped: Unmapped = "keep",
         aliases: Mapping[str, str] | None = None,
         form: MaskFormat | None = None,
+        info: Mapping[str, Any] | None = None,
     ) -> None:
         self.report = CocoReport()
+        self._more = dict(info or {})
         self._form = form or MaskFormat()
         self._mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
         self._ids: dict[str, int] = {}
@@ -371,7 +375,7 @@ class CocoWriter:
             while block := self._images.read(1 << 20):
                 self._file.write(block)
             self._file.write(f'],\n"categories": {_line(self._mapping.categories)},\n')
-            self._file.write(f'"info": {_line(_info(self.report))}}}\n')
+            self._file.write(f'"info": {_line(_info(self.report) | self._more)}}}\n')
         self._images.close()
         self._opening.__exit__(*problem)
 

@@ -34,7 +34,7 @@ def run_decode(args: argparse.Namespace) -> int:
 
     writer = CocoWriter(
         args.output,
-        categories=_read_categories(args.categories),
+        categories=read_categories(args.categories),
         match=args.match,
         unmapped=args.unmapped,
         form=MaskFormat(args.segmentation, args.simplify, args.min_area),
@@ -76,7 +76,7 @@ def _decode_text(args: argparse.Namespace, options: DecodeOptions) -> int:
     report = CocoReport()
     dataset = to_coco(
         found,
-        categories=_read_categories(args.categories),
+        categories=read_categories(args.categories),
         segmentation=args.segmentation,
         match=args.match,
         unmapped=args.unmapped,
@@ -300,7 +300,8 @@ def _rows(args: argparse.Namespace, name: str = "answers") -> Any:
     return read_rows(getattr(args, name), args.images, args.size)
 
 
-def _read_categories(path: Path | None) -> Any:
+def read_categories(path: Path | None) -> Any:
+    """A COCO file, or a text file with a name per line."""
     from palidecode.files import read_json
 
     if path is None:

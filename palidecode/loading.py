@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.errors import InputError
+from palidecode.files import read_json
 from palidecode.pipeline import PaliDecoder
 from palidecode.runtime.config import PaliGemmaConfig, read_config
 from palidecode.runtime.image import ImageConfig, Resample, read_image_config
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DTYPES = ("bfloat16", "float32", "float16")
-CODES = "palidecode.json"
-"""Beside a model whose masks are not Google's: ``{"codes": "palidecode-demo"}``."""
+NOTES = "palidecode.json"
+"""Beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes": […]}``,
+the mask codec its seg tokens belong to, and what it can find."""
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
@@ -52,7 +53,7 @@ def load_decoder(
     if resample is not None:
         pictures = replace(pictures, resample=resample)
     _check_ids(words, config, name)
-    codes_id = _codes_id(path)
+    codes_id, classes = _notes(path)
     if codec is None and codes_id != GOOGLE_ID:
         from palidecode.codec import load_codec
 
@@ -65,7 +66,9 @@ def load_decoder(
     finish = finisher(wanted, place, quantize)
     check_memory(config, wanted, place, quantize)
     model = load_weights(source, config, wanted, place, finish)
-    return PaliDecoder(model, words, pictures, codec=codec, codes_id=codes_id, source=name)
+    return PaliDecoder(
+        model, words, pictures, codec=codec, codes_id=codes_id, classes=classes, source=name
+    )
 
 
 def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
@@ -155,16 +158,18 @@ def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, name: str) -> None
         )
 
 
-def _codes_id(path: Path) -> str:
-    """Which mask codec's codes the model writes: Google's, unless a file says otherwise."""
-    file = path / CODES if path.is_dir() else path.parent / CODES
+def _notes(path: Path) -> tuple[str, list[str]]:
+    """The mask codec of a model's codes (Google's, unless a file says otherwise), its classes."""
+    file = (path if path.is_dir() else path.parent) / NOTES
     if not file.exists():
-        return GOOGLE_ID
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-        return str(data["codes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not {{'codes': name of a mask codec}} ({error})") from error
+        return GOOGLE_ID, []
+    data = read_json(file)
+    codes = data.get("codes", GOOGLE_ID) if isinstance(data, dict) else None
+    classes = data.get("classes", []) if isinstance(data, dict) else None
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not isinstance(codes, str) or not named:
+        raise InputError(f"{file}: 'codes' must name a mask codec, 'classes' be a list of names")
+    return codes, classes or []
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -107,6 +107,8 @@ class PaliDecoder:
         Decodes the masks of `segment`; without it `load_codec()` is used when they are needed.
     codes_id : str
         The mask codec whose codes the model writes.
+    classes : sequence of str
+        What the model is known to find, where its folder says so.
     source : str
         Where the model came from, for messages.
     """
@@ -119,10 +121,12 @@ class PaliDecoder:
         *,
         codec: MaskCodec | None = None,
         codes_id: str = GOOGLE_ID,
+        classes: Sequence[str] = (),
         source: str = "",
     ) -> None:
         self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
         self.codec, self.codes_id, self.source = codec, codes_id, source
+        self.classes = tuple(classes)
         self._features: dict[bytes, torch.Tensor] = {}
         self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
 

@@ -17,13 +17,14 @@ ROOMS = [
     ("decoding", "runtime"),
     ("codec",),
     ("detections", "categories", "interop"),
-    ("coco", "coco_reading", "drawing", "answers", "encoding"),
+    ("coco", "coco_reading", "drawing", "answers", "encoding", "scoring"),
+    ("pipeline", "loading", "prediction"),
     ("ground_truth", "evaluation"),
     ("finetune",),
     ("roundtrip",),
     ("demo",),
     ("commands",),
-    ("commands_encode", "commands_evaluate", "commands_referring"),
+    ("commands_encode", "commands_evaluate", "commands_predict", "commands_referring"),
     ("cli",),
 ]
 """From the ground up: a room imports from its own row and those above it here."""

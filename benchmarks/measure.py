@@ -23,6 +23,7 @@ Cell = str | float | None
 LIBRARIES = (
     *("palidecode", "numpy", "torch", "onnx", "onnxruntime", "opencv-python"),
     *("opencv-python-headless", "pillow", "pycocotools", "contourpy", "shapely"),
+    *("hotcoco", "msgspec", "tokenizers", "transformers", "faster-coco-eval", "torchmetrics"),
     *("supervision", "openvino", "jax", "jaxlib", "flax"),
 )
 INSTRUCTION_SETS = (

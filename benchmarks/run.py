@@ -24,6 +24,7 @@ BENCHMARKS = {
     "encoding": "Encoding masks",
     "referring": "Referring segmentation",
     "evaluation": "COCO evaluation",
+    "runtime": "Running the model",
     "startup": "Starting, and memory",
 }
 

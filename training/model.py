@@ -216,14 +216,16 @@ def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) 
     seen = batch.label > 0
     loss = F.cross_entropy(heads.label(features).float().flatten(0, 1), batch.label.flatten())
     inside = features[seen]
-    loss = loss + 0.5 * F.cross_entropy(heads.color(inside).float(), batch.color[seen])
+    # Most patches are background: what an object is counts on its own.
+    loss = loss + F.cross_entropy(heads.label(inside).float(), batch.label[seen])
+    loss = loss + 0.2 * F.cross_entropy(heads.color(inside).float(), batch.color[seen])
     guess, truth = heads.box(inside).float(), batch.box[seen]
     guess = guess + _centers(CONFIG.vision).repeat(len(batch.label), 1, 1)[seen]
     loss = loss + 6 * (guess - truth).abs().mean() + (1 - _iou(guess, truth)).mean()
     # A quarter of the patches say the codes: the head is wide.
     some = torch.rand(len(inside)) < 0.25
     logits = heads.codes(inside[some]).float().view(-1, SEG_COUNT)
-    return loss + 0.5 * F.cross_entropy(logits, near[batch.codes[seen][some].flatten()])
+    return loss + 0.2 * F.cross_entropy(logits, near[batch.codes[seen][some].flatten()])
 
 
 def _centers(config: VisionConfig) -> Tensor:

@@ -1,0 +1,368 @@
+"""Running PaliGemma 3B at 224 px, random weights, beside transformers.
+
+python benchmarks/runtime.py [--folder DIR]   # DIR keeps the 5.8 GB of random weights
+
+Every contender runs in a process of its own, one after the other, on the same weights, the same
+picture and the same token ids. Without a GPU all run on the CPU; with one, in bfloat16 there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import Table, Target, at_least, optional, report
+from safetensors.torch import save_file
+
+from palidecode.runtime.config import PRESETS, PaliGemmaConfig, config_to_hf
+from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.weights import INDEX, state_to_hf
+
+CONFIG = PRESETS["paligemma-3b-224"]
+PROMPT = 8  # tokens: the prefix is 264 long
+FORCED = 32  # tokens of a random answer that all contenders are scored on
+SHARD = 1_500_000_000  # bytes
+EOS = CONFIG.eos
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WORK = (
+    "vision tower, one picture",
+    "picture and 264 tokens to the first logits",
+    "decoding, batch 1",
+    "decoding, batch 8",
+    "detect, 20 tokens, picture to boxes",
+)
+
+
+# -- the weights -----------------------------------------------------------------------------
+
+
+def write_weights(folder: Path) -> None:
+    """Random weights as transformers would save them; ``<eos>`` can't be the likeliest token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / INDEX).exists():
+        return
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = PaliGemma(CONFIG)
+    model = model.to_empty(device="cpu").bfloat16()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name:
+                value.fill_(1.0 if "vision" in name and name.endswith("weight") else 0.0)
+            else:
+                value.normal_(std=0.02)
+        model.language.embed.weight[EOS] = 0
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for name, tensor in state_to_hf(model).items():
+        if sum(t.nbytes for t in shards[-1].values()) > SHARD:
+            shards.append({})
+        shards[-1][name] = tensor
+    where = {}
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        save_file({k: v.clone() for k, v in shard.items()}, folder / file, {"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+    (folder / "config.json").write_text(json.dumps(config_to_hf(CONFIG)))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def prompt_ids() -> list[int]:
+    """The same tokens for everybody."""
+    return [CONFIG.bos, *np.random.default_rng(1).integers(300, 200_000, PROMPT - 1).tolist()]
+
+
+def picture() -> np.ndarray:
+    """The same picture for everybody."""
+    return np.random.default_rng(2).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+
+
+# -- contenders, each in its own process -----------------------------------------------------
+
+
+def median_of(call: Callable[[], object], rounds: int = 3) -> float:
+    """Seconds, after a call that isn't timed."""
+    call()
+    turns = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        turns.append(time.perf_counter() - start)
+    return statistics.median(turns)
+
+
+def peak_bytes() -> int:
+    """The most memory this process held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@torch.inference_mode()
+def run_transformers(folder: Path, answers: Path) -> dict[str, Any]:
+    """transformers' own model and generate."""
+    from transformers import PaliGemmaForConditionalGeneration
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    start = time.perf_counter()
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model.to(DEVICE).eval()
+    loaded = time.perf_counter() - start
+    processor = SiglipImageProcessorPil(size={"height": 224, "width": 224}, resample=3)
+
+    def inputs(batch: int) -> dict[str, torch.Tensor]:
+        pixels = processor(picture(), return_tensors="pt")["pixel_values"].bfloat16()
+        ids = [CONFIG.image_token] * CONFIG.vision.tokens + prompt_ids()
+        tokens = torch.tensor([ids] * batch, device=DEVICE)
+        return {
+            "input_ids": tokens,
+            "pixel_values": pixels.repeat(batch, 1, 1, 1).to(DEVICE),
+            "attention_mask": torch.ones_like(tokens),
+            "token_type_ids": torch.zeros_like(tokens),
+        }
+
+    def answer(batch: int, tokens: int) -> torch.Tensor:
+        return model.generate(
+            **inputs(batch), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+        )
+
+    one, eight = inputs(1), inputs(8)
+    pixels = one["pixel_values"]
+    found = {"loaded": loaded}
+    found[WORK[0]] = median_of(lambda: model.get_image_features(pixels))
+    found[WORK[1]] = median_of(lambda: model(**one, logits_to_keep=1, use_cache=True))
+    few, many = median_of(lambda: answer(1, 2)), median_of(lambda: answer(1, 12))
+    found[WORK[2]] = 10 / (many - few)
+    few, many = median_of(lambda: answer(8, 2), 2), median_of(lambda: answer(8, 8), 2)
+    found[WORK[3]] = 8 * 6 / (many - few)
+    found[WORK[4]] = median_of(lambda: answer(1, 20), 2)
+    found["peak"] = peak_bytes()
+    del eight
+    return found
+
+
+@torch.inference_mode()
+def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
+    """PaliDecoder's parts."""
+    from palidecode.pipeline import PaliDecoder
+    from palidecode.runtime.kv_cache import KVCache
+    from training.model_tokenizer import build
+
+    words = folder / "words.json"
+    if not words.exists():
+        build().save(str(words))
+    start = time.perf_counter()
+    decoder = PaliDecoder.from_pretrained(folder, "bfloat16", DEVICE, quantize, tokenizer=words)
+    loaded = time.perf_counter() - start
+    model, device = decoder.model, torch.device(DEVICE)
+    pixels = torch.randn(1, 3, 224, 224, device=device)
+    ids = torch.tensor([prompt_ids()], device=device)
+    features = model.encode_image(pixels)
+
+    def prefill(batch: int, room: int) -> tuple[Any, Any, Any]:
+        prefix = model.embed_prefix(
+            features.expand(batch, -1, -1), ids.expand(batch, -1), torch.full((batch,), PROMPT)
+        )
+        length = CONFIG.vision.tokens + PROMPT + room
+        cache = KVCache(CONFIG.text, batch, length, torch.bfloat16, device)
+        hidden = model.prefill(prefix, cache)
+        return prefix, cache, hidden
+
+    def first_logits() -> object:
+        nonlocal features
+        features = model.encode_image(pixels)
+        return model.language.logits(prefill(1, 1)[2])
+
+    def steps(batch: int, count: int, rows: Any = None) -> float:
+        prefix, cache, hidden = prefill(batch, count + 2)
+        token = torch.full((batch,), 1000, device=device)
+        times = []
+        for place in range(count + 1):
+            start = time.perf_counter()
+            hidden = model.step(token, prefix.length + place, prefix.length, cache)
+            model.language.logits(hidden, rows).log_softmax(1).argmax(1).tolist()
+            times.append(time.perf_counter() - start)
+        return batch / statistics.median(times[1:])
+
+    found: dict[str, Any] = {"loaded": loaded}
+    found[WORK[0]] = median_of(lambda: model.encode_image(pixels))
+    found[WORK[1]] = median_of(first_logits)
+    found[WORK[2]] = steps(1, 12)
+    found["allowed"] = steps(1, 12, model.language.embed.weight[:1160].clone())
+    found[WORK[3]] = steps(8, 6)
+    image = picture()
+
+    def detect() -> object:
+        decoder._features.clear()
+        return decoder.detect(image, "cat ; dog", max_new_tokens=20)
+
+    found[WORK[4]] = median_of(detect, 2)
+    found["again"] = median_of(lambda: decoder.detect(image, "cat ; dog", max_new_tokens=20), 2)
+    found["peak"] = peak_bytes()
+    np.save(answers, _forced_logits(model, features, device))
+    return found
+
+
+def _forced_logits(model: PaliGemma, features: torch.Tensor, device: torch.device) -> np.ndarray:
+    """Logits along a fixed random answer, (32, vocabulary) float16."""
+    rest = np.random.default_rng(3).integers(300, 200_000, FORCED).tolist()
+    ids = torch.tensor([prompt_ids() + rest], device=device)
+    length = torch.tensor([ids.shape[1]], device=device)
+    whole = model.embed_prefix(features, ids, length)
+    before = torch.tensor([CONFIG.vision.tokens + PROMPT], device=device)
+    hidden = model.language(whole.embeddings, whole.position, before, last=FORCED)
+    return model.language.logits(hidden[0]).half().cpu().numpy()
+
+
+CONTENDERS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "transformers": run_transformers,
+    "palidecode": lambda folder, answers: run_ours(folder, answers, None),
+    "palidecode int8": lambda folder, answers: run_ours(folder, answers, "int8"),
+    "palidecode int4": lambda folder, answers: run_ours(folder, answers, "int4"),
+}
+
+
+# -- what the machine could do ---------------------------------------------------------------
+
+
+def machine_limits() -> tuple[float, float]:
+    """Measured bfloat16 operations and bytes read a second."""
+    a = torch.randn(2048, 4096, device=DEVICE).bfloat16()
+    b = torch.randn(4096, 4096, device=DEVICE).bfloat16()
+    seconds = median_of(lambda: a @ b, 5)
+    big = torch.ones(300_000_000, device=DEVICE)
+    reading = median_of(big.sum, 5)
+    return 2 * a.shape[0] * b.shape[0] * b.shape[1] / seconds, big.nbytes / reading
+
+
+def operations(config: PaliGemmaConfig, tokens: int) -> tuple[float, float]:
+    """Of the vision tower and of reading `tokens`: two per weight and token, and attention."""
+    v, t = config.vision, config.text
+    vision = v.layers * (4 * v.width**2 + 2 * v.width * v.mlp) + v.width * 3 * v.patch**2
+    seeing = 2 * vision * v.tokens + v.layers * 4 * v.tokens**2 * v.width
+    layer = 2 * t.width * t.head_size * (t.heads + t.kv_heads) + 3 * t.width * t.mlp
+    reading = 2 * layer * t.layers * tokens
+    return seeing, reading + t.layers * 4 * tokens**2 * t.heads * t.head_size
+
+
+# -- all together ----------------------------------------------------------------------------
+
+
+def measure(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every contender's numbers, and what quantising changed."""
+    found, logits = {}, {}
+    for name in CONTENDERS:
+        if name == "transformers" and optional("transformers") is None:
+            continue
+        answers = folder / f"{name.replace(' ', '-')}.npy"
+        command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
+        done = subprocess.run(
+            [*command, "--answers", str(answers)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+        if answers.exists():
+            logits[name] = np.load(answers).astype(np.float32)
+    exact = logits["palidecode"]
+    for name, values in logits.items():
+        found[name]["same"] = float((values.argmax(1) == exact.argmax(1)).mean())
+        error = np.linalg.norm(values - exact) / np.linalg.norm(exact)
+        found[name]["error"] = float(error)
+    return found
+
+
+def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]:
+    """The page's tables and the promised numbers."""
+    rate, reading = machine_limits()
+    seeing, prefill = operations(CONFIG, CONFIG.vision.tokens + PROMPT)
+    embedding = CONFIG.text.vocabulary * CONFIG.text.width
+    weights = 2 * (CONFIG.parameters() - embedding)
+    language = weights - 2 * _vision_parameters() + 2 * embedding
+    floors = (seeing / rate, (seeing + prefill) / rate, reading / language)
+    theirs = found.get("transformers", {})
+    rows: list[list[Any]] = []
+    for place, work in enumerate(WORK):
+        unit = "tokens/s" if "decoding" in work else "s"
+        row: list[Any] = [f"{work}, {unit}"]
+        for name in CONTENDERS:
+            row.append(found.get(name, {}).get(work))
+        row.append(floors[place] if place < 3 else None)
+        rows.append(row)
+    rows.append(["decoding, batch 1, the grammar's rows of the head, tokens/s", None,
+                 *(found[name]["allowed"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
+    rows.append(["another detect prompt about the same picture, s", None,
+                 *(found[name]["again"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
+    rows.append(["loading, s", *(found.get(n, {}).get("loaded") for n in CONTENDERS), None])
+    memory = [found.get(n, {}).get("peak", 0) / 1e9 for n in CONTENDERS]
+    rows.append(["peak memory of the process, GB", *memory, None])
+    speed = Table(
+        f"PaliGemma 3B, 224 px, random weights, on {DEVICE}",
+        ("work", *CONTENDERS, "limit in bfloat16"),
+        rows,
+        f"The limit is what this machine reached in the same run: {rate / 1e9:,.0f} GFLOP/s in a "
+        f"bfloat16 product, {reading / 1e9:.1f} GB/s read. transformers and ours without a name "
+        "run in bfloat16.",
+    )
+    cost = Table(
+        "What quantising costs",
+        ("", "same likeliest token", "relative error of the logits"),
+        [[n, found[n]["same"], found[n]["error"]] for n in list(CONTENDERS)[2:]],
+        f"Against bfloat16, along a random answer of {FORCED} tokens, random weights at full "
+        "width: a trained model's logits lie further apart.",
+    )
+    targets = []
+    if theirs:
+        wanted = {
+            "palidecode": (1.1, 1.1, 1.5, 1.4, 1.3),
+            "palidecode int8": (None, None, 3.0, None, 2.3),
+            "palidecode int4": (None, None, 4.5, None, None),
+        }
+        for name, ratios in wanted.items():
+            for work, ratio in zip(WORK, ratios, strict=True):
+                if ratio is None:
+                    continue
+                gain = found[name][work] / theirs[work]
+                gain = gain if "decoding" in work else 1 / gain
+                targets.append(at_least(f"{name}: {work}", gain, ratio, "× transformers"))
+    return [speed, cost], targets
+
+
+def _vision_parameters() -> int:
+    v, t = CONFIG.vision, CONFIG.text
+    layer = 4 * v.width * (v.width + 1) + 2 * v.width * v.mlp + v.mlp + 5 * v.width
+    front = v.width * (3 * v.patch**2 + 1 + v.tokens + 2) + t.width * (v.width + 1)
+    return front + v.layers * layer
+
+
+def main() -> None:
+    """Measure everybody, or be one of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--folder", type=Path, help="where the random weights are kept")
+    parser.add_argument("--contender", choices=CONTENDERS)
+    parser.add_argument("--answers", type=Path)
+    args = parser.parse_args()
+    if args.contender:
+        print(json.dumps(CONTENDERS[args.contender](args.folder, args.answers)))
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        folder = args.folder or Path(aside)
+        write_weights(folder)
+        shown, targets = tables(measure(folder))
+    report("runtime", shown, targets)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()

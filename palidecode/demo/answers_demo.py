@@ -1,0 +1,136 @@
+"""``palidecode demo --answers``: bundled answers about a bundled picture, without a model.
+
+The picture, its truth and the answers are made by ``training/demo_picture.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from palidecode.answers import AnswerRow, DecodeOptions, by_picture, decode_rows, read_rows
+from palidecode.coco import to_coco
+from palidecode.coco_reading import from_coco
+from palidecode.codec import load_codec
+from palidecode.codec.weights import DEMO_ID
+from palidecode.decoding.boxes import box_iou
+from palidecode.detections import Detections
+from palidecode.drawing import draw
+from palidecode.files import replacing
+
+PICTURE, TRUTH, ANSWERS = "harbour.png", "truth.json", "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One object of the demo.
+
+    Attributes
+    ----------
+    label : str
+    box : list of float
+        x1, y1, x2, y2 in pixels.
+    mask_pixels : int or None
+        None where the answer had no mask.
+    box_iou, mask_iou : float
+        Against the truth, in [0, 1]; `mask_iou` is NaN without a mask.
+    """
+
+    label: str
+    box: list[float]
+    mask_pixels: int | None
+    box_iou: float
+    mask_iou: float
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo found, and where the files are."""
+
+    rows: list[DemoRow]
+    issues: list[str]
+    files: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``; NaN becomes None."""
+        data = asdict(self)
+        for row in data["rows"]:
+            if np.isnan(row["mask_iou"]):
+                row["mask_iou"] = None
+        return data
+
+    def table(self) -> str:
+        """The printed report."""
+        wide = max(len(row.label) for row in self.rows)
+        lines = [f"{'object':<{wide}}  {'x1, y1, x2, y2':<23} {'mask px':>8}  box IoU  mask IoU"]
+        for row in self.rows:
+            box = ", ".join(f"{value:.0f}" for value in row.box)
+            pixels = "–" if row.mask_pixels is None else f"{row.mask_pixels:,}"
+            iou = "–" if np.isnan(row.mask_iou) else f"{row.mask_iou:.3f}"
+            lines.append(
+                f"{row.label:<{wide}}  {box:<23} {pixels:>8}  {row.box_iou:7.3f}  {iou:>8}"
+            )
+        lines.append("")
+        lines.extend(f"odd in the answers: {issue}" for issue in self.issues)
+        lines.extend(f"written: {name}" for name in self.files)
+        return "\n".join(lines)
+
+
+def run(output: Path) -> DemoReport:
+    """Decode the bundled answers and write ``coco.json`` and ``overlay.png``.
+
+    Parameters
+    ----------
+    output : Path
+        The folder to write to.
+
+    Raises
+    ------
+    InputError
+        If it can't be written.
+    """
+    with resources.as_file(resources.files("palidecode.demo")) as folder:
+        codec = load_codec(DEMO_ID)
+        rows = read_rows(folder / ANSWERS, folder)
+        ((answers, found, _),) = decode_rows(rows, DecodeOptions(codec=codec))
+        detections, names = by_picture(answers, found)
+        truth = from_coco(folder / TRUTH)
+        picture = draw(folder / PICTURE, detections)
+    dataset = to_coco(detections, file_names=names)
+    files = [output / "coco.json", output / "overlay.png"]
+    with replacing(files[0]) as file:
+        json.dump(dataset, file, ensure_ascii=False)
+    with replacing(files[1], "wb") as file:
+        picture.save(file, "PNG")
+    issues = [
+        f"{issue.kind.value} {issue.text!r}" + _prompt_of(answers, answer)
+        for answer, issue in found.issues
+    ]
+    return DemoReport(_compare(detections, truth), issues, [str(path) for path in files])
+
+
+def _prompt_of(rows: list[AnswerRow], answer: int) -> str:
+    return f" in the answer to {rows[answer].prompt!r}"
+
+
+def _compare(found: Detections, truth: Detections) -> list[DemoRow]:
+    """Each object beside the truth of its label that its box fits best."""
+    rles, true_rles = found.to_rle(), truth.to_rle()
+    same = np.array([[a == b for b in truth.labels] for a in found.labels])
+    fit = np.where(same, box_iou(found.xyxy, truth.xyxy), -1.0)
+    rows = []
+    for row, match in enumerate(fit.argmax(axis=1).tolist()):
+        rle = rles[row]
+        pixels = None if rle is None else int(coco_mask.area(rle))
+        mask_iou = float("nan")
+        if rle is not None:
+            mask_iou = float(coco_mask.iou([rle], [true_rles[match]], [0])[0, 0])
+        box = [float(value) for value in found.xyxy[row]]
+        rows.append(DemoRow(found.labels[row], box, pixels, float(fit[row, match]), mask_iou))
+    return rows

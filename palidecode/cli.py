@@ -222,8 +222,14 @@ def _add_weights(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, "demo", run_demo, "Decode bundled answers about a bundled picture.")
+    text = "Run the bundled model on bundled pictures, or on one of yours."
+    parser = _command(commands, "demo", run_demo, text)
     parser.add_argument("-o", "--output", type=Path, default=Path("palidecode-demo"), metavar="DIR")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture of yours")
+    parser.add_argument("--prompt", help="with --image; for instance 'detect red star ; cat'")
+    parser.add_argument(
+        "--answers", action="store_true", help="decode bundled answers instead: needs no torch"
+    )
 
 
 def _size(text: str) -> tuple[int, int]:

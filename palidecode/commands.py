@@ -236,10 +236,35 @@ def run_weights_convert(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """``palidecode demo``."""
-    from palidecode.demo import run
+    if args.answers:
+        from palidecode.demo.answers_demo import run as run_answers
+
+        said = run_answers(args.output)
+        print(json.dumps(said.as_dict()) if args.json else said.table())
+        return DONE
+    if args.image is not None:
+        return _demo_on(args)
+    from palidecode.demo.model_demo import run
 
     report = run(args.output)
     print(json.dumps(report.as_dict()) if args.json else report.table())
+    return DONE
+
+
+def _demo_on(args: argparse.Namespace) -> int:
+    from palidecode.demo.model_demo import run_on
+
+    found, answer, target = run_on(args.image, args.prompt, args.output)
+    if args.json:
+        scores = [round(score, 4) for score in found.scores.tolist()]
+        said = {"answer": answer.text, "labels": found.labels, "scores": scores}
+        print(json.dumps(said | {"xyxy": found.xyxy.tolist(), "overlay": str(target)}))
+        return DONE
+    print(f"{answer.prompt}\n  → {answer.text or '(nothing)'}")
+    print(
+        f"written: {target}\nThis small model knows drawn shapes and icons only; of a photograph "
+        "it makes nothing sensible. For those run a real checkpoint: palidecode predict --model …"
+    )
     return DONE
 
 

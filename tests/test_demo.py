@@ -5,7 +5,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from palidecode.cli import main
-from palidecode.demo import run
+from palidecode.demo.answers_demo import run
 
 
 def test_the_demo_finds_every_object_where_it_is(tmp_path):
@@ -20,7 +20,7 @@ def test_the_demo_finds_every_object_where_it_is(tmp_path):
 
 
 def test_the_demo_writes_a_picture_and_a_coco_file(tmp_path, capsys):
-    assert main(["demo", "-o", str(tmp_path / "out")]) == 0
+    assert main(["demo", "--answers", "-o", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "lighthouse" in printed
     assert "fisherman's hut" in printed
@@ -30,6 +30,6 @@ def test_the_demo_writes_a_picture_and_a_coco_file(tmp_path, capsys):
 
 
 def test_the_demo_speaks_json(tmp_path, capsys):
-    main(["demo", "-o", str(tmp_path), "--json"])
+    main(["demo", "--answers", "-o", str(tmp_path), "--json"])
     said = json.loads(capsys.readouterr().out)
     assert [row["mask_iou"] for row in said["rows"]].count(None) == 2

@@ -15,6 +15,9 @@ import palidecode
 from palidecode.cli import main
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = (
+    r"`?palidecode (predict|decode|draw|weights|demo|encode|evaluate-referring|evaluate|compare)\b"
+)
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -41,14 +44,13 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_exist(page, capsys):
-    for command in re.findall(
-        r"`?palidecode (decode|draw|weights|demo|encode)\b", page.read_text()
-    ):
+    for command in re.findall(COMMANDS, page.read_text()):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
     helped = capsys.readouterr().out
-    for line in re.findall(r"palidecode (?:decode|draw|encode)[^\n`]*", page.read_text()):
+    for line in re.findall(COMMANDS + r"([^\n`]*)", page.read_text()):
+        line = " ".join(line)
         for option in re.findall(r"--[a-z-]+", line):
             assert option in helped, line
 

@@ -41,7 +41,7 @@ from training.scene_shapes import CLASSES
 from training.scenes import COLOR_NAMES, Prompt, Scene, all_classes_prompt, prompt_for
 
 CONFIG = PaliGemmaConfig(
-    VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=12),
+    VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=8),
     TextConfig(
         width=192,
         layers=4,
@@ -58,11 +58,16 @@ BINS_WIDE, BINS_NARROW = 40.0, 3.0  # σ of loc targets, in bins
 DENSE_WEIGHT = 0.5  # of the dense loss in the joint stage
 AVERAGE = 0.999  # of the weights kept in the moving average, each step
 DECAY = 0.02
+CELLS = (GRID * CONFIG.vision.patch // SIDE) ** 2  # of the owner map in a patch
 ALL_CLASSES = 0.45  # share of batches whose prompts list every class
 
 
 class DenseHeads(nn.Module):
-    """What every patch says about the object that covers it; used in training only."""
+    """What every patch says about the object that covers it; used in training only.
+
+    `cells`: which parts of the patch the object covers. Without it a patch takes long to learn
+    what an edge is, and so what a silhouette is.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,6 +75,7 @@ class DenseHeads(nn.Module):
         self.color = nn.Linear(width, len(COLOR_NAMES))
         self.box = nn.Linear(width, 4)
         self.codes = nn.Linear(width, SEG_PER_MASK * SEG_COUNT)
+        self.cells = nn.Linear(width, CELLS)
 
 
 @dataclass
@@ -84,6 +90,8 @@ class Batch:
     color: Tensor  # (B, P)
     box: Tensor  # (B, P, 4) y1 x1 y2 x2 in [0, 1]
     codes: Tensor  # (B, P, 16)
+    owner: Tensor  # (B, P) which object of its scene, 0 is background
+    cells: Tensor  # (B, P, cells) 1 where that object covers the cell
 
 
 class Words:
@@ -127,6 +135,7 @@ def make_batch(
     images = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
     label = np.zeros((len(rows), grid, grid), np.int64)
     color, box = np.zeros_like(label), np.zeros((*label.shape, 4), np.float32)
+    owners, cells = np.zeros_like(label), np.zeros((*label.shape, CELLS), np.float32)
     codes = np.zeros((*label.shape, SEG_PER_MASK), np.int64)
     sequences, prefixes = [], []
     for place, row in enumerate(rows.tolist()):
@@ -140,7 +149,8 @@ def make_batch(
             loc[:, [1, 3]] = LOC_COUNT - loc[:, [1, 3]]
             loc = np.clip(loc, 0, LOC_COUNT - 1)
         images[place] = image
-        own = _coarse(owner, grid)
+        own, covered = _patches(owner, grid)
+        owners[place], cells[place] = own, covered
         seen = own > 0
         number = own[seen] - 1
         label[place][seen] = shard.label[part][number] + 1
@@ -168,15 +178,20 @@ def make_batch(
         torch.from_numpy(color).reshape(flat),
         torch.from_numpy(box).reshape(*flat, 4),
         torch.from_numpy(codes).reshape(*flat, SEG_PER_MASK),
+        torch.from_numpy(owners).reshape(flat),
+        torch.from_numpy(cells).reshape(*flat, CELLS),
     )
 
 
-def _coarse(owner: npt.NDArray[np.uint8], grid: int) -> npt.NDArray[np.int64]:
-    """The owner of each patch: of its cells' owners the most frequent, objects before ground."""
+def _patches(
+    owner: npt.NDArray[np.uint8], grid: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The object with most cells of each patch, if it has a third, and which cells it has."""
     step = GRID // grid
     cells = owner.reshape(grid, step, grid, step).transpose(0, 2, 1, 3).reshape(grid, grid, -1)
     votes = np.stack([(cells == n).sum(-1) for n in range(1, int(owner.max()) + 2)], -1)
-    return np.where(votes.max(-1) * 2 >= cells.shape[-1], votes.argmax(-1) + 1, 0)
+    own = np.where(votes.max(-1) * 3 >= cells.shape[-1], votes.argmax(-1) + 1, 0)
+    return own, (cells == own[..., None]) & (own[..., None] > 0)
 
 
 def _prompt(
@@ -218,6 +233,10 @@ def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) 
     inside = features[seen]
     # Most patches are background: what an object is counts on its own.
     loss = loss + F.cross_entropy(heads.label(inside).float(), batch.label[seen])
+    loss = loss + F.cross_entropy(*_whole_objects(heads, inside, batch, seen))
+    loss = loss + 2 * F.binary_cross_entropy_with_logits(
+        heads.cells(inside).float(), batch.cells[seen]
+    )
     loss = loss + 0.2 * F.cross_entropy(heads.color(inside).float(), batch.color[seen])
     guess, truth = heads.box(inside).float(), batch.box[seen]
     guess = guess + _centers(CONFIG.vision).repeat(len(batch.label), 1, 1)[seen]
@@ -226,6 +245,19 @@ def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) 
     some = torch.rand(len(inside)) < 0.25
     logits = heads.codes(inside[some]).float().view(-1, SEG_COUNT)
     return loss + 0.2 * F.cross_entropy(logits, near[batch.codes[seen][some].flatten()])
+
+
+def _whole_objects(
+    heads: DenseHeads, inside: Tensor, batch: Batch, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Class logits of each object's mean feature, and its class."""
+    scene = torch.arange(len(batch.owner))[:, None] * 8 + batch.owner
+    which, place = scene[seen].unique(return_inverse=True)
+    count = torch.bincount(place).to(inside.dtype)[:, None]
+    mean = torch.zeros(len(which), inside.shape[1], dtype=inside.dtype)
+    mean = mean.index_add(0, place, inside) / count
+    label = torch.zeros(len(which), dtype=torch.int64).scatter(0, place, batch.label[seen])
+    return heads.label(mean).float(), label
 
 
 def _centers(config: VisionConfig) -> Tensor:

@@ -27,9 +27,9 @@ from palidecode.vocab import SEG_PER_MASK
 from training.scene_shapes import CLASSES
 from training.scenes import COLOR_NAMES, TRAIN_SEED, Scene, scene
 
-SIDE = 96  # pixels the model sees
+SIDE = 80  # pixels the model sees
 DRAWN = 224  # pixels the scenes are drawn with
-GRID = 24  # cells a side of the map that says which object is where
+GRID = 40  # cells a side of the map that says which object is where
 PER_SHARD = 1000
 
 
@@ -39,8 +39,8 @@ class Shard:
 
     Attributes
     ----------
-    images : ndarray of uint8, shape (S, 96, 96, 3)
-    owner : ndarray of uint8, shape (S, 24, 24)
+    images : ndarray of uint8, shape (S, 80, 80, 3)
+    owner : ndarray of uint8, shape (S, 40, 40)
         Which object covers most of a cell: 1, 2 … within the scene, 0 for the background.
     first : ndarray of int64, shape (S + 1,)
         The objects of scene i are rows ``first[i]:first[i + 1]`` of what follows.
@@ -96,8 +96,8 @@ def draw_shard(seed: int, start: int, count: int) -> dict[str, npt.NDArray[np.ge
 
 
 def _owners(drawn: Scene) -> npt.NDArray[np.uint8]:
-    """The background owns a cell that no object covers by a third."""
-    cover = [np.full((GRID, GRID), 1 / 3, np.float32)]
+    """The background owns a cell that no object covers by half."""
+    cover = [np.full((GRID, GRID), 1 / 2, np.float32)]
     for mask in drawn.masks:
         cover.append(
             cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RATES = ("precision", "recall", "F1")
 _SHOWN_CLASSES = 20
+_FOR_A_PAGE = 300  # resamples; half a minute of them would be too long to wait for unasked
 _AS_ASKED = ("merged", "not_asked")  # left out because somebody wanted it so
 
 
@@ -34,7 +35,12 @@ def add_evaluation(commands: Any, command: Callable[..., Any]) -> None:
         metavar="PRED.json",
         help="a COCO results list, or what `palidecode decode` wrote",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for metrics.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="folder for metrics.json and index.html"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="the pictures, for the page in -o"
+    )
     parser.add_argument(
         "--min",
         action="append",
@@ -42,15 +48,15 @@ def add_evaluation(commands: Any, command: Callable[..., Any]) -> None:
         metavar="NAME=VALUE",
         help="exit with 1 below it: AP, AP50, … ARl, precision, recall, F1; may be repeated",
     )
-    _add_shared(parser, bootstrap=0)
+    _add_shared(parser, f"{_FOR_A_PAGE} with -o, else 0", None)
     parser = command(commands, "compare", run_compare, "Two prediction files, image by image.")
     parser.add_argument("first", type=Path, metavar="A.json")
     parser.add_argument("second", type=Path, metavar="B.json", help="differences are B minus A")
     parser.add_argument("--gt", type=Path, required=True, metavar="GT.json", help="a COCO dataset")
-    _add_shared(parser, bootstrap=1000)
+    _add_shared(parser, "1000", 1000)
 
 
-def _add_shared(parser: Any, bootstrap: int) -> None:
+def _add_shared(parser: Any, said: str, bootstrap: int | None) -> None:
     parser.add_argument("--iou-type", choices=("bbox", "segm", "both"), default="bbox")
     parser.add_argument(
         "--categories", nargs="+", metavar="NAME", help="evaluate only these (names or ids)"
@@ -75,7 +81,7 @@ def _add_shared(parser: Any, bootstrap: int) -> None:
         type=int,
         default=bootstrap,
         metavar="N",
-        help=f"resamples for 95%% intervals (default: {bootstrap})",
+        help=f"resamples for 95%% intervals (default: {said})",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
@@ -86,26 +92,59 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from palidecode.files import replacing
 
     limits = _limits(args.min)
+    if args.images is not None and args.output is None:
+        raise InputError("--images is for the page that -o DIR writes")
+    if args.images is not None and not args.images.is_dir():
+        raise InputError(f"{args.images}: no such folder of pictures")
+    if args.bootstrap is None:
+        args.bootstrap = 0 if args.output is None else _FOR_A_PAGE
     results: dict[str, CocoEvaluation] = {
         kind: evaluate_coco(args.gt, args.predictions, kind, **_options(args))
         for kind in _kinds(args)
     }
     below = [text for kind, result in results.items() for text in _below(result, limits, kind)]
     told = {kind: result.as_dict() for kind, result in results.items()}
+    written: list[str] = []
     if args.output is not None:
-        # The report page is written here too, from the same results.
         with replacing(args.output / "metrics.json") as file:
             json.dump({"below": below, **told}, file, ensure_ascii=False, indent=1, allow_nan=False)
+        written = ["metrics.json", *(["index.html"] if _write_page(args, results, below) else [])]
     if args.json:
         print(json.dumps({"below": below, **told}, ensure_ascii=False, allow_nan=False))
     else:
         print("\n\n".join(evaluation_text(result) for result in results.values()))
-        if args.output is not None:
-            print(f"\nwritten to {args.output / 'metrics.json'}")
+        if written:
+            print("\nwritten: " + ", ".join(str(args.output / name) for name in written))
     for text in below:
         print(f"palidecode: {text}", file=sys.stderr)
     left_out = any(_left_out(result.skipped) for result in results.values())
-    return LEFT_OUT if below or left_out else DONE
+    no_page = bool(written) and "index.html" not in written
+    return LEFT_OUT if below or left_out or no_page else DONE
+
+
+def _write_page(
+    args: argparse.Namespace, results: dict[str, CocoEvaluation], below: Sequence[str]
+) -> bool:
+    """The page for people, if what draws it is installed; metrics.json is written already."""
+    try:
+        from palidecode.report import write_report
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "jinja2", "markupsafe"):
+            raise
+        print(
+            f"palidecode: no index.html: it needs {error.name}: pip install 'palidecode[report]'",
+            file=sys.stderr,
+        )
+        return False
+    write_report(
+        args.output / "index.html",
+        results,
+        images=args.images,
+        truth_name=args.gt.name,
+        predictions_name=args.predictions.name,
+        below=below,
+    )
+    return True
 
 
 def run_compare(args: argparse.Namespace) -> int:

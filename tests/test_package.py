@@ -11,15 +11,17 @@ import palidecode
 
 ROOT = Path(palidecode.__file__).parent
 HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib", "cv2", "pycocotools")
-HEAVY += ("hotcoco", "msgspec")
+HEAVY += ("hotcoco", "msgspec", "jinja2")
 ROOMS = [
-    ("errors", "vocab", "files"),
+    ("errors", "vocab", "files", "stopping"),
     ("decoding", "runtime"),
     ("codec",),
     ("detections", "categories", "interop"),
-    ("coco", "coco_reading", "drawing", "answers", "encoding", "scoring"),
-    ("pipeline", "loading", "prediction"),
+    ("journal", "answers", "encoding", "scoring"),
+    ("coco", "coco_reading", "coco_resuming", "drawing"),
+    ("pipeline", "loading", "prediction", "generated"),
     ("ground_truth", "evaluation"),
+    ("report",),
     ("finetune",),
     ("roundtrip",),
     ("demo",),
@@ -109,11 +111,36 @@ def test_files_are_rooms_not_halls():
         assert path.stem not in ("utils", "helpers", "common", "misc")
 
 
+def torch_imports(node, at_once=True):
+    """For every import of torch whether it runs when the module is imported."""
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        at_once = False
+    elif isinstance(node, ast.Import):
+        yield from (at_once for name in node.names if name.name.split(".")[0] == "torch")
+    elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+        yield at_once
+    for child in ast.iter_child_nodes(node):
+        yield from torch_imports(child, at_once)
+
+
 def test_torch_is_imported_only_where_it_belongs():
+    """At once in the runtime and the codec's network; when it is used where those are called."""
+    when_used = (ROOT / "pipeline.py", ROOT / "loading.py")
     for path in ROOT.rglob("*.py"):
-        uses = "import torch" in path.read_text()
-        allowed = path.name in ("network.py", "pytorch.py") or path.parent == ROOT / "runtime"
-        assert not uses or allowed, path
+        imports = list(torch_imports(ast.parse(path.read_text())))
+        home = path.name in ("network.py", "pytorch.py") or path.parent == ROOT / "runtime"
+        assert home or not imports or (path in when_used and not any(imports)), path
+    assert {True, False} == set(
+        torch_imports(ast.parse("import torch.nn\ndef f():\n    from torch import nn"))
+    )
+
+
+def test_the_pipeline_loads_torch_when_a_model_is_loaded():
+    for name in ("pipeline", "loading", "generated", "runtime.grammar"):
+        heavy = {"torch", "tokenizers", "transformers", "huggingface_hub", "onnxruntime"}
+        assert not loaded_after(f"import palidecode.{name}") & heavy
+    assert "torch" not in loaded_after("import palidecode as p; p.PaliDecoder, p.GrammarOptions")
 
 
 def test_pictures_become_pixels_without_torch():

@@ -41,7 +41,7 @@ from training.scene_shapes import CLASSES
 from training.scenes import COLOR_NAMES, Prompt, Scene, all_classes_prompt, prompt_for
 
 CONFIG = PaliGemmaConfig(
-    VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=8),
+    VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=10),
     TextConfig(
         width=192,
         layers=4,
@@ -320,7 +320,9 @@ def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:
         for name, value in model.named_parameters():
             if value.ndim == 2 and "embed" not in name and "position" not in name:
                 nn.init.xavier_uniform_(value)
-        model.vision.position.normal_(std=0.02)
+        model.vision.position.copy_(_waves(CONFIG.vision))
+        for layer in model.vision.layers:
+            _look_nearby(layer.attention.qkv.weight, CONFIG.vision.heads)
         width = CONFIG.text.width
         embedding = model.language.embed.weight
         embedding.normal_(std=width**-0.5)
@@ -333,6 +335,29 @@ def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:
         smooth *= width**-0.5 / smooth.square().mean().sqrt()
         embedding[v.loc_offset : v.loc_offset + LOC_COUNT] = smooth
     return model, heads
+
+
+def _waves(config: VisionConfig) -> Tensor:
+    """Sines and cosines of a patch's row and column, (tokens, width): near patches look alike."""
+    side, quarter = config.image_size // config.patch, config.width // 4
+    place = (torch.arange(side) + 0.5) / side
+    angle = place[:, None] * math.pi * torch.logspace(-0.5, 0.9, quarter)
+    one = torch.cat((angle.sin(), angle.cos()), 1)
+    rows, columns = one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)
+    return 0.5 * torch.cat((rows, columns), -1).reshape(side * side, config.width)
+
+
+def _look_nearby(qkv: Tensor, heads: int) -> None:
+    """Half of the heads begin with equal queries and keys: they attend to what is like them.
+
+    With positions that are alike when near, that is their neighbourhood.
+    """
+    q, k = qkv[: len(qkv) // 3], qkv[len(qkv) // 3 : 2 * len(qkv) // 3]
+    size = len(q) // heads
+    for head in range(0, heads, 2):
+        rows = slice(head * size, (head + 1) * size)
+        nn.init.orthogonal_(q[rows], gain=1.5)
+        k[rows] = q[rows]
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -7,15 +7,15 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import contourpy
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from palidecode.decoding.polygons import exact_polygons
 from palidecode.decoding.rle import Rle, rle_to_crop
 from palidecode.errors import InputError
 from palidecode.evaluation.matches import KINDS
@@ -27,7 +27,7 @@ from palidecode.files import inside, open_picture
 
 Ints = npt.NDArray[np.int64]
 
-MOST_PICTURES = 400
+MOST_PICTURES = 600
 """Pictures in a gallery."""
 
 MOST_DRAWN = 100
@@ -39,8 +39,10 @@ MOST_BYTES = 20_000_000
 SIDE = 320
 """Longest side of a small copy, in pixels."""
 
-_OF_EACH = 3  # pictures that a class and kind of error may have beside the worst ones
+_OF_EACH = 3  # pictures that a class and kind of error should have
 _EXAMPLES = 5
+_FINE = 16  # canvas pixels; narrower masks are traced at full size
+_TOLERANCE = 0.4  # canvas pixels that an outline may be off
 
 
 class Thumbnails:
@@ -81,12 +83,13 @@ class Thumbnails:
         """What is missing or odd, in words."""
         told = []
         for found, text in (
-            (list(self.unreadable.values()), "could not be read and are drawn as blank canvases"),
-            (self.other_size, "have another size than the ground truth says; boxes are stretched"),
+            (list(self.unreadable.values()), "could not be read: blank canvases stand for them"),
+            (self.other_size, "of another size than the ground truth says: boxes are stretched"),
         ):
             if found:
                 more = "" if len(found) <= _EXAMPLES else ", …"
-                told.append(f"{len(found):,} pictures {text}: {', '.join(found[:_EXAMPLES])}{more}")
+                what = "1 picture" if len(found) == 1 else f"{len(found):,} pictures"
+                told.append(f"{what} {text} ({', '.join(found[:_EXAMPLES])}{more})")
         return told
 
 
@@ -94,7 +97,7 @@ def _webp(picture: Image.Image) -> str:
     small = picture.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    small.save(out, "WEBP", quality=72, method=4)
+    small.save(out, "WEBP", quality=72, method=2)
     return base64.b64encode(out.getvalue()).decode("ascii")
 
 
@@ -142,9 +145,9 @@ def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> 
     notices = []
     if len(wanted) < total or left_out:
         notices.append(
-            f"{len(shown):,} of {total:,} pictures are here: the worst ones by F1, and for each "
-            f"class and kind of error up to {_OF_EACH} with its worst case. All count in the "
-            "numbers."
+            f"{len(shown):,} of {total:,} pictures are here: the worst ones by F1, and the worst "
+            "cases of as many classes and kinds of error as there is room for. The numbers count "
+            "all of them."
         )
     if clipped:
         notices.append(
@@ -163,11 +166,16 @@ def choose(result: CocoEvaluation, most: int = MOST_PICTURES) -> list[int]:
     worst = _worst_first(result)
     chosen = dict.fromkeys(worst[: most if len(worst) <= most else most // 2])
     if len(worst) > most:
-        taken: Counter[tuple[int, str]] = Counter()
-        for place, category, kind in _cases(result):
-            if taken[category, kind] < _OF_EACH:
-                taken[category, kind] += 1
-                chosen.setdefault(place)
+        cases = _cases(result)
+        of: dict[int, set[tuple[int, str]]] = {place: set() for place in worst}
+        for place, category, kind in cases:
+            of[place].add((category, kind))
+        has = Counter(pair for place in chosen for pair in of[place])
+        for wanted in range(1, _OF_EACH + 1):
+            for place, category, kind in cases:
+                if has[category, kind] < wanted and place not in chosen:
+                    chosen[place] = None
+                    has.update(of[place])
         for place in worst:
             chosen.setdefault(place)
     return list(chosen)[:most]
@@ -285,13 +293,34 @@ def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[lis
 
 
 def outline(rle: Any, scale: float) -> str:
-    """A mask as the path of an SVG: whole pixels of the canvas, holes as rings of their own."""
+    """A mask as the path of an SVG, no finer than the canvas; fill it by the even-odd rule.
+
+    Parameters
+    ----------
+    rle : dict
+        COCO's compressed RLE.
+    scale : float
+        From the picture's pixels to the canvas's.
+    """
     checked: Rle = rle
-    parts = exact_polygons([rle_to_crop(checked)], simplify=0.6 / scale)[0].parts
-    rings = [ring for part in parts for ring in (part.exterior, *part.holes)]
-    return "".join(_path(ring, scale) for ring in rings)
+    crop = rle_to_crop(checked)
+    if not crop.mask.any():
+        return ""
+    height, width = crop.mask.shape
+    field = crop.mask.astype(np.float32)
+    if scale < 1 and min(height, width) * scale >= _FINE:
+        small = round(width * scale), round(height * scale)
+        field = np.asarray(cv2.resize(field, small, interpolation=cv2.INTER_AREA), np.float32)
+    # Where half of a cell is mask: along pixel edges, and straight across stairs.
+    step = np.array([width, height]) / field.shape[::-1]
+    tolerance = max(_TOLERANCE, 0.6 * scale)
+    rings = contourpy.contour_generator(z=np.pad(field, 1)).lines(0.5)
+    return "".join(
+        _path((np.array([crop.x0, crop.y0]) + (np.asarray(ring) - 0.5) * step) * scale, tolerance)
+        for ring in rings
+    )
 
 
-def _path(ring: Sequence[Any] | npt.NDArray[np.float64], scale: float) -> str:
-    points = np.round(np.asarray(ring) * scale, 1)
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points.tolist()) + "Z"
+def _path(ring: npt.NDArray[np.float64], tolerance: float) -> str:
+    points = cv2.approxPolyDP(ring[:-1].astype(np.float32)[:, None], tolerance, True)[:, 0]
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points.round(1).astype(float).tolist()) + "Z"

@@ -1,0 +1,419 @@
+"use strict";
+// Text from files is only ever set as text, never as markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const KINDS = ["ok", "localisation", "class", "both", "duplicate", "background", "ignored", "missed"];
+  const STATES = ["", "missed", "crowd"];
+  const CHUNK = 24;
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const one = (selector, root = document) => root.querySelector(selector);
+
+  function make(name, classes, text) {
+    const element = document.createElement(name);
+    if (classes) element.className = classes;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  function shape(name, attributes, parent) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    parent.append(element);
+    return element;
+  }
+
+  // -- theme ---------------------------------------------------------------------------
+  const themes = ["auto", "light", "dark"];
+  const toggle = document.getElementById("theme");
+  let theme = "auto";
+  try { theme = localStorage.getItem("palidecode-theme") || "auto"; } catch { /* not kept, then */ }
+  function showTheme() {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    toggle.textContent = `◐ ${theme}`;
+    toggle.setAttribute("aria-label", `Colour theme: ${theme}`);
+  }
+  toggle.addEventListener("click", () => {
+    theme = themes[(themes.indexOf(theme) + 1) % themes.length];
+    try { localStorage.setItem("palidecode-theme", theme); } catch { /* not kept, then */ }
+    showTheme();
+  });
+  showTheme();
+
+  // -- tabs and sections ---------------------------------------------------------------
+  const panels = all(".panel");
+  const tabs = all("[role=tab]");
+  const shownPanel = () => panels.find((panel) => !panel.hidden);
+  function choose(kind) {
+    for (const panel of panels) panel.hidden = panel.dataset.kind !== kind;
+    for (const tab of tabs) {
+      const on = tab.dataset.kind === kind;
+      tab.setAttribute("aria-selected", on);
+      tab.tabIndex = on ? 0 : -1;
+      if (on) tab.focus();
+    }
+  }
+  tabs.forEach((tab, place) => {
+    tab.addEventListener("click", () => choose(tab.dataset.kind));
+    tab.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (step) choose(tabs[(place + step + tabs.length) % tabs.length].dataset.kind);
+    });
+  });
+  for (const link of all("[data-to]")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      const section = one(`[data-id=${link.dataset.to}]`, shownPanel());
+      section.tabIndex = -1;
+      section.scrollIntoView();
+      section.focus({ preventScroll: true });
+    });
+  }
+
+  // -- tables --------------------------------------------------------------------------
+  function sortable(table) {
+    const heads = all("thead th", table);
+    const body = table.tBodies[0];
+    heads.forEach((head, column) => {
+      one("button", head).addEventListener("click", () => {
+        const before = head.getAttribute("aria-sort");
+        const words = column === 0;
+        const up = before === "none" ? words : before === "descending";
+        for (const other of heads) other.setAttribute("aria-sort", "none");
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const keyed = [...body.rows].map((row) => {
+          const cell = row.cells[column];
+          return [words ? cell.textContent : parseFloat(cell.dataset.v), row];
+        });
+        keyed.sort(([a], [b]) => {
+          if (words) return up ? a.localeCompare(b) : b.localeCompare(a);
+          // What has no value stands last, whichever way.
+          if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
+          return up ? a - b : b - a;
+        });
+        body.append(...keyed.map(([, row]) => row));
+      });
+    });
+  }
+
+  // -- pictures ------------------------------------------------------------------------
+  function drawObject(svg, row, classes, at, title) {
+    const [x, y, width, height, outline] = row.slice(at);
+    const group = shape("g", { class: `o ${classes}` }, svg);
+    shape("title", {}, group).textContent = title;
+    if (outline) shape("path", { class: "mask", d: outline }, group);
+    const box = { x, y, width: Math.max(width, 0), height: Math.max(height, 0) };
+    shape("rect", { class: "halo", ...box }, group);
+    shape("rect", { class: "box", ...box }, group);
+    return group;
+  }
+
+  function tag(view, text, classes, picture, [x, y, width]) {
+    // Above its box; where there is no room, inside.
+    const inside = y / picture.height < 0.09;
+    const label = make("span", `tag o ${classes} ${inside ? "inside" : ""}`, text);
+    const share = (part) => `${Math.min(Math.max(part / picture.width, 0), 0.9) * 100}%`;
+    if (x / picture.width > 0.6) label.style.right = share(picture.width - x - width);
+    else label.style.left = share(x);
+    label.style.top = `${Math.min(Math.max(y / picture.height, 0), 1) * 100}%`;
+    view.append(label);
+  }
+
+  function frame(picture, side) {
+    const outer = make("div", "frame");
+    const broad = picture.width >= picture.height;
+    const view = make("div", `view ${side} ${broad ? "broad" : "high"}`);
+    view.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    if (picture.thumb !== null) {
+      const image = make("img");
+      image.alt = "";
+      image.src = `data:image/webp;base64,${data.thumbs[picture.thumb]}`;
+      view.append(image);
+    }
+    const svg = shape("svg", { viewBox: `0 0 ${picture.width} ${picture.height}` }, view);
+    outer.append(view);
+    return [outer, view, svg];
+  }
+
+  const score = (value) => (value === null ? "" : value.toFixed(2));
+
+  // Truth and prediction side by side; `fits` says which rows the filters are about.
+  function pair(picture, classes, fits) {
+    const two = make("div", "two");
+    const [left, leftView, leftSvg] = frame(picture, "truth");
+    const [right, rightView, rightSvg] = frame(picture, "found");
+    const about = new Set();
+    picture.found.forEach((row, place) => {
+      if (fits.found.has(place) && row[4] >= 0) about.add(row[4]);
+    });
+    const groups = { truths: [], found: [] };
+    picture.truths.forEach((row, place) => {
+      const dim = fits.truths.has(place) || about.has(place) ? "" : "dim";
+      const look = `${STATES[row[1]]} ${dim}`;
+      groups.truths.push(drawObject(leftSvg, row, look, 2, classes[row[0]]));
+      tag(leftView, classes[row[0]], look, picture, row.slice(2));
+    });
+    picture.found.forEach((row, place) => {
+      const look = `${KINDS[row[1]]} ${fits.found.has(place) ? "" : "dim"}`;
+      const text = `${classes[row[0]]} ${score(row[2])}`.trim();
+      groups.found.push(drawObject(rightSvg, row, look, 5, `${text}: ${KINDS[row[1]]}`));
+      tag(rightView, text, look, picture, row.slice(5));
+    });
+    two.append(left, right);
+    return [two, groups];
+  }
+
+  function describe(picture) {
+    return `${picture.right} right, ${picture.wrong} wrong, ${picture.missed} missed`;
+  }
+
+  // -- gallery -------------------------------------------------------------------------
+  function gallery(panel) {
+    const { classes, pictures } = data.kinds[panel.dataset.kind];
+    const section = one(".gallery", panel);
+    const grid = one(".grid", section);
+    const more = one("[data-more]", section);
+    const fields = {};
+    for (const field of all("[data-filter]", section)) fields[field.dataset.filter] = field;
+    let shown = [];
+    let drawn = 0;
+
+    function wanted() {
+      const number = (name, missing) => {
+        const value = parseFloat(fields[name] ? fields[name].value : "");
+        return Number.isNaN(value) ? missing : value;
+      };
+      return {
+        class: fields.class.value, kind: fields.kind.value,
+        iou: [number("iou-from", 0), number("iou-to", 1)],
+        score: [number("score-from", -Infinity), number("score-to", Infinity)],
+      };
+    }
+
+    const isKind = (want, kind) =>
+      !want || want === kind || (want === "wrong" && kind !== "ok" && kind !== "ignored");
+    const between = (value, [from, to]) => value >= from && value <= to;
+
+    // Which rows of a picture the filters are about.
+    function fitting(picture, want) {
+      const scored = want.score[0] === -Infinity && want.score[1] === Infinity;
+      const found = new Set();
+      const truths = new Set();
+      picture.found.forEach((row, place) => {
+        const truth = row[4] >= 0 ? classes[picture.truths[row[4]][0]] : null;
+        const named = !want.class || classes[row[0]] === want.class || truth === want.class;
+        if (named && isKind(want.kind, KINDS[row[1]]) && between(row[3], want.iou)
+            && (row[2] === null ? scored : between(row[2], want.score))) found.add(place);
+      });
+      picture.truths.forEach((row, place) => {
+        const named = !want.class || classes[row[0]] === want.class;
+        const kind = row[1] === 1 ? isKind(want.kind, "missed") : !want.kind;
+        const whole = want.iou[0] <= 0 && scored;
+        if (named && kind && whole && (row[1] === 1 || want.iou[1] >= 1)) truths.add(place);
+      });
+      return { found, truths };
+    }
+
+    function filter() {
+      const want = wanted();
+      const everything = !want.class && !want.kind && want.iou[0] <= 0 && want.iou[1] >= 1
+        && want.score[0] === -Infinity && want.score[1] === Infinity;
+      shown = [];
+      pictures.forEach((picture, rank) => {
+        const fits = fitting(picture, want);
+        if (!everything && !fits.found.size && !fits.truths.size) return;
+        let mistake = -Infinity;
+        for (const place of fits.found) {
+          const row = picture.found[place];
+          if (KINDS[row[1]] !== "ok" && KINDS[row[1]] !== "ignored") mistake = Math.max(mistake, row[2] ?? 0);
+        }
+        shown.push({ picture, rank, fits, mistake });
+      });
+      const orders = {
+        f1: (a, b) => a.rank - b.rank,
+        best: (a, b) => (b.picture.f1 ?? -1) - (a.picture.f1 ?? -1) || b.rank - a.rank,
+        mistake: (a, b) => (b.mistake === a.mistake ? a.rank - b.rank : b.mistake - a.mistake),
+        name: (a, b) => a.picture.name.localeCompare(b.picture.name, undefined, { numeric: true }),
+      };
+      shown.sort(orders[fields.order.value]);
+      one(".count", section).textContent = everything
+        ? `${shown.length.toLocaleString("en")} pictures`
+        : `${shown.length.toLocaleString("en")} of ${pictures.length.toLocaleString("en")} pictures fit; what does not is dimmed`;
+      grid.replaceChildren();
+      drawn = 0;
+      if (!shown.length) grid.append(make("p", "empty", "No picture fits these filters."));
+      draw();
+    }
+
+    function draw() {
+      const end = Math.min(drawn + CHUNK, shown.length);
+      for (; drawn < end; drawn++) grid.append(card(drawn));
+      more.hidden = drawn >= shown.length;
+      more.textContent = `Show more (${(shown.length - drawn).toLocaleString("en")} left)`;
+    }
+
+    function card(place) {
+      const { picture, fits } = shown[place];
+      const shot = make("div", "shot");
+      const item = make("div");
+      item.setAttribute("role", "listitem");
+      shot.tabIndex = place === 0 ? 0 : -1;
+      shot.setAttribute("role", "button");
+      const f1 = picture.f1 === null ? "nothing to find" : `F1 ${picture.f1.toFixed(2)}`;
+      shot.setAttribute("aria-label", `${picture.name}: ${f1}, ${describe(picture)}`);
+      const caption = make("div", "caption");
+      const name = make("span", "name", picture.name);
+      name.title = picture.name;
+      const tally = make("span", "tally");
+      tally.append(make("b", "", f1), ` · ${picture.right} ✓  ${picture.wrong} ✗  ${picture.missed} missed`);
+      caption.append(name, tally);
+      shot.append(pair(picture, classes, fits)[0], caption);
+      item.append(shot);
+      return item;
+    }
+
+    const shots = () => all(".shot", grid);
+    function focus(place) {
+      while (place >= drawn && drawn < shown.length) draw();
+      const cards = shots();
+      const next = Math.min(Math.max(place, 0), cards.length - 1);
+      cards.forEach((shot, n) => { shot.tabIndex = n === next ? 0 : -1; });
+      cards[next]?.focus();
+    }
+    function columns() {
+      const cards = shots();
+      const top = cards[0].getBoundingClientRect().top;
+      const next = cards.findIndex((shot) => shot.getBoundingClientRect().top > top + 1);
+      return next < 1 ? cards.length : next;
+    }
+    grid.addEventListener("keydown", (event) => {
+      const place = shots().indexOf(event.target);
+      if (place < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
+      if (event.key === "Enter" || event.key === " ") view(place);
+      else {
+        const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns(), Home: -place, End: shown.length };
+        if (!(event.key in steps)) return;
+        focus(place + steps[event.key]);
+      }
+      event.preventDefault();
+    });
+    grid.addEventListener("click", (event) => {
+      const place = shots().indexOf(event.target.closest(".shot"));
+      if (place >= 0) view(place);
+    });
+    const view = (place) => viewer.open(shown, place, classes, section.className, focus);
+
+    for (const field of Object.values(fields)) field.addEventListener("input", filter);
+    for (const button of all("[data-layer]", section)) {
+      button.addEventListener("click", () => {
+        const on = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", on);
+        section.classList.toggle(`no-${button.dataset.layer}`, !on);
+      });
+    }
+    function reset(changes) {
+      for (const [name, field] of Object.entries(fields)) {
+        field.value = changes[name] ?? { "iou-from": "0", "iou-to": "1", order: "f1" }[name] ?? "";
+      }
+      filter();
+    }
+    one("[data-reset]", section).addEventListener("click", () => reset({}));
+    for (const button of all("[data-look-class], [data-look-kind]", panel)) {
+      button.addEventListener("click", () => {
+        reset({ class: button.dataset.lookClass, kind: button.dataset.lookKind });
+        section.scrollIntoView();
+        focus(0);
+      });
+    }
+    more.addEventListener("click", () => {
+      const place = drawn;
+      draw();
+      focus(place);
+    });
+    // The next pictures are drawn shortly before they are scrolled to.
+    new IntersectionObserver((entries) => {
+      if (entries.some((entry) => entry.isIntersecting) && drawn < shown.length && drawn) draw();
+    }, { rootMargin: "300px" }).observe(more.parentElement);
+    filter();
+  }
+
+  // -- one picture, large --------------------------------------------------------------
+  const viewer = (() => {
+    const dialog = document.getElementById("viewer");
+    const body = one("tbody", dialog);
+    let shown = [], place = 0, classes = [], back = () => {};
+
+    function line(kind, said, value, truth, iou, group) {
+      const row = make("tr");
+      const head = make("th");
+      head.scope = "row";
+      head.append(make("i", `dot ${kind}`), kind === "ok" ? "right" : kind);
+      row.append(head, make("td", "", said), make("td", "n", value), make("td", "", truth), make("td", "n", iou));
+      row.addEventListener("mouseenter", () => group.classList.add("hot"));
+      row.addEventListener("mouseleave", () => group.classList.remove("hot"));
+      body.append(row);
+    }
+
+    function show() {
+      const { picture, fits } = shown[place];
+      const [two, groups] = pair(picture, classes, fits);
+      one(".viewer-pair", dialog).replaceChildren(two);
+      one("[data-name]", dialog).textContent = picture.name;
+      one("[data-place]", dialog).textContent = `${place + 1} of ${shown.length} · ${describe(picture)}`;
+      body.replaceChildren();
+      picture.found.forEach((row, n) => {
+        const truth = row[4] >= 0 ? classes[picture.truths[row[4]][0]] : "–";
+        line(KINDS[row[1]], classes[row[0]], score(row[2]) || "–", truth, row[3].toFixed(2), groups.found[n]);
+      });
+      picture.truths.forEach((row, n) => {
+        if (row[1] === 1) line("missed", "–", "–", classes[row[0]], "–", groups.truths[n]);
+      });
+    }
+    function step(by) {
+      place = Math.min(Math.max(place + by, 0), shown.length - 1);
+      show();
+    }
+    for (const button of all("[data-step]", dialog)) {
+      button.addEventListener("click", () => step(Number(button.dataset.step)));
+    }
+    one("[data-close]", dialog).addEventListener("click", () => dialog.close());
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+    dialog.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (by) { step(by); event.preventDefault(); }
+    });
+    dialog.addEventListener("close", () => back(place));
+    return {
+      open(some, at, names, look, after) {
+        [shown, place, classes, back] = [some, at, names, after];
+        dialog.className = look;  // the same layers as in the gallery
+        show();
+        dialog.showModal();
+      },
+    };
+  })();
+
+  // -- start ---------------------------------------------------------------------------
+  for (const panel of panels) {
+    for (const table of all(".sortable", panel)) sortable(table);
+    const find = one("[data-find]", panel);
+    find.addEventListener("input", () => {
+      const text = find.value.trim().toLowerCase();
+      for (const row of one(".sortable", panel).tBodies[0].rows) {
+        row.hidden = !row.cells[0].textContent.toLowerCase().includes(text);
+      }
+    });
+    const names = data.kinds[panel.dataset.kind].curves;
+    const curves = all("[id*='-curve-']", panel);
+    for (const curve of curves) {
+      shape("title", {}, curve).textContent = names[Number(curve.id.split("-curve-")[1])];
+    }
+    one("[data-curves]", panel)?.addEventListener("input", (event) => {
+      for (const curve of curves) {
+        curve.classList.toggle("lit", event.target.value !== "" && curve.id.endsWith(`-curve-${event.target.value}`));
+        if (curve.classList.contains("lit")) curve.parentNode.append(curve);
+      }
+    });
+    gallery(panel);
+  }
+})();

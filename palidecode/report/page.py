@@ -1,0 +1,299 @@
+"""The page: an evaluation's numbers, put into the template.
+
+Everything is in the one file: no script, font or picture comes from elsewhere, and the page's
+own content security policy forbids any that would. Only its own script may run, named by hash,
+so a label that is a script stays a label.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from palidecode import __version__
+from palidecode.evaluation.bootstrap import Interval
+from palidecode.evaluation.measures import Confusion
+from palidecode.evaluation.result import CocoEvaluation
+from palidecode.files import replacing
+from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
+from palidecode.report.plots import calibration_svg, curves_svg, kinds_svg, sizes_svg
+
+MOST_CONFUSED = 30
+"""Classes that have a row of their own in the confusion matrix; the others share one."""
+
+_MOST_PAIRS = 10
+
+TABS = {"bbox": "Boxes", "segm": "Masks"}
+
+MEANINGS = {
+    "AP": "mean over IoU 0.50 to 0.95: rewards tight outlines",
+    "AP50": "found at all: IoU of at least 0.5",
+    "AP75": "found well: IoU of at least 0.75",
+    "APs": "AP of objects below 32² px",
+    "APm": "AP of objects of 32² to 96² px",
+    "APl": "AP of objects above 96² px",
+    "AR1": "recall with the best prediction of each picture and class",
+    "AR10": "recall with the ten best of each",
+    "AR100": "objects found, whatever else was said; mean over IoU 0.50 to 0.95",
+    "ARs": "AR100 of objects below 32² px",
+    "ARm": "AR100 of objects of 32² to 96² px",
+    "ARl": "AR100 of objects above 96² px",
+}
+
+# Word, TIDE's name, what it means.
+ERRORS = (
+    ("localisation", "Loc", "right class, but the outline fits badly (IoU 0.1 to 0.5)"),
+    ("class", "Cls", "on an object of another class"),
+    ("both", "Both", "loosely on an object of another class"),
+    ("duplicate", "Dupe", "repeats an object that was found already"),
+    ("background", "Bkg", "on nothing"),
+    ("missed", "Miss", "an object that nobody found"),
+)
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    results: Mapping[str, CocoEvaluation],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    truth_name: str = "ground truth",
+    predictions_name: str = "predictions",
+    below: Sequence[str] = (),
+) -> None:
+    """Write evaluations of the same predictions as one HTML page that needs nothing else.
+
+    Parameters
+    ----------
+    path : path
+        The page.
+    results : mapping of {"bbox", "segm"} to CocoEvaluation
+        A tab for each.
+    images : path, optional
+        Folder of the pictures; without, boxes are drawn on blank canvases.
+    truth_name, predictions_name : str
+        What the page calls the two files.
+    below : sequence of str
+        Numbers that are lower than they should be, in words.
+
+    Raises
+    ------
+    InputError
+        If it can't be written.
+    """
+    thumbnails = Thumbnails(images)
+    share = MOST_BYTES // max(len(results), 1)
+    galleries = {kind: gallery(result, thumbnails, share) for kind, result in results.items()}
+    notices = thumbnails.notices()
+    if images is None:
+        notices.append("Boxes are drawn on blank canvases: --images DIR shows the pictures.")
+    data = {
+        "thumbs": thumbnails.encoded,
+        "kinds": {
+            kind: {
+                "classes": [item["name"] for item in result.scene.categories],
+                "curves": [curve.name for curve in _curves_at(result, 0.5)[1:]],
+                "pictures": galleries[kind].pictures,
+            }
+            for kind, result in results.items()
+        },
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("palidecode", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "count": _count}
+    script = _own("page.js")
+    html = environment.get_template("page.html").render(
+        truth_name=truth_name,
+        predictions_name=predictions_name,
+        below=below,
+        tabs=TABS,
+        sections={kind: _section(r, kind, galleries[kind]) for kind, r in results.items()},
+        picture_notices=notices,
+        meanings=MEANINGS,
+        version=__version__,
+        style=Markup(_own("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=Markup(_embedded(data)),
+    )
+    with replacing(path) as file:
+        file.write(html)
+
+
+def _own(name: str) -> str:
+    return resources.files("palidecode.report").joinpath(name).read_text("utf-8").strip()
+
+
+def _embedded(data: Any) -> str:
+    """JSON that can't end the element it stands in."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, Any]:
+    """Everything that the template says about one evaluation."""
+    curves = {iou: _curves_at(result, iou) for iou in (0.5, 0.75)}
+    gains: Mapping[str, float] = result.tide.get("delta_ap", {})
+    errors: list[dict[str, Any]] = [
+        {"word": word, "count": result.kinds.get(word, 0), "gain": gains.get(name), "text": text}
+        for word, name, text in ERRORS
+    ]
+    calibration = result.calibration
+    return {
+        "result": result,
+        "headline": _headline(result),
+        "metrics": _metrics(result),
+        "errors": errors,
+        "ignored": result.kinds.get("ignored", 0),
+        "kinds_plot": kinds_svg([(e["word"], e["count"], e["gain"]) for e in errors], f"{kind}-k"),
+        "curves": [
+            (iou, curves_svg(found, f"{kind}-c{round(iou * 100)}"))
+            for iou, found in curves.items()
+            if found
+        ],
+        "curve_names": [curve.name for curve in curves[0.5][1:]],
+        "calibration": calibration,
+        "calibration_plot": (
+            None if calibration is None else calibration_svg(calibration["bins"], f"{kind}-e")
+        ),
+        "sizes_plot": sizes_svg(result.sizes, f"{kind}-s"),
+        "classes": result.rows(),
+        "confusion": _confusion(result.confusion),
+        "notices": pictures.notices,
+        "shown": len(pictures.pictures),
+        "masks": kind == "segm",
+    }
+
+
+def _curves_at(result: CocoEvaluation, iou: float) -> list[Any]:
+    return [curve for curve in result.curves if curve.iou == iou]
+
+
+def _headline(result: CocoEvaluation) -> list[dict[str, Any]]:
+    """The numbers that stand first: value, range and what it says."""
+    rates = result.rates
+    found = [row for row in _metrics(result) if row["name"] in ("AP", "AP50", "AP75", "AR100")]
+    total = rates.right + rates.wrong
+    objects = rates.right + rates.missed
+    intervals = rate_intervals(result)
+    for name, value, text in (
+        ("precision", rates.precision, f"{rates.right:,} of {total:,} predictions are right"),
+        ("recall", rates.recall, f"{rates.right:,} of {objects:,} objects were found"),
+        ("F1", rates.f1, "balance of precision and recall"),
+    ):
+        known = None if np.isnan(value) else value
+        interval = intervals.get(name)
+        found.append(
+            {"name": name, "value": known, "interval": interval, "spread": 0, "text": text}
+        )
+    return found
+
+
+def rate_intervals(result: CocoEvaluation, resamples: int = 1000) -> dict[str, Interval]:
+    """Precision, recall and F1 on other sets of as many images: bootstrap over the images.
+
+    Returns
+    -------
+    dict of str to Interval
+        Empty where no intervals were asked for. They are sums over images, so drawing with
+        repeats needs nothing but other weights.
+    """
+    if not result.intervals:
+        return {}
+    confidence = next(iter(result.intervals.values())).confidence
+    counts = np.array(
+        [[row["right"], row["wrong"], row["missed"]] for row in result.image_rows], np.float64
+    )
+    rng = np.random.default_rng(result.seed)
+    even = np.full(len(counts), 1 / len(counts))
+    sums = np.array([rng.multinomial(len(counts), even) @ counts for _ in range(resamples)])
+    right, wrong, missed = sums.T
+    rates = result.rates
+    found = {}
+    for name, value, part, whole in (
+        ("precision", rates.precision, right, right + wrong),
+        ("recall", rates.recall, right, right + missed),
+        ("F1", rates.f1, 2 * right, 2 * right + wrong + missed),
+    ):
+        drawn = part[whole > 0] / whole[whole > 0]
+        if len(drawn) > 1 and not np.isnan(value):
+            tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+            low, high = (float(edge) for edge in np.quantile(drawn, tails))
+            found[name] = Interval(value, low, high, float(drawn.std()), confidence)
+    return found
+
+
+def _metrics(result: CocoEvaluation) -> list[dict[str, Any]]:
+    told = result.as_dict()
+    return [
+        {
+            "name": name,
+            "value": value,
+            "interval": result.intervals.get(name),
+            "spread": told["spread"][name] if result.unscored and value is not None else 0,
+            "text": MEANINGS[name],
+        }
+        for name, value in told["metrics"].items()
+    ]
+
+
+def _confusion(found: Confusion) -> dict[str, Any]:
+    """The matrix, as the share of each row; the classes that are confused least share a row.
+
+    Returns
+    -------
+    dict
+        ``names``, ``cells`` (rows of count and share), ``pairs`` (what it is, what was said,
+        count), ``merged`` (how many classes share the row ``others``).
+    """
+    counts, names = found.counts, list(found.names)
+    classes = len(names) - 1
+    errors = counts - np.diag(np.diag(counts))
+    merged = max(classes - MOST_CONFUSED, 0)
+    pairs = [
+        (names[row], names[column], int(errors[row, column]))
+        for row, column in _largest(errors[:classes, :classes])
+    ]
+    if merged:
+        weight = errors[:classes].sum(axis=1) + errors[:, :classes].sum(axis=0)
+        kept = np.sort(np.argsort(-weight, kind="stable")[:MOST_CONFUSED])
+        group = np.full(classes + 1, len(kept))
+        group[kept] = np.arange(len(kept))
+        group[classes] = len(kept) + 1
+        smaller = np.zeros((len(kept) + 2, len(kept) + 2), np.int64)
+        np.add.at(smaller, (group[:, None], group[None, :]), counts)
+        names = [*(names[row] for row in kept.tolist()), f"{merged:,} others", names[-1]]
+        counts = smaller
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cells = [
+        list(zip(row, share, strict=True))
+        for row, share in zip(counts.tolist(), (counts / total).round(3).tolist(), strict=True)
+    ]
+    return {"names": names, "cells": cells, "pairs": pairs, "merged": merged}
+
+
+def _largest(errors: Any) -> list[tuple[int, int]]:
+    order = np.argsort(-errors, axis=None, kind="stable")[:_MOST_PAIRS]
+    places = zip(*np.unravel_index(order, errors.shape), strict=True)
+    return [(int(row), int(column)) for row, column in places if errors[row, column]]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"

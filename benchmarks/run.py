@@ -25,6 +25,7 @@ BENCHMARKS = {
     "referring": "Referring segmentation",
     "evaluation": "COCO evaluation",
     "runtime": "Running the model",
+    "journal": "The journal of a long run",
     "startup": "Starting, and memory",
 }
 

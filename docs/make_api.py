@@ -12,6 +12,12 @@ GROUPS = {
     "What answers are made of": ("ParseResult", "ParsedObject", "ParseIssue", "IssueKind"),
     "Boxes": ("loc_to_xyxy", "xyxy_to_loc", "box_iou", "encode_boxes"),
     "Detections": ("decode", "Detections", "CodecMismatchWarning"),
+    "Run the model": (
+        "PaliDecoder",
+        "Generated",
+        "GrammarOptions",
+        "UnreadablePictureWarning",
+    ),
     "Masks": ("load_codec", "encode_masks"),
     "COCO": (
         "to_coco",
@@ -53,8 +59,11 @@ def entry(name: str) -> str:
     lines += ["```text", inspect.getdoc(value) or "", "```", ""]
     if name == "IssueKind":
         return "\n".join([*lines, ", ".join(f"`{kind.value}`" for kind in value), ""])
-    for method, function in vars(value).items() if is_class else ():
-        if method.startswith("_") or not inspect.isfunction(function):
+    for method in vars(value) if is_class else ():
+        function = getattr(value, method)  # of a class method: without its first argument
+        if method.startswith("_") or not (
+            inspect.isfunction(function) or inspect.ismethod(function)
+        ):
             continue
         lines += [f"#### `{name}.{method}`", "", "```text", f"{method}{signature(function)}"]
         lines += ["", inspect.getdoc(function) or "", "```", ""]

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from palidecode.evaluation.referring import ReferringResult, evaluate_referring
     from palidecode.evaluation.result import CocoEvaluation
     from palidecode.finetune import to_finetuning_rows
+    from palidecode.generated import Generated
     from palidecode.ground_truth import EncodeReport
+    from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning
+    from palidecode.runtime.grammar import GrammarOptions
     from palidecode.vocab import Vocabulary
 
 __version__ = "0.1.0"
@@ -64,7 +67,10 @@ _HOMES = {
     "evaluation.result": ("CocoEvaluation",),
     "evaluation.referring": ("ReferringResult", "evaluate_referring"),
     "finetune": ("to_finetuning_rows",),
+    "generated": ("Generated",),
     "ground_truth": ("EncodeReport",),
+    "pipeline": ("PaliDecoder", "UnreadablePictureWarning"),
+    "runtime.grammar": ("GrammarOptions",),
     "vocab": ("Vocabulary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -78,9 +84,12 @@ __all__ = [
     "CodecMismatchWarning",
     "Detections",
     "EncodeReport",
+    "Generated",
+    "GrammarOptions",
     "InputError",
     "IssueKind",
     "MaskFormat",
+    "PaliDecoder",
     "PalidecodeError",
     "ParseError",
     "ParseIssue",
@@ -88,6 +97,7 @@ __all__ = [
     "ParsedObject",
     "ReferringResult",
     "StreamParser",
+    "UnreadablePictureWarning",
     "UnscoredWarning",
     "Vocabulary",
     "WeightsError",

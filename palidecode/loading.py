@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
@@ -49,10 +50,16 @@ def load_decoder(
     source, config, pictures = _open(path)
     words = Tokenizer.from_file(_tokenizer_path(path, tokenizer))
     if final_softcap != "config":
+        if final_softcap is not None and not 0 < final_softcap < math.inf:
+            raise InputError(f"final_softcap must be above 0, or None, got {final_softcap}")
         config = replace(config, text=replace(config.text, final_softcap=final_softcap))
     if resample is not None:
+        if resample not in get_args(Resample):
+            known = ", ".join(get_args(Resample))
+            raise InputError(f"resample must be one of {known}, got {resample!r}")
         pictures = replace(pictures, resample=resample)
-    _check_ids(words, config, name)
+    # A big_vision file doesn't say which token stands for the picture.
+    _check_ids(words, config, config.image_token if path.is_dir() else words.image, name)
     codes_id, classes = _notes(path)
     if codec is None and codes_id != GOOGLE_ID:
         from palidecode.codec import load_codec
@@ -149,12 +156,17 @@ def _tokenizer_path(path: Path, given: str | os.PathLike[str] | None) -> Path:
     return folder / TOKENIZER
 
 
-def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, name: str) -> None:
-    last = tokenizer.vocabulary.seg_offset + 127
+def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, image: int | None, name: str) -> None:
+    last = tokenizer.last_id
     if last >= config.text.vocabulary:
         raise InputError(
             f"{name}: the tokenizer has ids up to {last}, the model {config.text.vocabulary} "
             "rows: they don't belong together"
+        )
+    if tokenizer.image not in (None, image):
+        raise InputError(
+            f"{name}: <image> is {tokenizer.image} to the tokenizer and {image} to the model: "
+            "they don't belong together"
         )
 
 
@@ -195,8 +207,10 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"unknown device {name!r}: cpu, cuda, cuda:1, mps …") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r}: this torch sees no CUDA device; use 'cpu'")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"device {name!r}: this torch sees no Apple GPU; use 'cpu'")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # The first line says it; what follows is for those who build torch.
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"device {name!r} is not to be had here ({reason}); use 'cpu'") from error
     return device

@@ -8,25 +8,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
-from palidecode.decoding.boxes import DEFAULT_DIVISOR, loc_to_xyxy
-from palidecode.decoding.parsing import parse
-from palidecode.detections import Detections, decode
+from palidecode.decoding.boxes import DEFAULT_DIVISOR
+from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import Picture, open_picture
-from palidecode.runtime.grammar import Grammar, GrammarOptions
+from palidecode.generated import Generated, read_answers
+from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
 from palidecode.runtime.image import ImageConfig, Resample, to_pixels
 from palidecode.runtime.tokenizer import Tokenizer
-from palidecode.scoring import DEFAULT_SCORE, Score, check_score, evidence_of, expected_bins
-from palidecode.scoring import RECIPES as _RECIPES
+from palidecode.scoring import DEFAULT_SCORE, Score, check_score
 
 if TYPE_CHECKING:
     import torch
@@ -34,65 +30,17 @@ if TYPE_CHECKING:
     from palidecode.runtime.generate import Answer, GenerateOptions
     from palidecode.runtime.paligemma import PaliGemma
 
+__all__ = ["Generated", "PaliDecoder", "UnreadablePictureWarning"]
+
 Pictures: TypeAlias = Picture | Sequence[Picture]
 OnToken: TypeAlias = Callable[[int, int, float], None]
 
 DEFAULT_TOKENS = 256
-SUB_BIN_RADIUS = 12
-"""Bins to each side that count for a sub-bin box."""
 _KEPT_FEATURES = 8  # pictures whose image tokens are kept for the next prompt
 
 
 class UnreadablePictureWarning(UserWarning):
     """A picture of a batch can't be read: the others go on without it."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One answer.
-
-    Attributes
-    ----------
-    prompt, text : str
-        The text has loc and seg tokens spelled out, and no control tokens.
-    token_ids : list of int
-        ``<eos>`` included where the model wrote it.
-    logprobs : list of float
-        Natural log of each token's probability.
-    end_logprobs : list of float
-        The same of ``<eos>`` in each token's place.
-    size : tuple of 2 int
-        Width and height of the picture in pixels; (0, 0) if it could not be read.
-    finished : bool
-        It ended with ``<eos>``, not at the limit.
-    loc_probabilities : ndarray of float32, shape (L, 1024), or None
-        The distribution each loc token was taken from, where asked for.
-    error : str
-        Why there is no answer: the picture can't be read. Else ``""``.
-    """
-
-    prompt: str
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    end_logprobs: list[float] = field(default_factory=list)
-    size: tuple[int, int] = (0, 0)
-    finished: bool = False
-    loc_probabilities: npt.NDArray[np.float32] | None = None
-    error: str = ""
-
-    def top_locs(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """The k likeliest bins of every loc token, and their probabilities, (L, k) each.
-
-        Raises
-        ------
-        InputError
-            If they were not asked for: ``generate(…, loc_probabilities=True)``.
-        """
-        if self.loc_probabilities is None:
-            raise InputError("ask for them: generate(…, loc_probabilities=True)")
-        order = np.argsort(-self.loc_probabilities, axis=1, kind="stable")[:, :k]
-        return order, np.take_along_axis(self.loc_probabilities, order, 1)
 
 
 class PaliDecoder:
@@ -242,22 +190,23 @@ class PaliDecoder:
             For numbers of pictures and prompts that don't fit, prompts the model can't read,
             and options out of range.
         """
-        from palidecode.runtime.generate import GenerateOptions
+        from palidecode.runtime.generate import GenerateOptions, cache_length
 
         pictures, asked = _pair(images, prompts)
         options = GenerateOptions(max_new_tokens, temperature, top_p, seed, over, loc_probabilities)
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         encoded = [self.tokenizer.encode_prompt(prompt) for prompt in asked]
+        # Before anything is computed.
+        cache_length(self.model, max(map(len, encoded), default=0), max_new_tokens)
         grammars = [self._grammar(prompt, grammar) for prompt in asked]
         found: list[Generated] = []
+        unreadable: dict[int, InputError] = {}
         for start in range(0, len(asked), batch_size):
             part = slice(start, start + batch_size)
-            call = None
-            if on_token is not None:
-                call = _shifted(on_token, start)
+            opened = _open_all(pictures[part], unreadable)
             found += self._batch(
-                pictures[part], asked[part], encoded[part], grammars[part], options, call
+                opened, asked[part], encoded[part], grammars[part], options, on_token, start
             )
         return found
 
@@ -330,6 +279,8 @@ class PaliDecoder:
         if not prompts:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")
         asked = [_as_prompt(task, text) for text in prompts]
+        for text in asked:
+            asked_labels(text)  # refuses what asks for nothing, with the grammar or without
         answers = self.generate(
             [picture for picture in pictures for _ in asked],
             asked * len(pictures),
@@ -356,67 +307,16 @@ class PaliDecoder:
 
         `per_picture` answers in a row are about the same picture.
         """
-        recipe = _RECIPES[check_score(score)]
-        scores: list[list[float]] = []
-        for answer in answers:
-            parsed = parse(
-                answer.token_ids,
-                vocabulary=self.tokenizer.vocabulary,
-                detokenize=self.tokenizer.decode,
-            )
-            evidence = evidence_of(
-                parsed.objects,
-                answer.token_ids,
-                answer.logprobs,
-                answer.end_logprobs,
-                self.tokenizer.is_separator,
-            )
-            scores.append([recipe(item) for item in evidence])
-        sizes = [answer.size if not answer.error else (1, 1) for answer in answers]
-        found = decode(
-            [answer.token_ids for answer in answers],
-            sizes,
-            self.codec,
-            divisor,
-            scores=scores,
-            clip=clip,
+        return read_answers(
+            answers,
+            per_picture,
+            self.tokenizer,
+            codec=self.codec,
             codes_id=self.codes_id,
-            vocabulary=self.tokenizer.vocabulary,
-            detokenize=self.tokenizer.decode,
-        )
-        if sub_bin and len(found):
-            found = replace(found, xyxy=self._sub_bin_boxes(answers, found, divisor, clip))
-        return replace(
-            found,
-            image_index=found.image_index // per_picture,
-            sizes=np.array([a.size for a in answers], np.int64).reshape(-1, 2)[::per_picture],
-            issues=[(number // per_picture, issue) for number, issue in found.issues],
-        )
-
-    def _sub_bin_boxes(
-        self, answers: Sequence[Generated], found: Detections, divisor: int, clip: bool
-    ) -> npt.NDArray[np.float32]:
-        """Boxes of the same rows as `found`, from expected bins."""
-        first = self.tokenizer.vocabulary.loc_offset
-        boxes: list[npt.NDArray[np.float64]] = []
-        for answer in answers:
-            parsed = parse(
-                answer.token_ids,
-                vocabulary=self.tokenizer.vocabulary,
-                detokenize=self.tokenizer.decode,
-            )
-            if answer.loc_probabilities is None or not parsed.objects:
-                continue
-            ids = np.array(answer.token_ids)
-            is_loc = (ids >= first) & (ids < first + answer.loc_probabilities.shape[1])
-            place = np.cumsum(is_loc) - 1  # of a loc token among the loc tokens
-            starts = [item.span[0] for item in parsed.objects if item.loc is not None]
-            rows = place[np.array(starts, np.int64)[:, None] + np.arange(4)].ravel()
-            modes = ids[is_loc][rows] - first
-            mean = expected_bins(modes, answer.loc_probabilities[rows], SUB_BIN_RADIUS)
-            boxes.append(mean.reshape(-1, 4))
-        return loc_to_xyxy(
-            np.concatenate(boxes), found.sizes[found.image_index], divisor=divisor, clip=clip
+            score=score,
+            sub_bin=sub_bin,
+            divisor=divisor,
+            clip=clip,
         )
 
     def _grammar(self, prompt: str, wanted: bool | GrammarOptions) -> Grammar | None:
@@ -432,26 +332,24 @@ class PaliDecoder:
 
     def _batch(
         self,
-        pictures: Sequence[Picture],
+        opened: Sequence[Image.Image | InputError],
         prompts: Sequence[str],
         encoded: Sequence[list[int]],
         grammars: Sequence[Grammar | None],
         options: GenerateOptions,
         on_token: OnToken | None,
+        start: int,
     ) -> list[Generated]:
-        """One batch; pictures that can't be read are left out of it."""
+        """One batch, from answer `start` on; pictures that can't be read are left out of it."""
         import torch
 
         from palidecode.runtime.generate import generate
 
-        opened = _open_all(pictures)
         fine = [row for row, item in enumerate(opened) if not isinstance(item, InputError)]
         answers: list[Answer] = []
         if fine:
             features = self._encode([opened[row] for row in fine])  # type: ignore[misc]
-            call = None
-            if on_token is not None:
-                call = _renumbered(on_token, fine)
+            numbers = [start + row for row in fine]
             answers = generate(
                 self.model,
                 torch.stack(features),
@@ -459,7 +357,8 @@ class PaliDecoder:
                 self.tokenizer.vocabulary,
                 [grammars[row] for row in fine],
                 options,
-                call,
+                None if on_token is None else _renumbered(on_token, numbers),
+                numbers,
             )
         made = iter(answers)
         found = []
@@ -467,23 +366,20 @@ class PaliDecoder:
             if isinstance(item, InputError):
                 found.append(Generated(prompt, error=str(item)))
             else:
-                found.append(self._generated(prompt, next(made), item.size))
+                answer = next(made)
+                found.append(
+                    Generated(
+                        prompt,
+                        self.tokenizer.decode(answer.token_ids),
+                        answer.token_ids,
+                        answer.logprobs,
+                        answer.end_logprobs,
+                        item.size,
+                        answer.finished,
+                        answer.distributions() if options.loc_probabilities else None,
+                    )
+                )
         return found
-
-    def _generated(self, prompt: str, answer: Answer, size: tuple[int, int]) -> Generated:
-        bins = None
-        if answer.loc_probabilities:
-            bins = np.stack(answer.loc_probabilities)
-        return Generated(
-            prompt,
-            self.tokenizer.decode(answer.token_ids),
-            answer.token_ids,
-            answer.logprobs,
-            answer.end_logprobs,
-            size,
-            answer.finished,
-            bins,
-        )
 
     def _encode(self, pictures: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Image tokens of each picture; equal pictures are looked at once."""
@@ -539,23 +435,24 @@ def _as_prompt(task: str, text: str) -> str:
     return text if verb == task else f"{task} {text}"
 
 
-def _open_all(pictures: Sequence[Picture]) -> list[Image.Image | InputError]:
-    """Every picture opened once; one that can't be read warns and stands as its error."""
+def _open_all(
+    pictures: Sequence[Picture], unreadable: dict[int, InputError]
+) -> list[Image.Image | InputError]:
+    """Every picture opened once; one that can't be read warns and stands as its error.
+
+    `unreadable` holds what earlier batches could not read: it is said once.
+    """
     opened: list[Image.Image | InputError] = []
-    same: dict[int, Image.Image | InputError] = {}
+    same: dict[int, Image.Image | InputError] = {**unreadable}
     for picture in pictures:
         if id(picture) not in same:
             try:
                 same[id(picture)] = open_picture(picture)
             except InputError as error:
-                same[id(picture)] = error
-                warnings.warn(str(error), UnreadablePictureWarning, stacklevel=5)
+                same[id(picture)] = unreadable[id(picture)] = error
+                warnings.warn(str(error), UnreadablePictureWarning, stacklevel=3)
         opened.append(same[id(picture)])
     return opened
-
-
-def _shifted(on_token: OnToken, start: int) -> OnToken:
-    return lambda row, token, logprob: on_token(row + start, token, logprob)
 
 
 def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:

@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from palidecode.decoding.assembler import ParsedObject
 from palidecode.errors import InputError
-from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_PER_MASK
+from palidecode.vocab import (
+    LOC_COUNT,
+    LOC_PER_BOX,
+    PALIGEMMA,
+    SEG_COUNT,
+    SEG_PER_MASK,
+    Vocabulary,
+)
 
 Score: TypeAlias = Literal["label", "box", "objectness", "mean", "product"]
 
@@ -93,6 +100,7 @@ def evidence_of(
     logprobs: Sequence[float],
     end_logprobs: Sequence[float],
     separators: Callable[[int], bool],
+    vocabulary: Vocabulary = PALIGEMMA,
 ) -> list[Evidence]:
     """The evidence of each object that has a box.
 
@@ -103,19 +111,27 @@ def evidence_of(
     token_ids, logprobs, end_logprobs : sequences of equal length
     separators : callable
         Whether a token id is written with a ``;``.
+    vocabulary : Vocabulary
+        Token ids.
     """
-    found = []
+    v, found = vocabulary, []
     behind = 0  # where the answer could have ended before this object
     for item in objects:
         start, stop = item.span
+        before = reversed(range(behind, start))
+        behind = next((t for t in before if separators(token_ids[t])), behind)
         cut = next((t for t in range(start, stop) if separators(token_ids[t])), stop)
-        words = start + LOC_PER_BOX + (SEG_PER_MASK if item.seg is not None else 0)
+        # By kind, not by place: without the grammar there may be too many of a kind.
+        inside = range(start, cut)
+        loc = [t for t in inside if 0 <= token_ids[t] - v.loc_offset < LOC_COUNT]
+        seg = [t for t in inside if 0 <= token_ids[t] - v.seg_offset < SEG_COUNT]
+        words = [t for t in inside if not v.is_special(token_ids[t])]
         if item.loc is not None:
             found.append(
                 Evidence(
-                    loc=list(logprobs[start : start + LOC_PER_BOX]),
-                    label=list(logprobs[words:cut]),
-                    rest=list(logprobs[start + LOC_PER_BOX : words]),
+                    loc=[logprobs[t] for t in loc[:LOC_PER_BOX]],
+                    label=[logprobs[t] for t in words],
+                    rest=[logprobs[t] for t in seg[:SEG_PER_MASK]],
                     end=end_logprobs[behind] if behind < len(end_logprobs) else -math.inf,
                 )
             )

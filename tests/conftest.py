@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from palidecode.codec import MaskCodec, load_codec
 from palidecode.codec.weights import CODEBOOK, DEMO_ID, SHAPES, CodecWeights
+from palidecode.runtime.tokenizer import Tokenizer
+from training.model_tokenizer import build
 
 SHARED = Path(
     os.environ.get("PALIDECODE_SHARED", Path(__file__).parents[2] / "shared" / "data")
@@ -22,6 +25,27 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data in {SHARED} (set PALIDECODE_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer_file(shared_data, tmp_path_factory) -> Path:
+    """PaliGemma's own ``tokenizer.json``."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    packed = (shared_data / "tokenizer" / "paligemma-tokenizer.json.gz").read_bytes()
+    path.write_bytes(gzip.decompress(packed))
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(real_tokenizer_file) -> Tokenizer:
+    """PaliGemma's own."""
+    return Tokenizer.from_file(real_tokenizer_file)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> Tokenizer:
+    """The tiny model's: other ids, few words, the rest in letters and bytes."""
+    return Tokenizer(build())
 
 
 @pytest.fixture(scope="session")

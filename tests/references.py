@@ -135,6 +135,31 @@ def _numbers(tokens, digits, count, limit):
     return tuple(map(int, numbers)) if right and len(numbers) == count else None
 
 
+_WHOLE_OBJECT = re.compile("((?:<loc[0-9]{4}>){4})((?:<seg[0-9]{3}>){16})?(?: ([^;<\\n]+))?")
+
+
+def is_answer(text, names, masks, *, repeats=False, most=None):
+    """Whether `text` (without ``<eos>``) is a whole answer to a prompt that lists `names`.
+
+    `names` is None where any label will do, and a list of one ``""`` where there is none.
+    Without `repeats` a box has each of its labels once, and one label where any will do.
+    """
+    objects = text.split(" ; ") if text else []
+    seen = []
+    for one in objects:
+        match = _WHOLE_OBJECT.fullmatch(one)
+        if match is None or bool(match[2]) != masks:
+            return False
+        y1, x1, y2, x2 = (int(number) for number in re.findall("[0-9]+", match[1]))
+        label = match[3] or ""
+        if y2 <= y1 or x2 <= x1 or (names is None and not label):
+            return False
+        if names is not None and label not in names:
+            return False
+        seen.append((y1, x1, y2, x2, None if names is None else label))
+    return (repeats or len(set(seen)) == len(seen)) and (most is None or len(seen) <= most)
+
+
 # --- Referring segmentation -----------------------------------------------------------------
 
 

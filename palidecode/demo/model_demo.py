@@ -167,7 +167,7 @@ def _ask_by_color(
 ) -> list[Example]:
     """Some pictures with several objects, asked for the first of them by its colour."""
     names = {item["id"]: item["name"] for item in truth["categories"]}
-    examples = []
+    examples: list[Example] = []
     for image, picture in zip(truth["images"], pictures, strict=True):
         inside = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
         if len(inside) < 2 or len(examples) == _ASKED_BY_COLOR:

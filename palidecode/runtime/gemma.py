@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from palidecode.runtime.config import TextConfig
 from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.linear import fill_up
 
 
 class RMSNorm(nn.Module):
@@ -146,6 +147,7 @@ class Gemma(nn.Module):
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
+        self.head: nn.Module | None = None  # where it isn't the embedding (quantised)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Ids (B, T) to embeddings (B, T, width), times √width as Gemma wants text."""
@@ -210,6 +212,14 @@ class Gemma(nn.Module):
         rows : Tensor, shape (R, width), optional
             Rows of the embedding; by default all.
         """
-        scores: Tensor = F.linear(hidden, self.embed.weight if rows is None else rows).float()
+        if rows is None and self.head is not None:
+            scores: Tensor = self.head(hidden).float()
+        else:
+            weight = self.embed.weight if rows is None else rows
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            # A CPU reads bfloat16 weights faster for two rows than for one.
+            filled = fill_up(flat, 2) if flat.dtype == torch.bfloat16 else flat
+            scores = F.linear(filled, weight)[: len(flat)].float()
+            scores = scores.view(*hidden.shape[:-1], -1)
         cap = self.config.final_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap

@@ -37,7 +37,7 @@ class GenerateOptions:
     top_p : float
         When drawing: of the likeliest tokens that make up this share of the probability.
     seed : int
-        Of the drawing.
+        Of the drawing; every answer of a batch draws for itself.
     over : {"vocabulary", "allowed"}
         What log-probabilities are relative to: all tokens, or those that the grammar allows.
         The second computes those rows of the output head only. It can only make them larger:
@@ -60,6 +60,8 @@ class GenerateOptions:
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, got {self.seed}")
         if self.over not in ("vocabulary", "allowed"):
             raise InputError(f"over must be 'vocabulary' or 'allowed', got {self.over!r}")
 
@@ -87,6 +89,10 @@ class Answer:
     end_logprobs: list[float] = field(default_factory=list)
     loc_probabilities: list[npt.NDArray[np.float32]] = field(default_factory=list)
     finished: bool = False
+
+    def distributions(self) -> npt.NDArray[np.float32]:
+        """`loc_probabilities` as one array, (L, 1024); L may be 0."""
+        return np.array(self.loc_probabilities, np.float32).reshape(-1, LOC_COUNT)
 
 
 def cache_length(model: PaliGemma, prompt_tokens: int, max_new_tokens: int) -> int:
@@ -117,6 +123,7 @@ def generate(
     grammars: Sequence[Grammar | None],
     options: GenerateOptions,
     on_token: OnToken | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
     """Answers to prompts about pictures, as one batch.
 
@@ -132,6 +139,9 @@ def generate(
     options : GenerateOptions
     on_token : callable, optional
         Called with (row, token id, log-probability) as soon as each token is known.
+    numbers : sequence of int, optional
+        A number for each answer, so that what it draws doesn't depend on its batch; by
+        default its row.
 
     Returns
     -------
@@ -157,11 +167,11 @@ def generate(
 
     answers = [Answer() for _ in prompts]
     states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
-    chooser = _Chooser(model, vocabulary, grammars, options)
     rows = list(range(len(prompts)))  # the answers that go on
+    chooser = _Chooser(model, vocabulary, grammars, options, numbers or rows)
     prefix_length = prefix.length
     for place in range(options.max_new_tokens):
-        tokens = chooser.choose(hidden, [states[row] for row in rows], [answers[r] for r in rows])
+        tokens = chooser.choose(hidden, rows, states, answers)
         if on_token is not None:
             for row in rows:
                 on_token(row, answers[row].token_ids[-1], answers[row].logprobs[-1])
@@ -186,26 +196,35 @@ class _Chooser:
         vocabulary: Vocabulary,
         grammars: Sequence[Grammar | None],
         options: GenerateOptions,
+        numbers: Sequence[int],
     ) -> None:
         self._model, self._options, self._vocabulary = model, options, vocabulary
-        self._random = torch.Generator().manual_seed(options.seed)
+        self._random = [_generator(options.seed, number) for number in numbers]
         self._ids: npt.NDArray[np.int64] | None = None
         self._rows: Tensor | None = None
         known = [grammar.tokens for grammar in grammars if grammar is not None]
         if options.over == "allowed" and len(known) == len(grammars):
-            self._ids = np.unique(np.concatenate(known))
+            ids = np.unique(np.concatenate(known))
             embedding = model.language.embed.weight
-            self._rows = embedding[torch.from_numpy(self._ids).to(embedding.device)]
+            # With free labels nearly all rows: a copy of them would save nothing.
+            if 2 * len(ids) < len(embedding):
+                self._ids = ids
+                self._rows = embedding[torch.from_numpy(ids).to(embedding.device)]
 
     def choose(
-        self, hidden: Tensor, states: list[AnswerState | None], answers: list[Answer]
+        self,
+        hidden: Tensor,
+        rows: list[int],
+        every_state: list[AnswerState | None],
+        every_answer: list[Answer],
     ) -> Tensor:
-        """The next token of each row, (B,); the answers and states take it."""
+        """The next token of each of the rows, (B,); their answers and states take it."""
+        states, answers = [every_state[row] for row in rows], [every_answer[row] for row in rows]
         logits = self._model.language.logits(hidden, self._rows).cpu()
         masks = self._masks(states, logits.shape[1])
         allowed = logits if masks is None else logits.masked_fill(~masks, -torch.inf)
         normal = (allowed if self._options.over == "allowed" else logits).logsumexp(1)
-        picked = self._pick(allowed)
+        picked = self._pick(allowed, rows)
         logprobs = (logits.gather(1, picked[:, None])[:, 0] - normal).tolist()
         end = self._place(self._vocabulary.eos)
         ends = ((allowed if self._options.over == "allowed" else logits)[:, end] - normal).tolist()
@@ -243,7 +262,7 @@ class _Chooser:
             masks[row, columns] = state.allowed()
         return torch.from_numpy(masks)
 
-    def _pick(self, allowed: Tensor) -> Tensor:
+    def _pick(self, allowed: Tensor, rows: list[int]) -> Tensor:
         if self._options.temperature == 0:
             return allowed.argmax(1)
         weights = (allowed / self._options.temperature).softmax(1)
@@ -252,4 +271,14 @@ class _Chooser:
             # Tokens before which the share is not yet reached; the likeliest always is one.
             kept = ordered * (ordered.cumsum(1) - ordered < self._options.top_p)
             weights = torch.zeros_like(weights).scatter(1, order, kept)
-        return torch.multinomial(weights, 1, generator=self._random)[:, 0]
+        drawn = [
+            torch.multinomial(weight, 1, generator=self._random[row])
+            for weight, row in zip(weights, rows, strict=True)
+        ]
+        return torch.cat(drawn)
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Independent of those of other seeds and numbers."""
+    mixed = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]) >> 1)

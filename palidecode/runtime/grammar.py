@@ -38,7 +38,8 @@ class GrammarOptions:
         One of the prompt's own names, any text, or no label at all (RefCOCO checkpoints).
     max_objects : int, optional
     repeats : bool
-        Allow the same box with the same label twice.
+        Allow the same box with the same label twice; without it a box with a free label
+        can't come again, whatever its label.
     max_label_tokens : int
         Of a free label.
     """
@@ -117,11 +118,17 @@ class Grammar:
         if masks:
             used.append(np.arange(v.seg_offset, v.seg_offset + SEG_COUNT))
         if self.free:
-            self.first, self.later = tokenizer.label_tokens
-            used += [self.first, self.later]
+            words = tokenizer.label_tokens
             self.separator = _after_label(self.root)
+            # What begins a separator ends the label.
+            later = np.setdiff1d(words.later, list(self.separator.next))
+            self.space = words.space
+            used += [words.first, words.inner, words.later]
         used.append(np.array(sorted(_tokens(self.root)), np.int64))
         self.tokens: Ids = np.unique(np.concatenate(used)).astype(np.int64)
+        if self.free:
+            self.first, self.inner = self.places(words.first), self.places(words.inner)
+            self.later = self.places(later)
         self._loc = int(np.searchsorted(self.tokens, v.loc_offset))
         self._seg = int(np.searchsorted(self.tokens, v.seg_offset))
 
@@ -147,7 +154,7 @@ class Grammar:
         """The state before the first of at most `limit` tokens."""
         return AnswerState(self, limit)
 
-    def places(self, ids: Sequence[int]) -> Ids:
+    def places(self, ids: Sequence[int] | Ids) -> Ids:
         """Where ids stand in `tokens`."""
         return np.searchsorted(self.tokens, np.asarray(ids, np.int64))
 
@@ -171,7 +178,7 @@ def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
         words = f" {name}" if name else ""
         middle = tokenizer.encode(f"{loc}{words} ; {loc}")[1:-1]
         ending = tokenizer.encode(f"{loc}{words}")[1:]
-        if tokenizer.unknown in (*middle, *ending):
+        if tokenizer.decode(ending) != words:
             raise InputError(f"the label {name!r} has characters that this tokenizer can't write")
         _insert(root, ending, 1 << number).complete |= 1 << number
         _insert(root, middle, 1 << number).separated = True
@@ -226,6 +233,7 @@ class AnswerState:
         self._segs = 0
         self._node: _Node | None = None  # inside a label or behind it
         self._free = 0  # tokens of a free label so far
+        self._space = False  # they are a lone space: a word must follow
         self._written: dict[tuple[int, ...], int] = defaultdict(int)  # box: labels it had
         self._full: Counter[tuple[int, ...]] = Counter()  # boxes with every label, by beginning
 
@@ -295,11 +303,16 @@ class AnswerState:
     def _allow_free(self, mask: npt.NDArray[np.bool_]) -> None:
         g = self.grammar
         if self._free == 0:
-            mask[g.places(g.first.tolist())] = True
+            mask[g.first] = True
+            if g.space is not None and self.left > 2 and g.options.max_label_tokens > 1:
+                mask[g.places([g.space])] = True
+            return
+        if self._space:
+            mask[g.inner] = True
             return
         mask[g.places([g.vocabulary.eos])] = True
         if self._free < g.options.max_label_tokens and self.left > 1:
-            mask[g.places(g.later.tolist())] = True
+            mask[g.later] = True
         after = [t for t, child in g.separator.next.items() if self._can_finish(child)]
         mask[g.places(after)] = True
 
@@ -315,6 +328,7 @@ class AnswerState:
         g = self.grammar
         if g.free and (node is g.root or self._free):
             if self._free == 0 or token not in g.separator.next:
+                self._space = self._free == 0 and token == g.space
                 self._free += 1
                 return
             node = g.separator

@@ -17,7 +17,8 @@ def weight_bytes(config: PaliGemmaConfig, item: int, quantize: str | None = None
     """Bytes of a model's weights, at `item` bytes per number where not quantised."""
     embedding = config.text.vocabulary * config.text.width
     each = {None: float(item), "int8": 1.0, "int4": 0.5 + _GROUP_BYTES}[quantize]
-    return int(embedding * item + (config.parameters() - embedding) * each)
+    head = embedding if quantize else 0  # int8, beside the embedding
+    return int(embedding * item + head + (config.parameters() - embedding) * each)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -32,11 +33,15 @@ def free_bytes(device: torch.device) -> int | None:
             if line.startswith("MemAvailable:"):
                 found.append(int(line.split()[1]) * 1024)
         # A container's own limit, where it has one.
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = dict(map(str.split, (group / "memory.stat").read_text("ascii").splitlines()))
         if limit.isdigit():
-            found.append(int(limit) - int(used))
-    except (OSError, ValueError):
+            # Files that were read stay in memory and count as used until it is needed.
+            files = int(stat["active_file"]) + int(stat["inactive_file"])
+            found.append(int(limit) - used + files)
+    except (OSError, ValueError, KeyError):
         pass  # no Linux, or no limit: what was found so far counts
     return min(found, default=None)
 

@@ -8,18 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
 from palidecode.errors import InputError
 from palidecode.vocab import LOC_COUNT, SEG_COUNT, Vocabulary, loc_token, seg_token
+
+if TYPE_CHECKING:
+    import tokenizers
 
 FILE = "tokenizer.json"
 IMAGE_TOKEN = "<image>"
 _SPACE = "▁"  # how sentencepiece spells a space
 _BREAKERS = (";", "<", "\n", "\r")  # what a label can't hold without meaning something else
+
+
+class LabelTokens(NamedTuple):
+    """Ids that may stand in a free label, ascending.
+
+    Attributes
+    ----------
+    first : ndarray of int64
+        A space and the beginning of a word.
+    inner : ndarray of int64
+        What goes on with a word, or begins one after `space`.
+    later : ndarray of int64
+        What may follow the beginning: all of these, and bytes of longer characters.
+    space : int or None
+        A space alone.
+    """
+
+    first: npt.NDArray[np.int64]
+    inner: npt.NDArray[np.int64]
+    later: npt.NDArray[np.int64]
+    space: int | None
 
 
 class Tokenizer:
@@ -35,8 +59,8 @@ class Tokenizer:
     ----------
     vocabulary : Vocabulary
         Ids of loc, seg and control tokens.
-    unknown : int or None
-        What is written for characters the vocabulary doesn't have.
+    image : int or None
+        Id of ``<image>``, where there is one.
 
     Raises
     ------
@@ -57,8 +81,8 @@ class Tokenizer:
             bos=self._id("<bos>"),
         )
         v = self.vocabulary
-        self.unknown: int | None = tokenizer.token_to_id("<unk>")
-        self._control = {v.pad, v.eos, v.bos, tokenizer.token_to_id(IMAGE_TOKEN)} - {None}
+        self.image: int | None = tokenizer.token_to_id(IMAGE_TOKEN)
+        self._control = {v.pad, v.eos, v.bos, self.image} - {None}
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -69,6 +93,8 @@ class Tokenizer:
         InputError
             If it is missing or damaged, or no PaliGemma tokenizer.
         """
+        import tokenizers
+
         if not path.exists():
             raise InputError(f"{path} is missing: the tokenizer of the checkpoint goes there")
         try:
@@ -90,6 +116,12 @@ class Tokenizer:
         if any(self._id(spell(index)) != first + index for index in range(count)):
             raise InputError(f"{self._name}: {spell(0)} … {spell(count - 1)} are not in a row")
         return first
+
+    @property
+    def last_id(self) -> int:
+        """The highest id that a prompt or an answer can hold."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return max(number for number in ids if number != self.image)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; loc, seg and control tokens in it become their ids."""
@@ -123,13 +155,13 @@ class Tokenizer:
         return ";" in (self._tokenizer.id_to_token(token) or "")
 
     @cached_property
-    def label_tokens(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tokens that may begin a free label, and those that may go on with one.
+    def label_tokens(self) -> LabelTokens:
+        """What a free label is made of.
 
         Left out is what could be read as something else: separators, line breaks, control
         characters, anything with ``<``, tokens of a single low byte.
         """
-        first, later = [], []
+        first, inner, later = [], [], []
         for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
             byte = len(token) == 6 and token.startswith("<0x")
             if byte and int(token[3:5], 16) >= 0x80:
@@ -139,6 +171,10 @@ class Tokenizer:
             if self.vocabulary.is_special(number) or number in self._control:
                 continue
             later.append(number)
-            if token.startswith(_SPACE) and token.strip(_SPACE):
+            if not token.startswith(_SPACE):
+                inner.append(number)
+            elif token.strip(_SPACE):
                 first.append(number)
-        return np.array(sorted(first), np.int64), np.array(sorted(later), np.int64)
+        space = self._tokenizer.token_to_id(_SPACE)
+        ids = [np.array(sorted(found), np.int64) for found in (first, inner, later)]
+        return LabelTokens(ids[0], ids[1], ids[2], space if space in set(later) else None)

@@ -8,7 +8,7 @@ is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from palidecode.errors import WeightsError
 from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.linear import Finish, head_for
 from palidecode.runtime.paligemma import PaliGemma
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -269,9 +270,6 @@ def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
         raise WeightsError(f"{source.name}: weights don't fit the config: {', '.join(said)}")
 
 
-Finish = Callable[[nn.Module], nn.Module]
-
-
 def load_weights(
     source: Source,
     config: PaliGemmaConfig,
@@ -308,6 +306,7 @@ def load_weights(
         if finish is not None and isinstance(module, nn.Linear):
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, finish(module))
+    model.language.head = head_for(model.language.embed.weight, finish)
     return model.eval()
 
 

@@ -1,7 +1,7 @@
 """The command line: arguments in, library calls, progress, exit codes.
 
 0: everything done. 1: done, but something was left out, and what is said. 2: nothing done,
-and why in one line.
+and why in one line. 130, 143: stopped by SIGINT or SIGTERM; the same command goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from palidecode import __version__
 from palidecode.commands import (
     DONE,
     FAILED,
+    add_journal_options,
     run_decode,
     run_demo,
     run_draw,
@@ -64,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="palidecode",
         description="PaliGemma's answers to boxes, masks and COCO JSON.",
-        epilog="Exit codes: 0 done, 1 done but something was left out, 2 failed.",
+        epilog="Exit codes: 0 done, 1 done but something was left out, 2 failed; 130 and 143: "
+        "stopped by SIGINT or SIGTERM, and the same command goes on.",
     )
     parser.add_argument("--version", action="version", version=f"palidecode {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -100,6 +102,9 @@ def _add_decode(commands: Any) -> None:
     )
     parser.add_argument("--text", help="one answer instead of a file; needs --size")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the COCO file to write")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="answers at once (default: 256)"
+    )
     _add_answer_options(parser)
     group = parser.add_argument_group("COCO")
     group.add_argument("--categories", type=Path, metavar="FILE", help="COCO file or list of names")
@@ -120,6 +125,7 @@ def _add_decode(commands: Any) -> None:
     )
     group.add_argument("--simplify", type=float, default=0.0, metavar="PIXELS")
     group.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="of a part")
+    add_journal_options(parser)
 
 
 def _add_answer_options(parser: Any) -> None:
@@ -222,13 +228,13 @@ def _add_weights(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    text = "Run the bundled model on bundled pictures, or on one of yours."
-    parser = _command(commands, "demo", run_demo, text)
+    parser = _command(commands, "demo", run_demo, "Decode bundled answers about a bundled picture.")
     parser.add_argument("-o", "--output", type=Path, default=Path("palidecode-demo"), metavar="DIR")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture of yours")
-    parser.add_argument("--prompt", help="with --image; for instance 'detect red star ; cat'")
     parser.add_argument(
-        "--answers", action="store_true", help="decode bundled answers instead: needs no torch"
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="run a model of the scenes on bundled ones instead",
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Literal, TypeAlias
 
@@ -25,6 +27,7 @@ Dataset: TypeAlias = dict[str, Any]
 Categories: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any]
 
 _KINDS = ("polygons", "exact", "rle", "none")
+FILE_START = '{"annotations": ['
 _CHUNK = 512  # rows; `Detections` keeps the fields of as many
 
 
@@ -339,7 +342,7 @@ class CocoWriter:
 
     def __enter__(self) -> CocoWriter:
         self._file = self._opening.__enter__()
-        self._file.write('{"annotations": [')
+        self._file.write(FILE_START)
         # Images wait in a file of their own: COCO wants each kind in one list.
         self._images = tempfile.TemporaryFile("w+", encoding="utf-8")
         return self
@@ -369,16 +372,30 @@ class CocoWriter:
             self._file.write(start + _line({"id": written, **found, "iscrowd": 0}))
 
     def __exit__(self, *problem: Any) -> None:
-        if problem[0] is None:
-            self._file.write('],\n"images": [')
-            self._images.seek(0)
-            while block := self._images.read(1 << 20):
-                self._file.write(block)
-            self._file.write(f'],\n"categories": {_line(self._mapping.categories)},\n')
-            self._file.write(f'"info": {_line(_info(self.report) | self._more)}}}\n')
-        self._images.close()
+        try:
+            if problem[0] is None:
+                self._write_rest()
+        except OSError:
+            problem = sys.exc_info()  # a full disk is told of as anywhere else
+        with suppress(OSError):
+            self._images.close()
         self._opening.__exit__(*problem)
+
+    def _write_rest(self) -> None:
+        """Everything after the annotations."""
+        self._file.write('],\n"images": [')
+        self._images.seek(0)
+        while block := self._images.read(1 << 20):
+            self._file.write(block)
+        self._file.write(f'],\n"categories": {_line(self._mapping.categories)},\n')
+        self._file.write(f'"info": {_line(_info(self.report) | self._more)}}}\n')
 
 
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: a file's name that is no UTF-8
+            return json.dumps(value, allow_nan=False)
+    return text

@@ -5,24 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.errors import InputError
+from palidecode.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from palidecode.answers import DecodeOptions
+    from palidecode.coco import CocoWriter
+    from palidecode.coco_resuming import Progress
     from palidecode.detections import Detections
+    from palidecode.journal import Header
+    from palidecode.stopping import Stopping
 
 DONE, LEFT_OUT, FAILED = 0, 1, 2
+GO_ON = "the same command goes on from here"
 _SHOWN_PROBLEMS = 10
 
 
 def run_decode(args: argparse.Namespace) -> int:
     """``palidecode decode``."""
-    from palidecode.coco import CocoWriter, MaskFormat
-
     if (args.text is None) == (args.answers is None):
         raise InputError("give either a file of answers or --text")
     options = _options(args)
@@ -30,39 +35,102 @@ def run_decode(args: argparse.Namespace) -> int:
         return _decode_text(args, options)
     if args.output is None:
         raise InputError("name the file to write: -o coco.json")
-    from palidecode.answers import decode_rows
+    if args.output.is_dir():
+        raise InputError(f"{args.output}: is a folder; name a file to write")
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
+    from palidecode.coco import CocoWriter, MaskFormat
 
-    writer = CocoWriter(
-        args.output,
-        categories=read_categories(args.categories),
-        match=args.match,
-        unmapped=args.unmapped,
-        form=MaskFormat(args.segmentation, args.simplify, args.min_area),
-    )
-    problems: list[Any] = []
-    issues: dict[str, int] = {}
+    writing: dict[str, Any] = {
+        "categories": read_categories(args.categories),
+        "match": args.match,
+        "unmapped": args.unmapped,
+        "form": MaskFormat(args.segmentation, args.simplify, args.min_area),
+    }
+    # What comes through a pipe can't be read again, so there is nothing to go on with.
+    if args.no_journal or not args.answers.is_file():
+        return _decode_file(args, options, CocoWriter(args.output, **writing))
+    from palidecode.coco_resuming import ResumableCocoWriter
+    from palidecode.journal import Journal, journal_path
+    from palidecode.stopping import run_stoppable
+
+    with Journal(journal_path(args.output)) as journal:
+        journal.begin(_decode_header(args), restart=args.restart)
+        writer = ResumableCocoWriter(args.output, journal, **writing)
+        return run_stoppable(lambda stop: _decode_file(args, options, writer, stop), GO_ON)
+
+
+def _decode_file(
+    args: argparse.Namespace,
+    options: DecodeOptions,
+    writer: CocoWriter,
+    stopping: Stopping | None = None,
+) -> int:
+    """A file of answers to a COCO file, from the last checkpoint on where the writer has one."""
+    from palidecode.answers import decode_rows
+    from palidecode.coco_resuming import Progress, ResumableCocoWriter
+    from palidecode.journal import write_failures
+
+    kept = writer if isinstance(writer, ResumableCocoWriter) else None
     with writer, progress_bar(args, "decoding") as bar:
-        for rows, found, skipped in decode_rows(_rows(args), options):
+        done = Progress() if kept is None else kept.progress
+        resumed = done.rows
+        if resumed and kept is not None:
+            say_resumed(args, f"{resumed} rows", kept.journal.path)
+        counted = _counted(_rows(args), done)
+        for rows, found, skipped in decode_rows(counted, options, args.batch_size):
             writer.add(found, [row.name for row in rows])
-            for _, issue in found.issues:
-                issues[issue.kind.value] = issues.get(issue.kind.value, 0) + 1
-            problems.extend(skipped)
-            bar.update(len(rows) + len(skipped))
+            done.issues.update(issue.kind.value for _, issue in found.issues)
+            done.problems.extend(skipped)
+            bar.update(done.rows - bar.n)
+            if kept is not None and stopping is not None:
+                kept.checkpoint(now=bool(stopping.signal))
+                stopping.check()
         if not writer.report.images:
-            say_problems(args, problems)
+            write_failures(args.output, [problem._asdict() for problem in done.problems])
+            say_problems(args, done.problems)
+            if kept is not None:
+                kept.forget()
             raise InputError(f"{args.answers}: no usable row; {args.output} was not written")
     report = writer.report
+    write_failures(args.output, [problem._asdict() for problem in done.problems])
     summary = {
         "output": str(args.output),
         "images": report.images,
+        "resumed": resumed,
         "annotations": report.annotations,
-        "issues": issues,
+        "issues": dict(done.issues),
         "left_out": report.left_out(),
-        "problems": [problem._asdict() for problem in problems],
+        "problems": [problem._asdict() for problem in done.problems],
     }
     _say_decoded(args, summary)
-    say_problems(args, problems)
-    return LEFT_OUT if problems or report.left_out() else DONE
+    say_problems(args, done.problems)
+    if kept is not None and not args.keep_journal:
+        kept.journal.remove()
+    return LEFT_OUT if done.problems or report.left_out() else DONE
+
+
+def _counted(rows: Iterator[Any], done: Progress) -> Iterator[Any]:
+    """The rows after those that are done; each is counted as it is taken."""
+    for row in islice(rows, done.rows, None):
+        done.rows += 1
+        yield row
+
+
+def _decode_header(args: argparse.Namespace) -> Header:
+    from palidecode.codec.weights import find_weights
+    from palidecode.journal import Header, hash_files
+
+    names = ("divisor", "clip", "size", "backend", "label_from_prompt", "match", "unmapped")
+    settings = {name: getattr(args, name) for name in (*names, "simplify", "min_area")}
+    settings |= {"segmentation": args.segmentation}
+    settings |= {"images": None if args.images is None else str(args.images.resolve())}
+    files: dict[str, Path | None] = {"answers": args.answers}
+    files |= {"categories": args.categories, "tokenizer": args.tokenizer}
+    with suppress(WeightsError):  # which is only an error when there is a mask
+        files["mask codec"] = find_weights(args.weights)
+    found = {name: path for name, path in files.items() if path is not None}
+    return Header("decode", settings, hash_files(found))
 
 
 def _decode_text(args: argparse.Namespace, options: DecodeOptions) -> int:
@@ -236,35 +304,16 @@ def run_weights_convert(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """``palidecode demo``."""
-    if args.answers:
+    said: Any
+    if args.model is not None:
+        from palidecode.demo.model_demo import run as run_model
+
+        said = run_model(args.model, args.output)
+    else:
         from palidecode.demo.answers_demo import run as run_answers
 
         said = run_answers(args.output)
-        print(json.dumps(said.as_dict()) if args.json else said.table())
-        return DONE
-    if args.image is not None:
-        return _demo_on(args)
-    from palidecode.demo.model_demo import run
-
-    report = run(args.output)
-    print(json.dumps(report.as_dict()) if args.json else report.table())
-    return DONE
-
-
-def _demo_on(args: argparse.Namespace) -> int:
-    from palidecode.demo.model_demo import run_on
-
-    found, answer, target = run_on(args.image, args.prompt, args.output)
-    if args.json:
-        scores = [round(score, 4) for score in found.scores.tolist()]
-        said = {"answer": answer.text, "labels": found.labels, "scores": scores}
-        print(json.dumps(said | {"xyxy": found.xyxy.tolist(), "overlay": str(target)}))
-        return DONE
-    print(f"{answer.prompt}\n  → {answer.text or '(nothing)'}")
-    print(
-        f"written: {target}\nThis small model knows drawn shapes and icons only; of a photograph "
-        "it makes nothing sensible. For those run a real checkpoint: palidecode predict --model …"
-    )
+    print(json.dumps(said.as_dict()) if args.json else said.table())
     return DONE
 
 
@@ -349,6 +398,25 @@ def progress_bar(
     # disable=None: no bar where stderr is no terminal.
     quiet = True if args.json else None
     return tqdm(desc=text, total=total, disable=quiet, leave=False, delay=0.5, **options)
+
+
+def add_journal_options(parser: Any) -> None:
+    """Of commands that may run for days."""
+    group = parser.add_argument_group(
+        "long runs",
+        "A run that was killed, or stopped by SIGINT or SIGTERM (exit codes 130 and 143), goes on "
+        "when started again with the same command. What is finished stands in a journal beside "
+        "the output until that is written; what failed is listed in failures.jsonl.",
+    )
+    group.add_argument("--restart", action="store_true", help="forget what is finished")
+    group.add_argument("--keep-journal", action="store_true", help="leave it when all is done")
+    group.add_argument("--no-journal", action="store_true", help="lose all when stopped")
+
+
+def say_resumed(args: argparse.Namespace, what: str, journal: Path) -> None:
+    """That a run goes on, and where that is known from."""
+    if not args.json:
+        print(f"palidecode: going on: {what} are finished ({journal})", file=sys.stderr)
 
 
 def _say_decoded(args: argparse.Namespace, summary: dict[str, Any]) -> None:

@@ -6,16 +6,29 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.commands import DONE, LEFT_OUT, progress_bar, read_categories
+from palidecode.commands import (
+    DONE,
+    GO_ON,
+    LEFT_OUT,
+    add_journal_options,
+    progress_bar,
+    read_categories,
+    say_resumed,
+)
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
     from palidecode.coco import CocoWriter
     from palidecode.detections import Detections
-    from palidecode.prediction import PictureFile, PredictOptions, Task, Unread
+    from palidecode.journal import Journal
+    from palidecode.pipeline import PaliDecoder
+    from palidecode.prediction import FinishedPictures, PictureFile, PredictOptions, Task
+    from palidecode.stopping import Stopping
 
 SCORES = ("product", "label", "box", "objectness", "mean")
 _SHOWN = 10
@@ -27,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="a folder as transformers saves it, a big_vision .npz, a hub name, or demo",
+        help="a folder as transformers saves it, a big_vision .npz, or a hub name",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO JSON"
@@ -66,46 +79,191 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-objects", type=int, metavar="N", help="per answer")
     group.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
     group.add_argument("--tokenizer", type=Path, metavar="FILE", help="instead of the model's own")
+    add_journal_options(parser)
+
+
+@dataclass
+class _Run:
+    """What one run of the command is about, and what came out."""
+
+    args: argparse.Namespace
+    pictures: list[PictureFile]
+    decoder: PaliDecoder
+    options: PredictOptions
+    names: list[str]
+    load_seconds: float
+    began: float = field(default_factory=time.perf_counter)
+    issues: int = 0
+    resumed: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def run_predict(args: argparse.Namespace) -> int:
     """``palidecode predict``."""
-    from palidecode.coco import CocoWriter, MaskFormat
-    from palidecode.prediction import find_pictures, predict_pictures
+    from palidecode.journal import Journal, journal_path
+    from palidecode.prediction import find_pictures
 
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.output.is_dir():
+        raise InputError(f"{args.output}: is a folder; name a file to write")
     pictures = find_pictures(args.images)
+    if args.no_journal:
+        return _predict_at_once(_start(args, pictures))
+    # Locked before a model of gigabytes is loaded for nothing.
+    with Journal(journal_path(args.output)) as journal:
+        return _predict_with(journal, _start(args, pictures))
+
+
+def _start(args: argparse.Namespace, pictures: list[PictureFile]) -> _Run:
     began = time.perf_counter()
     decoder = _load(args)
-    loaded = time.perf_counter()
     options, names = _options(args, decoder.classes)
-    writer = CocoWriter(
-        args.output,
-        categories=names or None,
-        form=MaskFormat(args.segmentation),
-        info={"model": decoder.source, "task": options.task, "prompts": list(options.prompts)}
-        | ({"asked": names} if names else {}),
-    )
-    unread: list[Unread] = []
-    issues = 0
-    with writer, progress_bar(args, options.task + "ing", len(pictures)) as bar:
-        for fine, found, failed in predict_pictures(decoder, pictures, options, args.batch_size):
+    return _Run(args, pictures, decoder, options, names, time.perf_counter() - began)
+
+
+def _predict_at_once(run: _Run) -> int:
+    """Straight into the output; a run that is stopped leaves nothing."""
+    from palidecode.prediction import predict_pictures
+
+    args, writer = run.args, _writer(run)
+    with writer, _bar(run) as bar:
+        batches = predict_pictures(run.decoder, run.pictures, run.options, args.batch_size)
+        for fine, found, unread in batches:
             writer.add(found, [item.name for item in fine])
             if args.overlay is not None:
                 _overlay(args.overlay, fine, found)
-            issues += len(found.issues)
-            unread += failed
-            bar.update(len(fine) + len(failed))
-        if not writer.report.images:
-            _say_unread(args, unread)
-            raise InputError(f"no picture could be read; {args.output} was not written")
-    seconds = time.perf_counter() - loaded
-    _say(args, writer, decoder.source, issues, unread, (loaded - began, seconds))
-    return LEFT_OUT if unread or writer.report.left_out() else DONE
+            run.issues += len(found.issues)
+            run.failed |= dict(unread)
+            bar.update(len(fine) + len(unread))
+        _check_any(run, writer.report.images)
+    return _finish(run, writer)
 
 
-def _load(args: argparse.Namespace) -> Any:
+def _predict_with(journal: Journal, run: _Run) -> int:
+    """Into the journal, and from there into the output."""
+    from palidecode.journal import remove_leftovers
+    from palidecode.prediction import FinishedPictures, header_of
+    from palidecode.stopping import run_stoppable
+
+    args = run.args
+    header = header_of(
+        run.decoder,
+        run.options,
+        args.model,
+        tokenizer=args.tokenizer,
+        weights=args.weights,
+        dtype=args.dtype,
+        quantize=args.quantize,
+    )
+    went_on = journal.begin(header, restart=args.restart)
+    remove_leftovers(args.output)
+    done = FinishedPictures(journal)
+    if went_on:
+        run.resumed = sum(item.name in done.places for item in run.pictures)
+        say_resumed(args, f"{run.resumed} of {len(run.pictures)} pictures", journal.path)
+
+    def work(stopping: Stopping) -> int:
+        _predict_left(run, done, stopping)
+        return _write(run, done, stopping)
+
+    return run_stoppable(work, GO_ON)
+
+
+def _predict_left(run: _Run, done: FinishedPictures, stopping: Stopping) -> None:
+    from palidecode.prediction import batches_of, failure_row, picture_rows, predict_batch
+
+    args = run.args
+    with _bar(run) as bar:
+        for batch in batches_of(run.pictures, args.batch_size):
+            if done.left(batch):
+                fine, found, unread = predict_batch(
+                    run.decoder, batch, run.options, args.batch_size
+                )
+                if args.overlay is not None:
+                    _overlay(args.overlay, fine, found)
+                done.add([*picture_rows(fine, found), *map(failure_row, unread)])
+            elif args.overlay is not None:
+                _overlay_finished(run, done, batch)
+            stopping.check()
+            bar.update(len(batch))
+
+
+def _write(run: _Run, done: FinishedPictures, stopping: Stopping) -> int:
+    """The output from the journal's rows, in the order of the pictures; then it may go."""
+    from palidecode.journal import KEPT
+    from palidecode.prediction import write_pictures
+
+    wanted = [item.name for item in run.pictures]
+    run.failed = {name: done.failed[name] for name in wanted if name in done.failed}
+    places = [done.places[name] for name in wanted if name in done.places]
+    keep = run.args.keep_journal
+    if not places and not keep:
+        done.journal.remove()
+    _check_any(run, len(places))
+    writer, decoder = _writer(run), run.decoder
+    rows = map(done.journal.read, places)
+    try:
+        with writer:
+            run.issues = write_pictures(
+                writer, rows, decoder.codec, decoder.codes_id, stopping.check
+            )
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise InputError(f"{error}; {KEPT}") from error
+    gone = len(done.places) + len(done.failed) - len(places) - len(run.failed)
+    if gone:
+        text = f"palidecode: {gone} pictures of the journal are not among those given: left out"
+        print(text, file=sys.stderr)
+    code = _finish(run, writer)
+    if not keep:
+        done.journal.remove(run.args.output)
+    return code
+
+
+def _check_any(run: _Run, images: int) -> None:
+    from palidecode.journal import write_failures
+
+    if not images:
+        write_failures(run.args.output, _failures(run))
+        _say_unread(run)
+        raise InputError(f"no picture could be read; {run.args.output} was not written")
+
+
+def _finish(run: _Run, writer: CocoWriter) -> int:
+    from palidecode.journal import write_failures
+
+    write_failures(run.args.output, _failures(run))
+    _say(run, writer)
+    return LEFT_OUT if run.failed or writer.report.left_out() else DONE
+
+
+def _failures(run: _Run) -> list[dict[str, Any]]:
+    return [{"image": name, "reason": reason} for name, reason in run.failed.items()]
+
+
+def _writer(run: _Run) -> CocoWriter:
+    from palidecode.coco import CocoWriter, MaskFormat
+
+    return CocoWriter(
+        run.args.output,
+        categories=run.names or None,
+        form=MaskFormat(run.args.segmentation),
+        info={
+            "model": run.decoder.source,
+            "task": run.options.task,
+            "prompts": list(run.options.prompts),
+        }
+        | ({"asked": run.names} if run.names else {}),
+    )
+
+
+def _bar(run: _Run) -> Any:
+    return progress_bar(run.args, run.options.task + "ing", len(run.pictures))
+
+
+def _load(args: argparse.Namespace) -> PaliDecoder:
     from palidecode.codec import load_codec
     from palidecode.pipeline import PaliDecoder
 
@@ -156,52 +314,64 @@ def _options(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictO
     return PredictOptions(task, prompts, args.min_score, ask), names
 
 
-def _overlay(folder: Path, pictures: list[PictureFile], found: Detections) -> None:
+def _overlay(folder: Path, pictures: Sequence[PictureFile], found: Detections) -> None:
     from palidecode.drawing import draw
-    from palidecode.files import inside, replacing
+    from palidecode.files import replacing
 
     for index, item in enumerate(pictures):
-        target = inside(folder, str(Path(item.name).with_suffix(".png")))
-        with replacing(target, "wb") as file:
+        with replacing(_drawn(folder, item), "wb") as file:
             draw(item.path, found, index=index).save(file, "PNG")
 
 
-def _say(
-    args: argparse.Namespace,
-    writer: CocoWriter,
-    source: str,
-    issues: int,
-    unread: list[Unread],
-    seconds: tuple[float, float],
-) -> None:
-    report = writer.report
+def _overlay_finished(run: _Run, done: FinishedPictures, batch: Sequence[PictureFile]) -> None:
+    """Draw what was predicted before, by a run without --overlay or into another folder."""
+    from palidecode.prediction import detections_of
+
+    for item in batch:
+        if item.name in done.places and not _drawn(run.args.overlay, item).exists():
+            row = done.journal.read(done.places[item.name])
+            found = detections_of([row], run.decoder.codec, run.decoder.codes_id)
+            _overlay(run.args.overlay, [item], found)
+
+
+def _drawn(folder: Path, item: PictureFile) -> Path:
+    from palidecode.files import inside
+
+    return inside(folder, str(Path(item.name).with_suffix(".png")))
+
+
+def _say(run: _Run, writer: CocoWriter) -> None:
+    args, report, source = run.args, writer.report, run.decoder.source
+    seconds = time.perf_counter() - run.began
     if args.json:
         summary = {
             "output": str(args.output),
             "model": source,
             "images": report.images,
+            "resumed": run.resumed,
             "annotations": report.annotations,
-            "issues": issues,
+            "issues": run.issues,
             "left_out": report.left_out(),
-            "unread": [item._asdict() for item in unread],
-            "seconds": {"load": round(seconds[0], 2), "predict": round(seconds[1], 2)},
+            "unread": [{"name": n, "reason": r} for n, r in run.failed.items()],
+            "seconds": {"load": round(run.load_seconds, 2), "predict": round(seconds, 2)},
         }
-        print(json.dumps(summary, ensure_ascii=False))
+        print(json.dumps(summary))
         return
-    each = report.images / seconds[1] if seconds[1] else 0.0
+    each = (report.images - run.resumed) / seconds if seconds else 0.0
     print(f"{report.annotations} objects of {report.images} pictures in {args.output}")
-    print(f"model {source}, loaded in {seconds[0]:.1f} s, {each:.2f} pictures/s")
-    if issues:
-        print(f"odd in the answers: {issues}")
+    print(f"model {source}, loaded in {run.load_seconds:.1f} s, {each:.2f} pictures/s")
+    if run.issues:
+        print(f"odd in the answers: {run.issues}")
     if report.left_out():
         print("left out: " + ", ".join(f"{k} {v}" for k, v in report.left_out().items()))
-    _say_unread(args, unread)
+    _say_unread(run)
 
 
-def _say_unread(args: argparse.Namespace, unread: list[Unread]) -> None:
-    if args.json:
+def _say_unread(run: _Run) -> None:
+    if run.args.json:
         return
-    for item in unread[:_SHOWN]:
-        print(f"palidecode: left out: {item.reason}", file=sys.stderr)
-    if len(unread) > _SHOWN:
-        print(f"palidecode: and {len(unread) - _SHOWN} more (all with --json)", file=sys.stderr)
+    for reason in list(run.failed.values())[:_SHOWN]:
+        print(f"palidecode: left out: {reason}", file=sys.stderr)
+    if len(run.failed) > _SHOWN:
+        rest = len(run.failed) - _SHOWN
+        print(f"palidecode: and {rest} more (all in failures.jsonl)", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from palidecode.runtime.weights import Source
 
-DEMO = "demo"
 DTYPES = ("bfloat16", "float32", "float16")
 NOTES = "palidecode.json"
 """Beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes": […]}``,
@@ -90,9 +88,6 @@ def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) ->
     path = Path(text)
     if path.exists():
         return path, text
-    if text == DEMO:
-        bundled = Path(str(resources.files("palidecode.demo"))) / "model"
-        return bundled, DEMO
     # A hub name has one slash and no other path syntax.
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise InputError(f"{text}: no such folder or file")

@@ -1,22 +1,36 @@
-"""Folders of pictures to detections, batch by batch: what `palidecode predict` runs."""
+"""Folders of pictures to detections, batch by batch: what `palidecode predict` runs.
+
+Every picture becomes one row, a JSON object that says all of it (`picture_rows`,
+`detections_of`): rows are what a journal keeps and what the output is written from.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from palidecode.coco import CocoWriter
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import GOOGLE_ID, find_weights
+from palidecode.decoding.assembler import IssueKind, ParseIssue
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, open_picture
+from palidecode.journal import Header, Journal, Row, hash_files
+from palidecode.loading import locate
 from palidecode.pipeline import PaliDecoder
+from palidecode.vocab import SEG_PER_MASK
 
 Task = Literal["detect", "segment"]
+
+_WRITTEN_AT_ONCE = 256  # pictures; it decides which masks are decoded together
 
 
 class PictureFile(NamedTuple):
@@ -114,37 +128,246 @@ def predict_pictures(
     batch_size: int = 8,
 ) -> Iterator[tuple[list[PictureFile], Detections, list[Unread]]]:
     """Detections of `batch_size` pictures at a time: pictures, their objects, what failed."""
-    for start in range(0, len(pictures), batch_size):
-        fine: list[PictureFile] = []
-        opened: list[Image.Image] = []
-        unread: list[Unread] = []
-        for item in pictures[start : start + batch_size]:
-            try:
-                opened.append(open_picture(item.path))
-                fine.append(item)
-            except InputError as error:
-                unread.append(Unread(item.name, str(error)))
-        yield fine, _ask(decoder, opened, options, batch_size), unread
+    for batch in batches_of(pictures, batch_size):
+        yield predict_batch(decoder, batch, options, batch_size)
+
+
+def predict_batch(
+    decoder: PaliDecoder,
+    batch: Sequence[PictureFile],
+    options: PredictOptions,
+    batch_size: int = 8,
+) -> tuple[list[PictureFile], Detections, list[Unread]]:
+    """Detections of some pictures: those that could be read, their objects, what failed.
+
+    `batch_size` answers are made at once. What comes out depends on the batch alone, not on
+    what was predicted before it.
+    """
+    fine: list[PictureFile] = []
+    opened: list[Image.Image] = []
+    unread: list[Unread] = []
+    for item in batch:
+        try:
+            opened.append(open_picture(item.path))
+            fine.append(item)
+        except InputError as error:
+            unread.append(Unread(item.name, str(error)))
+    # Features kept from another batch differ from this one's in their last bits.
+    decoder._features.clear()
+    return fine, _ask(decoder, opened, options, batch_size), unread
+
+
+def batches_of(pictures: Sequence[PictureFile], size: int) -> Iterator[Sequence[PictureFile]]:
+    """Pictures in groups of `size`, the last one smaller."""
+    for start in range(0, len(pictures), size):
+        yield pictures[start : start + size]
 
 
 def _ask(
     decoder: PaliDecoder, opened: list[Image.Image], options: PredictOptions, batch_size: int
 ) -> Detections:
     if not opened:
-        return _nothing()
+        return detections_of([])
     found = decoder.objects(
         options.task, opened, options.prompts, batch_size=batch_size, **options.ask
     )
     return found.select(~(found.scores < options.min_score))  # an unknown score stays
 
 
-def _nothing() -> Detections:
+# -- rows --------------------------------------------------------------------------------
+
+
+def picture_rows(pictures: Sequence[PictureFile], found: Detections) -> list[Row]:
+    """One row per picture, in order.
+
+    Keys: ``image``, ``width``, ``height``, and per object ``boxes`` (x1, y1, x2, y2 in pixels),
+    ``labels``, ``scores`` (null where unknown), ``masks`` (the sixteen codes in hexadecimal, a
+    COCO RLE, or null); ``issues`` are kind, span and text.
+    """
+    rows: list[Row] = [
+        {"image": item.name, "width": width, "height": height}
+        | {"boxes": [], "labels": [], "scores": [], "masks": [], "issues": []}
+        for item, (width, height) in zip(pictures, found.sizes.tolist(), strict=True)
+    ]
+    rles = found.rles or [None] * len(found)
+    boxes, scores = found.xyxy.tolist(), found.scores.tolist()
+    for place, image in enumerate(found.image_index.tolist()):
+        row, mask = rows[image], rles[place]
+        if found.has_mask[place] and mask is None:
+            mask = found.codes[place].tobytes().hex()
+        row["boxes"].append(boxes[place])
+        row["labels"].append(found.labels[place])
+        row["scores"].append(None if math.isnan(scores[place]) else scores[place])
+        row["masks"].append(mask)
+    for image, issue in found.issues:
+        rows[image]["issues"].append([issue.kind.value, issue.span, issue.text])
+    return rows
+
+
+def failure_row(failed: Unread) -> Row:
+    """The row of a picture that could not be read: ``image`` and ``reason``."""
+    return {"image": failed.name, "reason": failed.reason}
+
+
+def detections_of(
+    rows: Sequence[Row], codec: MaskCodec | None = None, codes_id: str = GOOGLE_ID
+) -> Detections:
+    """Rows of pictures back to detections, exactly as they were; see `picture_rows`."""
+    objects = [
+        (image, *one)
+        for image, row in enumerate(rows)
+        for one in zip(row["boxes"], row["labels"], row["scores"], row["masks"], strict=True)
+    ]
+    codes = np.zeros((len(objects), SEG_PER_MASK), np.uint8)
+    for place, (*_, mask) in enumerate(objects):
+        if isinstance(mask, str):
+            codes[place] = list(bytes.fromhex(mask))
+    rles: list[Any] = [mask if isinstance(mask, dict) else None for *_, mask in objects]
+    scores = [math.nan if score is None else score for _, _, _, score, _ in objects]
     return Detections(
-        xyxy=np.zeros((0, 4), np.float32),
-        labels=[],
-        scores=np.zeros(0, np.float32),
-        image_index=np.zeros(0, np.int64),
-        sizes=np.zeros((0, 2), np.int64),
-        codes=np.zeros((0, 16), np.uint8),
-        has_mask=np.zeros(0, np.bool_),
+        xyxy=np.array([box for _, box, *_ in objects], np.float32).reshape(-1, 4),
+        labels=[label for _, _, label, *_ in objects],
+        scores=np.array(scores, np.float32),
+        image_index=np.array([image for image, *_ in objects], np.int64),
+        sizes=np.array([(r["width"], r["height"]) for r in rows], np.int64).reshape(-1, 2),
+        codes=codes,
+        has_mask=np.array([mask is not None for *_, mask in objects], np.bool_),
+        rles=rles if any(rles) else None,
+        codec=codec,
+        codes_id=codes_id,
+        issues=[
+            (image, ParseIssue(IssueKind(kind), (start, end), text))
+            for image, row in enumerate(rows)
+            for kind, (start, end), text in row["issues"]
+        ],
     )
+
+
+# -- long runs ---------------------------------------------------------------------------
+
+
+class FinishedPictures:
+    """What a journal says is done, and where; the latest row about a picture counts.
+
+    Parameters
+    ----------
+    journal : Journal
+        That has begun.
+
+    Attributes
+    ----------
+    places : dict of str to int
+        Name of every predicted picture, and the place of its row.
+    failed : dict of str to str
+        Name of every picture that could not be read, and why.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.places: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        for place, row in journal.rows():
+            self._note(row, place)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write a batch's rows to the journal."""
+        for row, place in zip(rows, self.journal.append(rows), strict=True):
+            self._note(row, place)
+
+    def left(self, batch: Sequence[PictureFile]) -> bool:
+        """Whether a batch must be predicted (again).
+
+        That is so when a picture of it has no row, or could not be read then but can be now.
+        Batches are done as wholes, because what is predicted together decides the last bits.
+        """
+        for item in batch:
+            if item.name in self.places:
+                continue
+            if item.name not in self.failed or _readable(item):
+                return True
+        return False
+
+    def _note(self, row: Row, place: int) -> None:
+        name = row["image"]
+        self.places.pop(name, None)
+        self.failed.pop(name, None)
+        if "reason" in row:
+            self.failed[name] = row["reason"]
+        else:
+            self.places[name] = place
+
+
+def _readable(item: PictureFile) -> bool:
+    try:
+        open_picture(item.path)
+    except InputError:
+        return False
+    return True
+
+
+def write_pictures(
+    writer: CocoWriter,
+    rows: Iterable[Row],
+    codec: MaskCodec | None,
+    codes_id: str,
+    check: Callable[[], None] = lambda: None,
+) -> int:
+    """Rows of pictures to COCO, in order; returns the number of their issues.
+
+    `check` is called now and then, and may raise to stop.
+    """
+    issues = 0
+    held: list[Row] = []
+
+    def write() -> None:
+        writer.add(detections_of(held, codec, codes_id), [row["image"] for row in held])
+        held.clear()
+        check()
+
+    for row in rows:
+        issues += len(row["issues"])
+        held.append(row)
+        if len(held) == _WRITTEN_AT_ONCE:
+            write()
+    write()
+    return issues
+
+
+def header_of(
+    decoder: PaliDecoder,
+    options: PredictOptions,
+    model: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Header:
+    """Which run this is, for its journal: what decides its numbers, and the files' hashes.
+
+    Parameters
+    ----------
+    decoder : PaliDecoder
+        Loaded from `model`, with that `tokenizer` and the mask codec's `weights`.
+    options : PredictOptions
+    **settings
+        More that decides numbers: dtype, quantize.
+    """
+    asked = {k: asdict(v) if is_dataclass(v) else v for k, v in options.ask.items()}  # type: ignore[arg-type]
+    files = _model_files(decoder, model)
+    if tokenizer is not None:
+        files["tokenizer.json"] = Path(tokenizer)
+    if options.task == "segment":
+        named = None if decoder.codes_id == GOOGLE_ID else decoder.codes_id
+        files["mask codec"] = find_weights(weights or named)
+    said = {"task": options.task, "prompts": options.prompts, "min_score": options.min_score}
+    return Header("predict", {**said, **asked, **settings}, hash_files(files))
+
+
+def _model_files(decoder: PaliDecoder, model: str | os.PathLike[str]) -> dict[str, Path]:
+    name, _, commit = decoder.source.rpartition("@")
+    path, _ = locate(model, commit if name == os.fspath(model) else None)
+    if path.is_dir():
+        found = [*path.glob("*.json"), *path.glob("*.safetensors")]
+    else:
+        found = [path, *path.parent.glob("tokenizer.json"), *path.parent.glob("palidecode.json")]
+    return {file.name: file for file in sorted(found)}

@@ -1,7 +1,7 @@
 """How sure the model was of each object: scores out of token probabilities.
 
 PaliGemma prints no confidence. What its tokens' probabilities give instead depends on the
-recipe; the default is the one with the best AP on our own model's held-out scenes.
+recipe; which is best depends on the checkpoint, and `palidecode evaluate` tells.
 """
 
 from __future__ import annotations

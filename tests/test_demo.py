@@ -6,6 +6,10 @@ from pycocotools.coco import COCO
 
 from palidecode.cli import main
 from palidecode.demo.answers_demo import run
+from palidecode.files import read_json
+from training.scene_shapes import CLASSES
+
+from .tiny_models import one_thread, write_folder
 
 
 def test_the_demo_finds_every_object_where_it_is(tmp_path):
@@ -20,7 +24,7 @@ def test_the_demo_finds_every_object_where_it_is(tmp_path):
 
 
 def test_the_demo_writes_a_picture_and_a_coco_file(tmp_path, capsys):
-    assert main(["demo", "--answers", "-o", str(tmp_path / "out")]) == 0
+    assert main(["demo", "-o", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "lighthouse" in printed
     assert "fisherman's hut" in printed
@@ -30,6 +34,23 @@ def test_the_demo_writes_a_picture_and_a_coco_file(tmp_path, capsys):
 
 
 def test_the_demo_speaks_json(tmp_path, capsys):
-    main(["demo", "--answers", "-o", str(tmp_path), "--json"])
+    main(["demo", "-o", str(tmp_path), "--json"])
     said = json.loads(capsys.readouterr().out)
     assert [row["mask_iou"] for row in said["rows"]].count(None) == 2
+
+
+def test_the_demo_runs_a_model_on_the_bundled_scenes(tmp_path, capsys):
+    folder = write_folder(tmp_path / "model")
+    notes = {"codes": "palidecode-demo", "classes": list(CLASSES)}
+    (folder / "palidecode.json").write_text(json.dumps(notes))
+    with one_thread():
+        assert main(["demo", "--model", str(folder), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "12 pictures it has never seen" in printed
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["coco.json", "metrics.json", "overlays", "sheet.png"]
+    metrics = read_json(tmp_path / "out/metrics.json")
+    # Random weights find nothing, and the numbers say so.
+    assert metrics["boxes"]["AP50"] < 0.1
+    assert metrics["found"] == len(read_json(tmp_path / "out/coco.json")["annotations"])
+    assert len(metrics["examples"]) == 3

@@ -49,8 +49,8 @@ def test_commands_and_options_exist(page, capsys):
             main([command, "--help"])
         assert stop.value.code == 0
     helped = capsys.readouterr().out
-    for line in re.findall(COMMANDS + r"([^\n`]*)", page.read_text()):
-        line = " ".join(line)
+    for command, rest in re.findall(COMMANDS + r"([^\n`]*)", page.read_text()):
+        line = f"{command}{rest}"
         for option in re.findall(r"--[a-z-]+", line):
             assert option in helped, line
 

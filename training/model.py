@@ -428,7 +428,7 @@ class Run:
         total = args.dense_steps + args.steps
         near = near_codes(args.sharpness)
         data = batches(args.data, args.batch, args.seed + 1000 + self.step, self.words, args.detect)
-        log, began, sums = (args.out / "log.jsonl").open("a"), time.perf_counter(), [0.0, 0.0]
+        began, sums = time.perf_counter(), [0.0, 0.0]
         before = self.seconds
         while self.step < total:
             joint = self.step - args.dense_steps
@@ -450,8 +450,8 @@ class Run:
                     "answer": round(sums[1] / 100, 4),
                     "sigma": round(sigma, 1),
                 }
-                log.write(json.dumps(line) + "\n")
-                log.flush()
+                with (args.out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
                 sums = [0.0, 0.0]
             if self.step % 500 == 0 or self.step == total:
                 self.save()

@@ -1,1 +1,1 @@
-"""``palidecode demo``: the bundled model on bundled pictures, or bundled answers without torch."""
+"""``palidecode demo``: the bundled answers about a bundled picture; a model on bundled scenes."""

@@ -1,4 +1,4 @@
-"""``palidecode demo --answers``: bundled answers about a bundled picture, without a model.
+"""``palidecode demo``: bundled answers about a bundled picture, through the whole chain.
 
 The picture, its truth and the answers are made by ``training/demo_picture.py``.
 """

@@ -1,7 +1,7 @@
-"""``palidecode demo``: the model that comes with this package on pictures it has never seen.
+"""``palidecode demo --model DIR``: a model of the scenes on scenes it has never seen.
 
-The pictures and their truth are held-out scenes, made by ``training/demo_scenes.py``; the model
-by ``training/model.py``. It knows sixteen kinds of drawn objects in nine colours, nothing else.
+The pictures and their truth are held-out scenes, made by ``training/demo_scenes.py``; such a
+model is made by ``training/model.py``. It knows sixteen kinds of drawn objects in nine colours.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import numpy as np
 from PIL import Image
 
 from palidecode.coco import to_coco
-from palidecode.detections import Detections
 from palidecode.drawing import draw
 from palidecode.evaluation.coco import evaluate_coco
 from palidecode.files import open_picture, read_json, replacing
-from palidecode.pipeline import Generated, PaliDecoder
+from palidecode.pipeline import PaliDecoder
 
-MODEL, SCENES, TRUTH = "demo", "scenes", "instances.json"
+SCENES, TRUTH = "scenes", "instances.json"
 _COLUMNS, _TILE, _GAP = 4, 448, 12  # of the sheet, in pixels
 _ASKED_BY_COLOR = 3  # prompts with a colour that are shown
 
@@ -88,11 +87,13 @@ class ModelReport:
         return "\n".join(lines)
 
 
-def run(output: Path) -> ModelReport:
+def run(model: Path, output: Path) -> ModelReport:
     """Segment the bundled pictures and write overlays, ``coco.json`` and ``metrics.json``.
 
     Parameters
     ----------
+    model : Path
+        A folder of ``training/model_report.py``.
     output : Path
         The folder to write to.
 
@@ -102,7 +103,7 @@ def run(output: Path) -> ModelReport:
         If torch isn't installed, or the folder can't be written.
     """
     began = time.perf_counter()
-    decoder = PaliDecoder.from_pretrained(MODEL, "float32", "cpu")
+    decoder = PaliDecoder.from_pretrained(model, "float32", "cpu")
     with resources.as_file(resources.files("palidecode.demo") / SCENES) as folder:
         truth = read_json(folder / TRUTH)
         names = [str(image["file_name"]) for image in truth["images"]]
@@ -136,26 +137,6 @@ def run(output: Path) -> ModelReport:
     with replacing(files[3]) as file:
         json.dump(report.as_dict(), file, indent=1)
     return report
-
-
-def run_on(picture: Path, prompt: str | None, output: Path) -> tuple[Detections, Generated, Path]:
-    """The demo's model on one's own picture: objects, the answer, and the overlay's path.
-
-    Parameters
-    ----------
-    picture : Path
-    prompt : str, optional
-        By default all it knows, with masks.
-    output : Path
-        The folder to write to.
-    """
-    decoder = PaliDecoder.from_pretrained(MODEL, "float32", "cpu")
-    asked = prompt or f"segment {' ; '.join(decoder.classes)}"
-    answer = decoder.generate(open_picture(picture), asked, grammar=True, over="allowed")[0]
-    found = decoder.read([answer])
-    target = output / f"{picture.stem}.png"
-    _save(draw(_large(open_picture(picture)), found), target)
-    return found, answer, target
 
 
 def _three(stats: Any) -> dict[str, float]:

@@ -21,6 +21,7 @@ Finish: TypeAlias = Callable[[nn.Module], nn.Module]
 FEW_ROWS = 4
 """oneDNN reads weights a quarter faster for four rows than for one: fewer are filled up."""
 INT4_GROUP = 128  # weights that share a scale and an offset
+_ROWS_AT_ONCE = 8192  # of a weight that is being quantised
 _INT4_ROWS = 16  # the kernel wants a multiple of this many outputs
 _LEVELS = 15  # of four bits, above the lowest
 
@@ -72,11 +73,14 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         weight, bias = _parameters(linear)
-        wide = weight.float()
-        self._scales = wide.abs().amax(1).clamp_min(1e-12) / 127
-        whole = (wide / self._scales[:, None]).round_().to(torch.int8)
+        self._scales = weight.abs().amax(1).float().clamp_min(1e-12) / 127
+        whole = torch.empty_like(weight, dtype=torch.int8)
+        # Part by part: a head in float32 would take more memory than the model.
+        for start in range(0, len(weight), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            whole[part] = (weight[part].float() / self._scales[part, None]).round_()
         self._packed: Any = torch.ops.onednn.qlinear_prepack(whole, None)
-        self._zeros = torch.zeros(len(wide), dtype=torch.int32)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         self._bias = None if bias is None else bias.float()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
     image = picture()
 
     def detect() -> object:
-        decoder._features.clear()
+        decoder.forget_pictures()
         return decoder.detect(image, "cat ; dog", max_new_tokens=20)
 
     found[WORK[4]] = median_of(detect, 2)

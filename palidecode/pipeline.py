@@ -381,6 +381,10 @@ class PaliDecoder:
                 )
         return found
 
+    def forget_pictures(self) -> None:
+        """Look at every picture anew, also at those that were asked about last."""
+        self._features.clear()
+
     def _encode(self, pictures: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Image tokens of each picture; equal pictures are looked at once."""
         import hashlib

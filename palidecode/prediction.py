@@ -153,7 +153,7 @@ def predict_batch(
         except InputError as error:
             unread.append(Unread(item.name, str(error)))
     # Features kept from another batch differ from this one's in their last bits.
-    decoder._features.clear()
+    decoder.forget_pictures()
     return fine, _ask(decoder, opened, options, batch_size), unread
 
 

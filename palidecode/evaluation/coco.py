@@ -172,6 +172,7 @@ def evaluate_scene(
 
 
 def check_options(iou_type: str, scores: str, orders: int) -> None:
+    """An `InputError` for options that `evaluate_coco` and `compare_coco` don't have."""
     if iou_type not in ("bbox", "segm"):
         raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     if scores not in ("file", "ignore"):

@@ -1,7 +1,8 @@
 """How long does COCO evaluation take? ``python benchmarks/evaluation.py``
 
 From two files to the numbers, JSON load included, every contender in a process of its own; its
-imports are not timed. ``--python PATH`` runs the peers with another interpreter's packages.
+imports are not timed. ``--python PATH`` (or ``PALIDECODE_PEERS``) runs the peers with another
+interpreter's packages: faster-coco-eval; torchmetrics, which needs torch and torchvision.
 """
 
 from __future__ import annotations
@@ -61,18 +62,47 @@ CODE = {
     "faster_coco_eval": "from faster_coco_eval import COCO, COCOeval_faster as Eval" + PYCOCOTOOLS,
     "hotcoco": "from hotcoco import COCO, COCOeval as Eval" + PYCOCOTOOLS,
     "torchmetrics": """
+import torch
+try:
+    import torchvision
+except RuntimeError:  # built for another torch; of it only box_convert is needed, which is Python
+    for name in ("nms", "qnms"):
+        torch.library.define("torchvision::" + name, "(Tensor a, Tensor b, float c) -> Tensor")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+import numpy as np
+from pycocotools.coco import COCO
 from torchmetrics.detection import MeanAveragePrecision
+
+def rows(coco, image, names):
+    found = coco.imgToAnns[image["id"]]
+    row = {"labels": torch.tensor([each["category_id"] for each in found], dtype=torch.int64)}
+    for name, key, dtype in names:
+        row[name] = torch.tensor([each[key] for each in found], dtype=dtype)
+    if kind == "bbox":
+        row["boxes"] = torch.tensor([each["bbox"] for each in found]).reshape(-1, 4)
+    else:
+        size = image["height"], image["width"]
+        masks = [coco.annToMask(each) for each in found]
+        row["masks"] = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
+    return row
+
 start = time.perf_counter()
-metric = MeanAveragePrecision(iou_type=kind, backend="pycocotools")
 with contextlib.redirect_stdout(io.StringIO()):
-    predicted, wanted = metric.coco_to_tm(results, truth, iou_type=kind, backend="pycocotools")
-    metric.update(predicted, wanted)
+    gt = COCO(truth)
+    dt = gt.loadRes(results)
+    metric = MeanAveragePrecision(box_format="xywh", iou_type=kind, backend="pycocotools")
+    for image in gt.dataset["images"]:  # one by one: all masks at once would be gigabytes
+        said = rows(dt, image, [("scores", "score", torch.float64)])
+        true = [("iscrowd", "iscrowd", torch.int64), ("area", "area", torch.float64)]
+        metric.update([said], [rows(gt, image, true)])
     ap = metric.compute()["map"]
 """,
     "ours": """
 import palidecode, hotcoco, msgspec, palidecode.evaluation.coco
 start = time.perf_counter()
-ap = palidecode.evaluate_coco(truth, results, kind).stats[0]
+found = palidecode.evaluate_coco(truth, results, kind)
+ap = found.stats[0]
 """,
 }
 
@@ -146,6 +176,17 @@ def measured(name: str, files: tuple[Path, Path], kind: str, python: str) -> lis
     return found
 
 
+def versions(python: str) -> str:
+    """Which peers took part."""
+    code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    found = []
+    for package in (NAMES[name] for name in CODE if name not in ("ours", "hotcoco")):
+        command = [python, "-c", code, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found += [] if done.returncode else [f"{package} {done.stdout.strip()}"]
+    return ", ".join(found) + "."
+
+
 def contest(kind: str, names: list[str], python: str) -> tuple[Table, list[Target]]:
     """All contenders on one scene, in turns."""
     runs: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -183,7 +224,9 @@ def contest(kind: str, names: list[str], python: str) -> tuple[Table, list[Targe
         same = abs(ap - ours[2]) < 1e-6
         targets.append(Target(f"{what}: AP is pycocotools'", "within 1e-6", f"{ours[2]:.6f}", same))
     columns = ("contender", "seconds", "peak MB", "÷ ours", "AP")
-    note = "Ours checks every row of both files; the others trust them."
+    note = f"Ours checks every row of both files; the others trust them. {versions(python)}"
+    if "torchmetrics" in medians:
+        note += " torchmetrics gets one picture at a time; its reader holds all masks at once."
     return Table(title, columns, rows, note), targets
 
 

@@ -240,13 +240,15 @@ def evaluation_text(result: CocoEvaluation) -> str:
         shown = "-" if value == -1 else f"{value:.3f}"
         if result.unscored and value != -1:
             shown += f" ± {spread:.3f}"
-        lines.append(f"  {name:<6} {shown}{_interval(result.intervals.get(name))}")
+        lines.append(f"  {name:<9} {shown}{_interval(result.intervals.get(name))}")
     rates, best = result.rates, result.best_threshold
     lines += [
         "",
-        f"  at IoU 0.5: precision {_number(rates.precision)}, recall {_number(rates.recall)}, "
-        f"F1 {_number(rates.f1)} ({rates.right:,} right, {rates.wrong:,} wrong, "
-        f"{rates.missed:,} missed)",
+        f"  at IoU 0.5: {rates.right:,} right, {rates.wrong:,} wrong, {rates.missed:,} missed",
+        *(
+            f"  {name:<9} {_number(value)}{_interval(result.intervals.get(name))}"
+            for name, value in zip(RATES, rates.values.tolist(), strict=True)
+        ),
     ]
     if best is not None:
         lines.append(f"  best F1 {best['f1']:.3f} when scores below {best['score']:.3g} are cut")
@@ -256,7 +258,7 @@ def evaluation_text(result: CocoEvaluation) -> str:
     lines += ["", *_class_lines(result.rows())]
     for title, found in (("LEFT OUT", result.skipped), ("counted, but odd", result.noted)):
         if found:
-            lines += ["", f"{title}:", *(f"  {skip}" for skip in found)]
+            lines += ["", f"{title}:", *map(_skip, found)]
     return "\n".join(lines)
 
 
@@ -282,24 +284,29 @@ def comparison_text(result: CocoComparison, first: Path, second: Path) -> str:
     if a.unscored:
         lines.append("NO SCORES in at least one: both are means over random orders")
     cells = [["", "A", "B", "B - A", "95% interval", "B better in"]]
-    for name, one, two, change in zip(METRICS, a.stats, b.stats, result.differences, strict=True):
+    rows = zip(
+        (*METRICS, *RATES),
+        (*a.stats, *a.rates.values),
+        (*b.stats, *b.rates.values),
+        (*result.differences, *(b.rates.values - a.rates.values)),
+        strict=True,
+    )
+    for name, one, two, change in rows:
         found = result.intervals.get(name)
         between = "" if found is None else f"{found.low:+.3f} … {found.high:+.3f}"
         share = "" if found is None else f"{result.better[name]:.0%} of resamples"
         if not math.isnan(change):
             cells.append([name, f"{one:.3f}", f"{two:.3f}", f"{change:+.3f}", between, share])
-    rates = [_number(r.rates.f1) for r in (a, b)]
-    cells.append(["F1", *rates, f"{b.rates.f1 - a.rates.f1:+.3f}", "", ""])
     lines += ["", *_aligned(cells), ""]
-    rows = [row for row in result.rows() if row["AP_difference"]][:_SHOWN_CLASSES]
+    changed = [row for row in result.rows() if row["AP_difference"]][:_SHOWN_CLASSES]
     table = [["class", "objects", "AP of A", "AP of B", "B - A"]]
-    for row in rows:
+    for row in changed:
         aps = [_number(row["AP_first"]), _number(row["AP_second"])]
         table.append([row["category"], str(row["objects"]), *aps, f"{row['AP_difference']:+.3f}"])
-    lines += _aligned(table) if rows else ["  no class has another AP"]
+    lines += _aligned(table) if changed else ["  no class has another AP"]
     for name, side in (("A", a), ("B", b)):
         if side.skipped:
-            lines += ["", f"LEFT OUT of {name}:", *(f"  {skip}" for skip in side.skipped)]
+            lines += ["", f"LEFT OUT of {name}:", *map(_skip, side.skipped)]
     return "\n".join(lines)
 
 
@@ -309,6 +316,10 @@ def _aligned(cells: list[list[str]]) -> list[str]:
         "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in cells
     ]
+
+
+def _skip(skip: Skip) -> str:
+    return f"  {skip}" + (f" ({skip.such_as})" if skip.such_as else "")
 
 
 def _interval(found: Interval | None) -> str:

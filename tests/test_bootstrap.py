@@ -83,11 +83,12 @@ def test_seeded(shared_data):
     result = evaluate_coco(folder / GT, folder / RESULTS, bootstrap=30, seed=4)
     assert set(result.intervals) == {
         *("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "ARs", "ARm", "ARl"),
+        *("precision", "recall", "F1"),
     }
     assert result.intervals == result.bootstrap(30, seed=4)
     assert result.intervals["AP"] != result.bootstrap(30, seed=5)["AP"]
     for name, interval in result.intervals.items():
-        assert interval.value == result.metrics[name]
+        assert interval.value == {**result.metrics, **result.as_dict()["at_iou_50"]}[name]
         assert interval.low < interval.value < interval.high
     json.dumps(result.as_dict(), allow_nan=False)
 
@@ -104,6 +105,46 @@ def test_pairing_makes_intervals_narrower(shared_data):
     assert paired.value == pytest.approx(found.second.stats[0] - found.first.stats[0])
     assert paired.high < 0
     assert found.better["AP"] < 0.05
+    recall = found.intervals["recall"]
+    assert recall.value == pytest.approx(found.second.rates.recall - found.first.rates.recall)
+    assert recall.low <= recall.value <= recall.high <= 0
+    one = found.first.bootstrap(100)["recall"]
+    assert recall.high - recall.low < 0.6 * (one.high - one.low)
+    assert found.better["recall"] < 0.05
+
+
+def test_rates_are_resampled_as_pictures():
+    truth, results = world(40, seed=3)
+    result = evaluate_coco(truth, results, bootstrap=2000)
+    assert evaluate_coco(truth, results).intervals == {}
+    counts = {row["image_id"]: row for row in result.image_rows}
+    rng = np.random.default_rng(9)
+    plain = []
+    for _ in range(2000):
+        drawn = [counts[image] for image in rng.integers(40, size=40).tolist()]
+        right, wrong, missed = (
+            sum(row[name] for row in drawn) for name in ("right", "wrong", "missed")
+        )
+        f1 = 2 * right / (2 * right + wrong + missed)
+        plain.append([right / (right + wrong), right / (right + missed), f1])
+    for name, column in zip(("precision", "recall", "F1"), np.transpose(plain), strict=True):
+        found = result.intervals[name]
+        assert found.low < found.value < found.high
+        assert found.standard_error == pytest.approx(column.std(), rel=0.1)
+        assert [found.low, found.high] == pytest.approx(
+            np.quantile(column, [0.025, 0.975]).tolist(), abs=0.01
+        )
+
+
+def test_rates_of_few_pictures():
+    truth, results = world(2, seed=0)
+    nothing = evaluate_coco(truth, [], bootstrap=10)
+    assert "precision" not in nothing.intervals
+    assert nothing.intervals["recall"].high == 0
+    one = {**truth, "images": truth["images"][:1]}
+    alone = [row for row in results if row["image_id"] == 0]
+    truths = [row for row in truth["annotations"] if row["image_id"] == 0]
+    assert evaluate_coco({**one, "annotations": truths}, alone, bootstrap=10).intervals == {}
 
 
 def test_without_scores(shared_data):

@@ -88,6 +88,33 @@ def test_predictions_that_are_skipped(name, as_file, tmp_path):
     assert result.skipped[0].examples
 
 
+def test_examples_say_where_rows_stand():
+    def told(skips):
+        return [(skip.reason, skip.examples) for skip in skips]
+
+    bad = results_with(score=math.nan)
+    assert told(evaluate_coco(TRUTH, bad).skipped) == [("bad_score", ("results[2]",))]
+    dataset = {**TRUTH, "annotations": [{**row, "id": n} for n, row in enumerate(bad, 1)]}
+    assert told(evaluate_coco(TRUTH, dataset).skipped) == [("bad_score", ("annotations[2]",))]
+    found = evaluate_coco(TRUTH, [*RESULTS, 7, {**RESULTS[0], "image_id": 9}])
+    assert sorted(told(found.skipped)) == [
+        ("unknown_image", ("results[3] is about image 9",)),
+        ("unreadable", ("results[2]: Expected `object`, got `int`",)),
+    ]
+    found = evaluate_coco(truth_with(bbox=[0, 0, -1, 5]), RESULTS)
+    assert told(found.skipped) == [("negative_box", ("annotations[0]",))]
+    assert told(evaluate_coco(TRUTH, RESULTS[:1]).noted) == [("no_answer", ("b.jpg",))]
+    many = [{**RESULTS[0], "score": 1 - abs(n - 3) / 200} for n in range(104)]
+    found = evaluate_coco(TRUTH, [*many, RESULTS[1]])
+    assert told(found.noted) == [("clipped", tuple(f"results[{n}]" for n in range(100, 104)))]
+    assert found.noted[0].such_as == "results[100], results[101], results[102], results[103]"
+    found = evaluate_coco(TRUTH, [*many, *many[4:], RESULTS[1]])
+    assert found.noted[0].count == 104
+    assert found.noted[0].such_as.startswith("such as results[")
+    unknown = evaluate_coco(TRUTH, results_with(category_id=9)).skipped[0]
+    assert (str(unknown).endswith("('9' 1)"), unknown.such_as) == (True, "")
+
+
 def test_negative_and_outlying_boxes_are_wrong_answers():
     for box, reason in (
         ([50, 40, -40, -30], "negative_box"),
@@ -217,7 +244,7 @@ def test_files_that_are_something_else(tmp_path, capsys):
     assert "can't be read" in error("binary.json", "results.json")
     assert "can't be read" in error("missing.json", "results.json")
     assert "no list of 'images' and 'annotations'" in error("number.json", "results.json")
-    assert "predictions are a results list or a dataset" in error("truth.json", "number.json")
+    assert "predictions are a results list, or a dataset" in error("truth.json", "number.json")
     assert "no list of 'images'" in error("no_images.json", "results.json")
     assert "has no images" in error("nothing.json", "results.json")
     assert "image 0" in error("bad_image.json", "results.json")
@@ -246,7 +273,11 @@ def test_no_predictions_and_no_objects():
     result = evaluate_coco({**TRUTH, "annotations": []}, RESULTS)
     assert set(result.stats.tolist()) == {-1.0}
     assert result.as_dict()["metrics"]["AP"] is None
-    assert result.bootstrap(20) == {}
+    # Nothing that was said is right, however often a picture is drawn.
+    assert {name: found.high for name, found in result.bootstrap(20).items()} == {
+        "precision": 0.0,
+        "F1": 0.0,
+    }
     result = evaluate_coco({**TRUTH, "annotations": []}, [])
     assert result.rows() == result.match_rows == []
     json.dumps(result.as_dict(), allow_nan=False)

@@ -212,7 +212,7 @@ BAD_ROWS = [
     ({"output": "", "size": [8, 8]}, "needs 'segmentation'"),
     ({"output": "", "segmentation": SQUARE}, "size of the picture"),
     ({"output": "", "size": [0, 8], "segmentation": SQUARE}, "a size must be"),
-    ({"output": "", "size": [10**6, 10**6], "segmentation": SQUARE}, "more than an RLE's"),
+    ({"output": "", "size": [10**6, 10**6], "segmentation": SQUARE}, "more than a mask's"),
     ({"size": [8, 8], "segmentation": SQUARE}, "needs 'output'"),
     ({"token_ids": ["a"], "size": [8, 8], "segmentation": SQUARE}, "list of integers"),
     ({"output": "", "size": [8, 8], "segmentation": [[1, 2]]}, "three x, y pairs"),
@@ -245,6 +245,21 @@ def test_a_bad_row_is_listed_and_the_others_count(row, reason, demo_codec):
         evaluate_referring([row], codec=demo_codec)
 
 
+def test_many_samples_are_counted_as_few_are(demo_codec):
+    rows, _ = problem(np.random.default_rng(3), 24, demo_codec)
+    once = evaluate_referring(rows, codec=demo_codec)
+    many = [dict(row) for row in rows * 50]
+    many[1150]["segmentation"] = {**many[1150]["segmentation"], "counts": "01"}
+    found = evaluate_referring(many, codec=demo_codec)
+    ((line, reason),) = found.problems
+    assert (line, found.total) == (1151, 1199)
+    assert "sum to" in reason
+    numbers = [row[3:] for row in once.samples] * 50
+    del numbers[1150]
+    assert [row[3:] for row in found.samples] == numbers
+    assert evaluate_referring(many, codec=demo_codec, threads=1).samples == found.samples
+
+
 def test_wrong_arguments(demo_codec, tmp_path):
     with pytest.raises(InputError, match="no prediction"):
         evaluate_referring([], codec=demo_codec)
@@ -252,6 +267,8 @@ def test_wrong_arguments(demo_codec, tmp_path):
         evaluate_referring([], refs=[], codec=demo_codec)
     with pytest.raises(InputError, match="divisor"):
         evaluate_referring([], divisor=1000, codec=demo_codec)
+    with pytest.raises(InputError, match="threads must be"):
+        evaluate_referring([], threads=0, codec=demo_codec)
     with pytest.raises(InputError, match="missing must be"):
         evaluate_referring([], missing="drop", codec=demo_codec)
     with pytest.raises(InputError, match="can't be read"):

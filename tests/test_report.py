@@ -28,7 +28,7 @@ from palidecode.report.gallery import (
     gallery,
     outline,
 )
-from palidecode.report.page import MOST_CONFUSED, rate_intervals
+from palidecode.report.page import MOST_CONFUSED
 from tests.report_example import drawn_truth, noisy_predictions
 
 
@@ -278,20 +278,6 @@ def test_every_class_and_kind_finds_a_picture(example):
     assert pairs == set(
         zip(result.found.category[there].tolist(), result.matches.kind[there].tolist(), strict=True)
     )
-
-
-def test_intervals_of_rates(example):
-    plain = evaluate_coco(example / "truth.json", example / "found.json")
-    assert rate_intervals(plain) == {}
-    result = evaluate_coco(example / "truth.json", example / "found.json", bootstrap=20)
-    found = rate_intervals(result)
-    assert set(found) == {"precision", "recall", "F1"}
-    for name, value in (("precision", result.rates.precision), ("recall", result.rates.recall)):
-        assert found[name].low < value < found[name].high
-        # Of sums over 30 pictures: near what a proportion of that many draws would have.
-        total = {"precision": result.predictions, "recall": result.objects}[name]
-        plain_error = np.sqrt(value * (1 - value) / total)
-        assert 0.5 < found[name].standard_error / plain_error < 2
 
 
 def test_many_classes_share_a_row_of_the_confusion(tmp_path):

@@ -296,6 +296,7 @@ def test_the_keyboard_is_enough(page):
     dialog = page.locator("dialog")
     assert dialog.is_visible()
     all_names = [picture["name"] for picture in embedded(page)["pictures"]]
+    assert dialog.locator(".sides").inner_text().split() == ["truth", "prediction"]
     assert dialog.locator("[data-name]").text_content() == all_names[0]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")

@@ -11,11 +11,14 @@ are a quarter too narrow for that reason.
 The percentiles of the resamples become an interval *around the number*. AP interpolates
 precision upwards, and the fewer images there are the more: resamples lie above the number and
 may not even contain it. Their spread is right, their place is not.
+
+Precision, recall and F1 are sums over images, so for them drawing with repeats needs nothing but
+other weights, and their intervals are the percentiles themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +33,9 @@ Floats = npt.NDArray[np.float64]
 
 NOT_RESAMPLED = ("AR1", "AR10")
 """They need another matching each, and nobody asks for their intervals."""
+
+RATES = ("precision", "recall", "F1")
+"""What needs no order of the predictions, at IoU 0.5."""
 
 _AT_ONCE = 32  # resamples
 
@@ -136,11 +142,60 @@ def centred(
     return found
 
 
-def share_above(samples: Floats, names: Any) -> dict[str, float]:
+def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
+    """Precision, recall and F1 of as many images, drawn with repeats; the same seed draws the same.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (B, 3)
+        Right and wrong predictions and missed objects of every image.
+    resamples, seed : int
+
+    Returns
+    -------
+    ndarray of float64, shape (resamples, 3)
+        NaN where there is nothing to compute one from, and for a single image.
+    """
+    images = len(counts)
+    if images < 2:
+        return np.full((resamples, len(RATES)), np.nan)
+    rng = np.random.default_rng(seed)
+    even = np.full(images, 1 / images)
+    sums = np.array([rng.multinomial(images, even) @ counts for _ in range(resamples)])
+    right, wrong, missed = sums.T
+    parts = np.stack([right, right, 2 * right], axis=1).astype(np.float64)
+    wholes = np.stack([right + wrong, right + missed, 2 * right + wrong + missed], axis=1)
+    rates: Floats = np.divide(parts, wholes, out=np.full_like(parts, np.nan), where=wholes > 0)
+    return rates
+
+
+def percentiles(samples: Floats, values: Floats, confidence: float) -> dict[str, Interval]:
+    """Intervals of precision, recall and F1, or of their differences.
+
+    Parameters
+    ----------
+    samples : ndarray of float64, shape (resamples, 3)
+        From `resampled_rates`.
+    values : ndarray of float64, shape (3,)
+        The numbers themselves; NaN for what has none.
+    confidence : float
+    """
+    found: dict[str, Interval] = {}
+    for column, (name, value) in enumerate(zip(RATES, values.tolist(), strict=True)):
+        drawn = samples[:, column]
+        drawn = drawn[~np.isnan(drawn)]
+        if not np.isnan(value) and len(drawn) > 1:
+            edges = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+            low, high = edges.tolist()
+            found[name] = Interval(value, low, high, float(drawn.std()), confidence)
+    return found
+
+
+def share_above(samples: Floats, columns: Sequence[str], names: Any) -> dict[str, float]:
     """In which share of the resamples a difference is above 0; ties count half."""
     found = {}
     for name in names:
-        drawn = samples[:, METRICS.index(name)]
+        drawn = samples[:, columns.index(name)]
         drawn = drawn[~np.isnan(drawn)]
         found[name] = float(np.mean((drawn > 0) + 0.5 * (drawn == 0)))
     return found

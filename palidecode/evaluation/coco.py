@@ -134,7 +134,7 @@ def evaluate_scene(
         scene, found = _only_asked(scene, found, asked, skips)
     if categories is not None:
         scene, found = _only_categories(scene, found, categories)
-    unscored = _unscored(found, scores)
+    unscored = _unscored(found, scores, skips)
     if merge_duplicates is not None:
         again = repeats(found, scene, merge_duplicates)
         skips.add_many("prediction", "merged", found.place[again])
@@ -167,7 +167,7 @@ def evaluate_scene(
         _class_means=means,
     )
     if bootstrap:
-        result = replace(result, intervals=result.bootstrap(bootstrap, seed, confidence))
+        result.intervals.update(result.bootstrap(bootstrap, seed, confidence))
     return result
 
 
@@ -181,7 +181,7 @@ def check_options(iou_type: str, scores: str, orders: int) -> None:
         raise InputError(f"orders must be at least 1, got {orders}")
 
 
-def _unscored(found: Table, scores: str) -> bool:
+def _unscored(found: Table, scores: str, skips: Skips) -> bool:
     """Whether the scores say nothing about the order; warns where they should have."""
     if not len(found):
         return False
@@ -189,10 +189,10 @@ def _unscored(found: Table, scores: str) -> bool:
     if scores == "ignore":
         return True
     if unknown.any() and not unknown.all():
-        first = int(found.place[unknown][0])
+        first = skips.where("prediction", int(found.place[unknown][0]))
         raise InputError(
             f"{int(unknown.sum()):,} of {len(found):,} predictions have no score (the first is "
-            f"row {first}); give all of them one, or evaluate without: scores='ignore'"
+            f"{first}); give all of them one, or evaluate without: scores='ignore'"
         )
     if unknown.all():
         why = "have no scores"
@@ -258,8 +258,13 @@ def _note_extremes(scene: Scene, found: Table, skips: Skips) -> None:
     silent = np.ones(len(scene.images), np.bool_)
     silent[found.image] = False
     silent &= np.bincount(scene.truths.image, minlength=len(silent)) > 0
-    skips.note("image", "no_answer", np.flatnonzero(silent))
-    if len(found):
-        key = found.image * len(scene.categories) + found.category
-        beyond = np.bincount(key) - BEST
-        skips.note("prediction", "clipped", np.arange(int(beyond[beyond > 0].sum())))
+    places = np.flatnonzero(silent)
+    names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, places))
+    skips.note("image", "no_answer", places, names)
+    key = found.image * len(scene.categories) + found.category
+    if len(found) and np.bincount(key).max() > BEST:
+        # Without scores these are the last ones of the file; each order has others.
+        order = np.lexsort((np.arange(len(key)), -np.nan_to_num(found.score), key))
+        firsts = np.searchsorted(key[order], key[order])
+        beyond = order[np.arange(len(order)) - firsts >= BEST]
+        skips.note("prediction", "clipped", np.sort(found.place[beyond]))

@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.categories import Match
-from palidecode.evaluation.bootstrap import Interval, centred, resampled_stats, share_above
+from palidecode.evaluation.bootstrap import (
+    RATES,
+    Interval,
+    centred,
+    percentiles,
+    resampled_rates,
+    resampled_stats,
+    share_above,
+)
 from palidecode.evaluation.coco import check_options, evaluate_scene
 from palidecode.evaluation.engine import METRICS, NOTHING, IouType
 from palidecode.evaluation.result import CocoEvaluation
@@ -29,8 +37,8 @@ class CocoComparison:
     differences : ndarray of float64, shape (12,)
         Of COCO's numbers, in COCO's order; NaN where there is nothing to compute one from.
     intervals : dict of str to Interval
-        Of the differences, from resampling the images for both at once: what is hard about a
-        picture is hard for both and cancels out.
+        Of the differences, those of ``precision``, ``recall`` and ``F1`` too, from resampling the
+        images for both at once: what is hard about a picture is hard for both and cancels out.
     better : dict of str to float
         Share of the resamples in which the second is better; ties count half.
     """
@@ -163,7 +171,11 @@ def compare_coco(
     samples = [resampled_stats(r.engine, r.scored(), bootstrap, seed) for r in results]
     drawn = samples[1] - samples[0]
     intervals = centred(drawn, differences, a.images, confidence, (-1.0, 1.0))
-    return CocoComparison(a, b, differences, intervals, share_above(drawn, intervals))
+    better = share_above(drawn, METRICS, intervals)
+    rates = [resampled_rates(r.image_counts, bootstrap, seed) for r in results]
+    changes = percentiles(rates[1] - rates[0], b.rates.values - a.rates.values, confidence)
+    better |= share_above(rates[1] - rates[0], RATES, changes)
+    return CocoComparison(a, b, differences, intervals | changes, better)
 
 
 def _minus(second: float | None, first: float | None) -> float | None:

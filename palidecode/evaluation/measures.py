@@ -40,6 +40,11 @@ class Rates:
         total = 2 * self.right + self.wrong + self.missed
         return 2 * self.right / total if total else np.nan
 
+    @property
+    def values(self) -> Floats:
+        """Precision, recall and F1."""
+        return np.array([self.precision, self.recall, self.f1])
+
 
 @dataclass(frozen=True)
 class Curve:

@@ -13,8 +13,9 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from pycocotools import mask as coco_mask
 
@@ -24,7 +25,8 @@ from palidecode.decoding.rle import Rle
 from palidecode.errors import InputError
 from palidecode.files import read_json
 
-MAX_PIXELS = 1 << 29  # what COCO's RLE can count; see `palidecode.decoding.rle`
+_DEEPEST = 12  # lists and dicts in each other; refs have five
+_HOLDERS = (list, tuple, dict, set, frozenset)
 
 # All that unpickling damaged bytes is known to raise.
 _DAMAGE = (
@@ -33,8 +35,7 @@ _DAMAGE = (
 )
 
 
-@dataclass(frozen=True)
-class Truth:
+class Truth(NamedTuple):
     """One referring expression and what it refers to.
 
     Attributes
@@ -114,9 +115,33 @@ def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 f"{path}: not a pickle of plain lists, dicts, text and numbers ({said}); "
                 "nothing of it was run"
             ) from error
+        _check_tree(refs, path)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise InputError(f"{path}: refs must be a list of dicts, as in refs(unc).p")
     return refs
+
+
+def _check_tree(refs: Any, path: str | os.PathLike[str]) -> None:
+    """Refuse what becomes more, walked through, than the file has bytes, or is nested deeply.
+
+    A few bytes can say: ten times the list before, in ten lists. Nothing that nobody wants to
+    blow up has fewer bytes than values.
+    """
+    left = Path(path).stat().st_size
+    level: list[Any] = [refs]
+    for _ in range(_DEEPEST):
+        level = [value for value in level if isinstance(value, _HOLDERS)]
+        if not level:
+            return
+        left -= sum(map(len, level))
+        if left < 0:
+            break
+        level = [
+            inner
+            for value in level
+            for inner in (chain(value, value.values()) if isinstance(value, dict) else value)
+        ]
+    raise InputError(f"{path}: not refs: its lists hold each other, or too many others")
 
 
 def read_refcoco(
@@ -150,7 +175,8 @@ def read_refcoco(
         try:
             sentences = [(int(s["sent_id"]), _text(s)) for s in ref["sentences"]]
             if ref["split"] != split:
-                found.other_splits.update((number, str(ref["split"])) for number, _ in sentences)
+                other = _as_text(ref["split"])
+                found.other_splits.update((number, other) for number, _ in sentences)
                 continue
             image = images[ref["image_id"]]
             targets = tuple(_targets(ref))
@@ -162,7 +188,7 @@ def read_refcoco(
                     raise ValueError(f"sent_id {number} is there twice")
                 found.truths[number] = Truth(number, *image, *masks[key], text)
                 found.of_ref.setdefault(int(ref["ref_id"]), []).append(number)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{where}: ref {place}: {reason}") from error
     if not found.truths:
@@ -182,7 +208,7 @@ def _read_instances(
         images = {
             image["id"]: (
                 str(image.get("file_name", image["id"])),
-                check_picture([image["width"], image["height"]]),
+                check_size([image["width"], image["height"]]),
             )
             for image in data["images"]
         }
@@ -195,7 +221,14 @@ def _read_instances(
 
 
 def _text(sentence: Mapping[str, Any]) -> str:
-    return str(sentence.get("sent", sentence.get("raw", "")))
+    return _as_text(sentence.get("sent", sentence.get("raw", "")))
+
+
+def _as_text(value: Any) -> str:
+    # Not str(value): a list that holds one long text a thousand times has few bytes in the file.
+    if not isinstance(value, str):
+        raise TypeError(f"a sentence and a split must be text, not {type(value).__name__}")
+    return value
 
 
 def _targets(ref: Mapping[str, Any]) -> list[int]:
@@ -226,14 +259,6 @@ def union(rles: Sequence[Rle], size: tuple[int, int]) -> Rle:
     else:
         merged = coco_mask.merge(list(rles))
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
-
-
-def check_picture(size: Any) -> tuple[int, int]:
-    """A width and height that an RLE can hold, or an `InputError`."""
-    width, height = check_size(size)
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{width}×{height} is more than an RLE's {MAX_PIXELS} pixels")
-    return width, height
 
 
 def read_box(box: Any) -> tuple[float, float, float, float] | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +26,29 @@ from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.decoding.boxes import check_divisor
-from palidecode.decoding.rle import check_rle
+from palidecode.decoding.rle import Rle, check_rle
 from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.evaluation.overlap import CHUNK, Runs, overlaps, read_runs
-from palidecode.evaluation.refcoco import Truth, read_refcoco
+from palidecode.evaluation.overlap import CHUNK, overlaps, read_runs
+from palidecode.evaluation.refcoco import Truth, read_refcoco, union
 from palidecode.evaluation.referring_rows import (
     MISSING,
     ReferringAnswer,
     answers_by_id,
+    bins_and_codes,
     own_pairs,
     read_lines,
 )
-from palidecode.vocab import LOC_PER_BOX, PALIGEMMA, SEG_PER_MASK, Vocabulary
+from palidecode.evaluation.rows import no_collection
+from palidecode.vocab import LOC_PER_BOX, MASK_SIDE, PALIGEMMA, Vocabulary
 
 BOX_THRESHOLDS = (0.5, 0.75)
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DIVISOR = 1023
+_BATCH = 1024  # samples whose answers are read at once
+_THREADS = 4
+_KEPT_BYTES = 1 << 24
+_AHEAD = 6  # parts that wait for a thread; their fields are large
 SCORES = (
     *("miou", "ciou", "giou"),
     *(f"boxacc@{at}" for at in BOX_THRESHOLDS),
@@ -51,8 +59,7 @@ SCORES = (
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ReferringSample:
+class ReferringSample(NamedTuple):
     """One expression's answer against its truth.
 
     Attributes
@@ -150,9 +157,10 @@ class ReferringResult:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per sample, ready for a DataFrame."""
-        return [vars(sample).copy() for sample in self.samples]
+        return [sample._asdict() for sample in self.samples]
 
 
+@no_collection()
 def evaluate_referring(
     predictions: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
     refs: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
@@ -164,6 +172,7 @@ def evaluate_referring(
     threshold: float = 0.0,
     missing: Literal["zero", "skip"] = "zero",
     vocabulary: Vocabulary = PALIGEMMA,
+    threads: int | None = None,
 ) -> ReferringResult:
     """Hold answers to referring expressions against masks.
 
@@ -193,6 +202,8 @@ def evaluate_referring(
         ways they are counted in the result.
     vocabulary : Vocabulary
         For ``token_ids``.
+    threads : int, optional
+        How many count pixels at once; by default as many as there are cores, at most four.
 
     Returns
     -------
@@ -217,14 +228,16 @@ def evaluate_referring(
         raise InputError(f"missing must be 'zero' or 'skip', got {missing!r}")
     if (refs is None) != (instances is None):
         raise InputError("RefCOCO's truth is two files: give refs and instances, or neither")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
     problems: list[Problem] = []
     rows = read_lines(predictions, problems)
     lacking = 0
     if refs is None or instances is None:
-        pairs = list(own_pairs(rows, vocabulary, problems))
+        pairs = list(own_pairs(rows, problems))
     else:
         found = read_refcoco(refs, instances, split)
-        answers = answers_by_id(rows, found, vocabulary, problems)
+        answers = answers_by_id(rows, found, problems)
         lacking = len(found.truths) - len(answers)
         pairs = [
             (truth, answers.get(number, MISSING))
@@ -236,11 +249,14 @@ def evaluate_referring(
     said = {answer.codec for _, answer in pairs} - {""}
     codes_id = said.pop() if len(said) == 1 else codec.id if codec is not None else GOOGLE_ID
     used = load_codec() if codec is None else codec
+    how = _Protocol(used, codes_id, divisor, threshold, vocabulary)
     samples: list[ReferringSample] = []
-    for start in range(0, len(pairs), CHUNK):
-        sound, runs = _runs_of(pairs[start : start + CHUNK], problems)
-        if sound:
-            samples += _measure(sound, runs, used, codes_id, divisor, threshold)
+    # glibc hands memory back to the system, which is slow to get again, from twice the largest
+    # block on that was ever freed. Now it keeps what one part after the other takes.
+    np.empty(_KEPT_BYTES, np.uint8)
+    with ThreadPoolExecutor(threads or min(_THREADS, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(pairs), _BATCH):
+            samples += _measure(pairs[start : start + _BATCH], how, pool, problems)
     if not samples:
         raise InputError(_nothing(problems))
     return _summary(samples, lacking, used.id, problems)
@@ -281,76 +297,85 @@ def _mean(values: npt.NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _runs_of(
-    pairs: list[tuple[Truth, ReferringAnswer]], problems: list[Problem]
-) -> tuple[list[tuple[Truth, ReferringAnswer]], Runs]:
-    """The true masks' runs; samples whose RLE is unsound become problems."""
-    try:
-        return pairs, read_runs([truth.rle for truth, _ in pairs])
-    except InputError:
-        sound = []
-        for truth, answer in pairs:
-            try:
-                check_rle(truth.rle)
-                sound.append((truth, answer))
-            except InputError as error:
-                problems.append(Problem(answer.line, str(error)))
-        return sound, read_runs([truth.rle for truth, _ in sound])
+@dataclass(frozen=True)
+class _Protocol:
+    """How answers are read; see `evaluate_referring`."""
+
+    codec: MaskCodec
+    codes_id: str
+    divisor: int
+    threshold: float
+    vocabulary: Vocabulary
 
 
 def _measure(
     pairs: Sequence[tuple[Truth, ReferringAnswer]],
-    runs: Runs,
-    codec: MaskCodec,
-    codes_id: str,
-    divisor: int,
-    threshold: float,
+    how: _Protocol,
+    pool: Executor,
+    problems: list[Problem],
 ) -> list[ReferringSample]:
-    """Some samples' numbers."""
-    truths = [truth for truth, _ in pairs]
-    # Without numbers: an empty box in the corner.
-    tokens = np.zeros((len(pairs), LOC_PER_BOX + SEG_PER_MASK), np.int64)
-    invalid = [answer.invalid for _, answer in pairs]
-    for row, (_, answer) in enumerate(pairs):
-        if answer.tokens is not None:
-            tokens[row] = answer.tokens
-    sizes = np.array([truth.size for truth in truths], np.int64)
+    """Some samples' numbers; those whose true mask is damaged become problems."""
+    numbers, invalid = bins_and_codes([answer for _, answer in pairs], how.vocabulary)
+    sizes = np.array([truth.size for truth, _ in pairs], np.int64)
     # In this order of operations: v / 1023 · h and v · h / 1023 differ before int().
-    boxes = tokens[:, :LOC_PER_BOX] / divisor
+    boxes = numbers[:, :LOC_PER_BOX] / how.divisor
     pixels = (boxes * np.tile(sizes[:, ::-1], 2)).astype(np.int64)[:, [1, 0, 3, 2]]
     empty = (pixels[:, 2:] <= pixels[:, :2]).any(axis=1)
     for row in np.flatnonzero(empty).tolist():
         invalid[row] = invalid[row] or "box without a whole pixel"
     usable = np.array([not reason for reason in invalid])
     pixels[~usable] = 0
-    fields = _fields(tokens[:, LOC_PER_BOX:], usable, codec, codes_id)
-    rles = [truth.rle for truth in truths]
-    both, predicted = overlaps(fields, pixels, rles, runs, threshold=threshold)
-    truth_area = runs.areas()
-    unions = predicted + truth_area - both
-    iou = both / np.maximum(unions, 1)
-    box_iou = _box_iou(boxes, _true_boxes(truths, sizes))
-    numbers = zip(
-        *(iou.tolist(), box_iou.tolist(), both.tolist(), unions.tolist()),
-        (truth_area > 0).tolist(),
-        invalid,
+    rles = [truth.rle for truth, _ in pairs]
+    parts = _parts(numbers[:, LOC_PER_BOX:], usable, pixels, rles, how)
+    # numpy lets go of the interpreter while it counts, so threads help.
+    both, predicted, areas, damaged = zip(*_in_turn(pool, parts), strict=True)
+    reasons = list(chain.from_iterable(damaged))
+    shared, area = np.concatenate(both), np.concatenate(areas)
+    unions = np.concatenate(predicted) + area - shared
+    iou = shared / np.maximum(unions, 1)
+    keep = np.array([not reason for reason in reasons])
+    for row in np.flatnonzero(~keep).tolist():
+        problems.append(Problem(pairs[row][1].line, reasons[row]))
+    truths = [truth for (truth, _), reason in zip(pairs, reasons, strict=True) if not reason]
+    if not truths:
+        return []
+    box_iou = _box_iou(boxes[keep], _true_boxes(truths, sizes[keep]))
+    columns = zip(
+        truths,
+        iou[keep].tolist(),
+        box_iou.tolist(),
+        shared[keep].tolist(),
+        unions[keep].tolist(),
+        (area[keep] > 0).tolist(),
+        [why for why, reason in zip(invalid, reasons, strict=True) if not reason],
         strict=True,
     )
     return [
-        ReferringSample(truth.id, truth.image, truth.expression, *row)
-        for truth, row in zip(truths, numbers, strict=True)
+        ReferringSample(truth.id, truth.image, truth.expression, *values)
+        for truth, *values in columns
     ]
 
 
-def _fields(
+class _Part(NamedTuple):
+    """Samples that are counted in one go; see `overlaps`."""
+
+    fields: npt.NDArray[np.float32]
+    corners: npt.NDArray[np.int64]
+    rles: list[Rle]
+    threshold: float
+
+
+def _parts(
     codes: npt.NDArray[np.int64],
     usable: npt.NDArray[np.bool_],
-    codec: MaskCodec,
-    codes_id: str,
-) -> npt.NDArray[np.float32]:
-    """The fields of usable answers; `Detections` warns of a codec that isn't the codes' own."""
+    corners: npt.NDArray[np.int64],
+    rles: list[Rle],
+    how: _Protocol,
+) -> Iterator[_Part]:
+    """Samples with the fields of their answers; those of unusable answers are 0."""
     count = len(codes)
-    found = Detections(
+    # `Detections` warns of a codec that isn't the codes' own.
+    coded = Detections(
         xyxy=np.zeros((count, 4), np.float32),
         labels=[""] * count,
         scores=np.full(count, np.nan, np.float32),
@@ -358,12 +383,51 @@ def _fields(
         sizes=np.ones((1, 2), np.int64),
         codes=codes.astype(np.uint8),
         has_mask=usable,
-        codec=codec,
-        codes_id=codes_id,
-    ).fields()
-    fields = np.zeros((count, *found.shape[1:]), np.float32)
-    fields[usable] = found
-    return fields
+        codec=how.codec,
+        codes_id=how.codes_id,
+    )
+    for start in range(0, count, CHUNK):
+        rows = np.arange(start, min(start + CHUNK, count))
+        found = coded.fields(rows[usable[rows]])
+        fields = found
+        if len(found) < len(rows):
+            fields = np.zeros((len(rows), MASK_SIDE, MASK_SIDE), np.float32)
+            fields[usable[rows]] = found
+        yield _Part(fields, corners[rows], rles[start : start + CHUNK], how.threshold)
+
+
+def _in_turn(pool: Executor, parts: Iterable[_Part]) -> Iterator[tuple[Any, ...]]:
+    """Counts of some parts, few of which are made ahead."""
+    ahead: deque[Future[tuple[Any, ...]]] = deque()
+    for part in parts:
+        ahead.append(pool.submit(_count, part))
+        if len(ahead) > _AHEAD:
+            yield ahead.popleft().result()
+    yield from (done.result() for done in ahead)
+
+
+def _count(
+    part: _Part,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
+    """Pixels shared, predicted and true, and what is wrong with each true mask."""
+    rles, damaged = part.rles, [""] * len(part.rles)
+    try:
+        runs = read_runs(rles)
+    except InputError:
+        damaged = [_damage(rle) for rle in rles]
+        pairs = zip(rles, damaged, strict=True)
+        rles = [union([], (r["size"][1], r["size"][0])) if bad else r for r, bad in pairs]
+        runs = read_runs(rles)
+    both, predicted = overlaps(part.fields, part.corners, rles, runs, threshold=part.threshold)
+    return both, predicted, runs.areas(), damaged
+
+
+def _damage(rle: Rle) -> str:
+    try:
+        check_rle(rle)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _true_boxes(truths: Sequence[Truth], sizes: npt.NDArray[np.int64]) -> Floats:

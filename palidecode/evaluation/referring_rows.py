@@ -10,49 +10,92 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from palidecode.answers import Problem
+from palidecode.answers import Problem, check_size
 from palidecode.coco_reading import read_segmentation
 from palidecode.decoding.rle import Rle, check_rle
 from palidecode.errors import InputError
-from palidecode.evaluation.refcoco import RefCoco, Truth, check_picture, read_box, union
+from palidecode.evaluation.refcoco import RefCoco, Truth, read_box, union
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
 
 # Detokenizers put spaces between special tokens or don't: they are not part of the answer.
 _ANSWER = re.compile(
     r"\s*" + r"<loc([0-9]{4})>\s*" * LOC_PER_BOX + r"<seg([0-9]{3})>\s*" * SEG_PER_MASK
 )
-
-
 _NOT_BOX_AND_MASK = "doesn't begin with four loc and sixteen seg tokens"
 _TOKENS = LOC_PER_BOX + SEG_PER_MASK
 
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
 
 class ReferringAnswer(NamedTuple):
-    """The twenty numbers of an answer, or why there are none.
+    """The first twenty tokens of an answer, as they came, or why there are none.
 
     Attributes
     ----------
-    tokens : tuple of 20 int, or None
-        Bins y1, x1, y2, x2 and sixteen codes.
+    tokens : sequence of 20 int, or None
+        Of text: bins y1, x1, y2, x2 and sixteen codes. Else ids of a vocabulary.
     invalid : str
         Why there are none; ``""`` where there are.
     codec : str
         Which weights the codes belong to, where the row says so.
     line : int
         Number of the row, from 1.
+    text : bool
+        Whether the answer was text.
     """
 
-    tokens: tuple[int, ...] | None
+    tokens: Sequence[int] | None
     invalid: str = ""
     codec: str = ""
     line: int = 0
+    text: bool = True
 
 
 MISSING = ReferringAnswer(None, "no prediction")
+
+
+def bins_and_codes(
+    answers: Sequence[ReferringAnswer], vocabulary: Vocabulary
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Answers as numbers, all at once.
+
+    Returns
+    -------
+    numbers : ndarray of int64, shape (N, 20)
+        Bins y1, x1, y2, x2 and sixteen codes; 0 where the answer can't be used.
+    invalid : list of str
+        Why it can't; ``""`` where it can.
+    """
+    numbers = np.zeros((len(answers), _TOKENS), np.int64)
+    invalid = [answer.invalid for answer in answers]
+    rows = np.array([n for n, a in enumerate(answers) if a.tokens is not None], np.int64)
+    if not len(rows):
+        return numbers, invalid
+    tokens = [answers[row].tokens or () for row in rows.tolist()]
+    try:
+        found = np.array(tokens, np.int64)
+    except OverflowError:
+        found = np.array([[min(max(i, -1), 1 << 40) for i in ids] for ids in tokens], np.int64)
+    text = np.array([answers[row].text for row in rows.tolist()])
+    offsets = [vocabulary.loc_offset] * LOC_PER_BOX + [vocabulary.seg_offset] * SEG_PER_MASK
+    found[~text] -= np.array(offsets)
+    limits = np.array([LOC_COUNT] * LOC_PER_BOX + [SEG_COUNT] * SEG_PER_MASK)
+    strange: Flags = np.logical_or.reduce((found < 0) | (found >= limits), axis=1)
+    empty: Flags = np.logical_or.reduce(found[:, 2:4] <= found[:, :2], axis=1)
+    for place in np.flatnonzero(strange | empty).tolist():
+        if not strange[place]:
+            reason = "inverted or empty box"
+        else:
+            reason = "a loc or seg token out of range" if text[place] else _NOT_BOX_AND_MASK
+        invalid[int(rows[place])] = reason
+    found[strange | empty] = 0
+    numbers[rows] = found
+    return numbers, invalid
 
 
 def read_lines(
@@ -85,14 +128,12 @@ def _lines(path: str | os.PathLike[str], problems: list[Problem]) -> Iterator[tu
 
 
 def own_pairs(
-    rows: Iterator[tuple[int, Mapping[str, Any]]],
-    vocabulary: Vocabulary,
-    problems: list[Problem],
+    rows: Iterator[tuple[int, Mapping[str, Any]]], problems: list[Problem]
 ) -> Iterator[tuple[Truth, ReferringAnswer]]:
     """Rows that bring their truth along."""
     for line, row in rows:
         try:
-            yield _own_truth(line, row), _answer_of(line, row, vocabulary)
+            yield _own_truth(line, row), _answer_of(line, row)
         except (TypeError, ValueError) as error:
             problems.append(Problem(line, str(error)))
 
@@ -110,7 +151,7 @@ def _own_truth(line: int, row: Mapping[str, Any]) -> Truth:
         size = check_rle(dict(given))["size"][::-1]
     if size is None:
         raise InputError("the size of the picture is not known: give 'width' and 'height'")
-    width_height = check_picture(size)
+    width_height = check_size(size)
     rle = _given_rle(given, width_height)
     number = row.get("id", row.get("sent_id", line))
     return Truth(
@@ -135,7 +176,6 @@ def _given_rle(given: Any, size: tuple[int, int]) -> Rle:
 def answers_by_id(
     rows: Iterator[tuple[int, Mapping[str, Any]]],
     found: RefCoco,
-    vocabulary: Vocabulary,
     problems: list[Problem],
 ) -> dict[int, ReferringAnswer]:
     """The answer to every expression; what belongs to none, or comes twice, is a problem."""
@@ -145,7 +185,7 @@ def answers_by_id(
             number = _sentence_of(row, found)
             if number in answers:
                 raise InputError(f"a second prediction for sent_id {number}; the first counts")
-            answers[number] = _answer_of(line, row, vocabulary)
+            answers[number] = _answer_of(line, row)
         except (TypeError, ValueError) as error:
             problems.append(Problem(line, str(error)))
     return answers
@@ -181,36 +221,22 @@ def _plain(expression: str) -> str:
     return " ".join(expression.lower().removeprefix("segment ").split())
 
 
-def _answer_of(line: int, row: Mapping[str, Any], vocabulary: Vocabulary) -> ReferringAnswer:
-    """The first four loc and sixteen seg tokens, or why they can't be used."""
+def _answer_of(line: int, row: Mapping[str, Any]) -> ReferringAnswer:
+    """The first four loc and sixteen seg tokens, or why there are none."""
     codec = row.get("codec")
     named = codec if isinstance(codec, str) else ""
     output, ids = row.get("output"), row.get("token_ids")
     if isinstance(output, str):
         match = _ANSWER.match(output)
-        tokens = None if match is None else tuple(map(int, match.groups()))
+        if match is not None:
+            return ReferringAnswer(tuple(map(int, match.groups())), "", named, line)
     elif isinstance(ids, (list, tuple, np.ndarray)):
-        tokens = _bins(list(ids[:_TOKENS]), vocabulary)
+        first = list(ids[:_TOKENS])
+        plain = set(map(type, first)) <= {int}  # all but numpy's
+        if not plain and not all(isinstance(number, (int, np.integer)) for number in first):
+            raise InputError("'token_ids' must be a list of integers")
+        if len(first) == _TOKENS:
+            return ReferringAnswer(first, "", named, line, text=False)
     else:
         raise InputError("needs 'output' (text) or 'token_ids' (a list of integers)")
-    if tokens is None:
-        return ReferringAnswer(
-            None, "doesn't begin with four loc and sixteen seg tokens", named, line
-        )
-    loc, seg = tokens[:LOC_PER_BOX], tokens[LOC_PER_BOX:]
-    if max(loc) >= LOC_COUNT or max(seg) >= SEG_COUNT:
-        return ReferringAnswer(None, "a loc or seg token out of range", named, line)
-    if loc[2] <= loc[0] or loc[3] <= loc[1]:
-        return ReferringAnswer(None, "inverted or empty box", named, line)
-    return ReferringAnswer(tokens, "", named, line)
-
-
-def _bins(ids: list[Any], vocabulary: Vocabulary) -> tuple[int, ...] | None:
-    """The first twenty ids as bins and codes; None where they aren't four loc, sixteen seg."""
-    if set(map(type, ids)) - {int} and not all(isinstance(i, (int, np.integer)) for i in ids):
-        raise InputError("'token_ids' must be a list of integers")
-    loc = [token - vocabulary.loc_offset for token in ids[:LOC_PER_BOX]]
-    seg = [token - vocabulary.seg_offset for token in ids[LOC_PER_BOX:]]
-    if len(ids) < _TOKENS or min(loc) < 0 or min(seg) < 0:
-        return None
-    return (*loc, *seg) if max(loc) < LOC_COUNT and max(seg) < SEG_COUNT else None
+    return ReferringAnswer(None, _NOT_BOX_AND_MASK, named, line)

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.evaluation import engine as eng
-from palidecode.evaluation.bootstrap import Interval, centred, resampled_stats
+from palidecode.evaluation.bootstrap import (
+    Interval,
+    centred,
+    percentiles,
+    resampled_rates,
+    resampled_stats,
+)
 from palidecode.evaluation.engine import METRICS, NOTHING, Engine, IouType
 from palidecode.evaluation.matches import (
     FOUND_AT,
@@ -26,6 +32,7 @@ from palidecode.evaluation.skips import Skip
 from palidecode.evaluation.tables import Scene, Table
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 SIZES = (("small", "below 32² px"), ("medium", "32² to 96² px"), ("large", "above 96² px"))
 
@@ -48,7 +55,8 @@ class CocoEvaluation:
     orders : int
         Random orders that `stats` is the mean of; 0 with scores.
     intervals : dict of str to Interval
-        Bootstrap intervals, where they were asked for.
+        Bootstrap intervals of COCO's numbers (AR1 and AR10 have none), ``precision``, ``recall``
+        and ``F1``, where they were asked for.
     skipped : tuple of Skip
         Rows that are in no number.
     noted : tuple of Skip
@@ -299,21 +307,12 @@ class CocoEvaluation:
             ``image_id``, ``file_name``, ``objects``, ``predictions``, ``right``, ``wrong``,
             ``missed``, ``F1`` (None where there is neither object nor prediction).
         """
-        matches, truths, count = self.matches, self.scene.truths, self.images
-        solid = ~truths.crowd
-        counted = matches.kind != "ignored"
-
-        def per_image(places: npt.NDArray[np.int64]) -> list[int]:
-            numbers: list[int] = np.bincount(places, minlength=count).tolist()
-            return numbers
-
+        truths = self.scene.truths
         columns = zip(
             self.scene.images,
-            per_image(truths.image[solid]),
-            per_image(self.found.image),
-            per_image(self.found.image[matches.kind == "ok"]),
-            per_image(self.found.image[counted & (matches.kind != "ok")]),
-            per_image(truths.image[matches.missed]),
+            self._per_image(truths.image[~truths.crowd]).tolist(),
+            self._per_image(self.found.image).tolist(),
+            *self.image_counts.T.tolist(),
             strict=True,
         )
         rows = [
@@ -332,6 +331,17 @@ class CocoEvaluation:
         return sorted(
             rows, key=lambda row: (2.0 if row["F1"] is None else row["F1"], -row["missed"])
         )
+
+    @cached_property
+    def image_counts(self) -> Ints:
+        """Right and wrong predictions and missed objects of each image, shape (B, 3)."""
+        kind, image = self.matches.kind, self.found.image
+        right, counted = kind == "ok", kind != "ignored"
+        places = image[right], image[counted & ~right], self.scene.truths.image[self.matches.missed]
+        return np.stack([self._per_image(of) for of in places], axis=1)
+
+    def _per_image(self, places: Ints) -> Ints:
+        return np.bincount(places, minlength=self.images)
 
     @cached_property
     def match_rows(self) -> list[dict[str, Any]]:
@@ -384,7 +394,7 @@ class CocoEvaluation:
     def bootstrap(
         self, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
     ) -> dict[str, Interval]:
-        """Intervals of COCO's numbers, from resampling the images.
+        """Intervals of COCO's numbers and of precision, recall and F1, from resampling images.
 
         Parameters
         ----------
@@ -396,11 +406,14 @@ class CocoEvaluation:
         Returns
         -------
         dict of str to Interval
-            For all but AR1 and AR10, and without those that can't be computed.
+            By the names of `metrics`, and ``precision``, ``recall`` and ``F1``; for all but AR1
+            and AR10, and without those that can't be computed.
         """
         samples = resampled_stats(self.engine, self.scored(), resamples, seed)
         stats = np.where(self.stats == NOTHING, np.nan, self.stats)
-        return centred(samples, stats, self.images, confidence, (0.0, 1.0))
+        found = centred(samples, stats, self.images, confidence, (0.0, 1.0))
+        rates = resampled_rates(self.image_counts, resamples, seed)
+        return found | percentiles(rates, self.rates.values, confidence)
 
     def scored(self) -> Table:
         """The predictions; without scores, in the first of the random orders."""

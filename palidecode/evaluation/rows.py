@@ -173,7 +173,7 @@ def read_truths(source: Source, masks: bool, skips: Skips) -> Read:
             "'annotations' and 'categories' (are the two files swapped?)"
         )
     read = _dataset(data, where)
-    read.rows, read.places = _careful(data["annotations"], Truth, where, "truth", skips)
+    read.rows, read.places = _careful(data["annotations"], Truth, "truth", skips)
     return read
 
 
@@ -191,15 +191,17 @@ def read_answers(source: Source, masks: bool, skips: Skips) -> Read:
     if isinstance(fast, list):
         return Read(where, None, None, fast)
     if fast is not None:
+        skips.lists["prediction"] = "annotations"
         return Read(
             where, fast.images, fast.categories, fast.annotations, None, _asked(fast.info, where)
         )
     data = _plain(source)
     if isinstance(data, list):
-        rows, places = _careful(data, Answer, where, "prediction", skips)
+        rows, places = _careful(data, Answer, "prediction", skips)
         return Read(where, None, None, rows, places)
-    read = _dataset(data, where, "predictions are a results list or a dataset")
-    read.rows, read.places = _careful(data["annotations"], Answer, where, "prediction", skips)
+    read = _dataset(data, where, "predictions are a results list, or a dataset with all three")
+    skips.lists["prediction"] = "annotations"
+    read.rows, read.places = _careful(data["annotations"], Answer, "prediction", skips)
     read.asked = _asked(data.get("info"), where)
     return read
 
@@ -224,7 +226,7 @@ def _fast(source: Source, kind: Any) -> Any:
         return msgspec.convert(source, kind)
     except OSError as error:
         raise InputError(f"{source}: can't be read: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
         return None
 
 
@@ -240,7 +242,7 @@ def _where(source: Source, what: str) -> str:
     return str(source) if isinstance(source, (str, os.PathLike)) else what
 
 
-def _dataset(data: Any, where: str, wanted: str = "a COCO dataset") -> Read:
+def _dataset(data: Any, where: str, wanted: str = "a COCO dataset has all three") -> Read:
     """Images and categories, each checked; rows are read by the caller."""
     missing = [
         key
@@ -249,7 +251,7 @@ def _dataset(data: Any, where: str, wanted: str = "a COCO dataset") -> Read:
     ]
     if missing:
         named = " and ".join(f"'{key}'" for key in missing)
-        raise InputError(f"{where}: no list of {named}; {wanted} has all three")
+        raise InputError(f"{where}: no list of {named}; {wanted}")
     images = [_row(item, ImageRow, f"{where}: image {i}") for i, item in enumerate(data["images"])]
     categories = [
         _row(item, CategoryRow, f"{where}: category {i}")
@@ -261,19 +263,19 @@ def _dataset(data: Any, where: str, wanted: str = "a COCO dataset") -> Read:
 def _row(item: Any, kind: type, where: str) -> Any:
     try:
         return msgspec.convert(_loosened(item), kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
         raise InputError(f"{where}: {error}") from error
 
 
 def _asked(info: Any, where: str) -> list[str] | None:
     try:
         return msgspec.convert(info, Info).asked if isinstance(info, Mapping) else None
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
         raise InputError(f"{where}: info: {error}") from error
 
 
 def _careful(
-    items: Sequence[Any], kind: type, where: str, side: str, skips: Skips
+    items: Sequence[Any], kind: type, side: str, skips: Skips
 ) -> tuple[list[Any], list[int]]:
     """Row by row; what can't be read is counted."""
     rows: list[Any] = []
@@ -282,8 +284,8 @@ def _careful(
         try:
             rows.append(msgspec.convert(_loosened(item), kind))
             places.append(place)
-        except (msgspec.ValidationError, OverflowError, UnicodeDecodeError) as error:
-            skips.add(side, "unreadable", place, f"{where}: row {place}: {error}")
+        except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
+            skips.add(side, "unreadable", place, f"{skips.where(side, place)}: {error}")
     return rows, places
 
 

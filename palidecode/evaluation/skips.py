@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class Skip:
     text : str
         The reason in words.
     examples : tuple of str
-        The first few.
+        The first few: where they stand in their file (``annotations[9]``), or which pictures.
     names : dict of str to int
         How often each unknown category came.
     """
@@ -76,6 +77,13 @@ class Skip:
         }
         return found | ({"names": self.names} if self.names else {})
 
+    @property
+    def such_as(self) -> str:
+        """The examples in words; ``""`` where `__str__` has named them all."""
+        if self.names or not self.examples:
+            return ""
+        return ("such as " if self.count > len(self.examples) else "") + ", ".join(self.examples)
+
     def __str__(self) -> str:
         what = {"truth": "annotation", "prediction": "prediction", "image": "image"}[self.side]
         named = ", ".join(f"{name!r} {count}" for name, count in list(self.names.items())[:10])
@@ -85,14 +93,25 @@ class Skip:
 
 
 class Skips:
-    """Collects `Skip`."""
+    """Collects `Skip`.
+
+    Attributes
+    ----------
+    lists : dict of str to str
+        What the list is called that a side's rows stand in.
+    """
 
     def __init__(self) -> None:
+        self.lists = {"truth": "annotations", "prediction": "results"}
         self._found: dict[tuple[str, str], tuple[int, list[str], dict[str, int]]] = {}
 
-    def add(self, side: str, reason: str, place: int, example: str = "") -> None:
+    def where(self, side: str, place: int) -> str:
+        """Where a row stands in its file."""
+        return f"{self.lists[side]}[{place}]"
+
+    def add(self, side: str, reason: str, place: int, example: str) -> None:
         """One row."""
-        self.add_many(side, reason, [place], [example or f"row {place}"])
+        self.add_many(side, reason, [place], [example])
 
     def add_many(
         self,
@@ -107,14 +126,22 @@ class Skips:
             return
         count, shown, named = self._found.get((side, reason), (0, [], {}))
         room = _EXAMPLES - len(shown)
-        shown += list(examples or (f"row {place}" for place in places[:room]))[:room]
+        if examples is None:
+            examples = (self.where(side.removeprefix(_NOTED), place) for place in places[:room])
+        shown += islice(examples, max(room, 0))
         for name, number in (names or {}).items():
             named[name] = named.get(name, 0) + number
         self._found[side, reason] = (count + len(places), shown, named)
 
-    def note(self, side: str, reason: str, places: npt.NDArray[np.int64] | list[int]) -> None:
+    def note(
+        self,
+        side: str,
+        reason: str,
+        places: npt.NDArray[np.int64] | list[int],
+        examples: Iterable[str] | None = None,
+    ) -> None:
         """Rows that are odd and still counted."""
-        self.add_many(_NOTED + side, reason, places)
+        self.add_many(_NOTED + side, reason, places, examples)
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

@@ -266,7 +266,10 @@ def _table(
         keep = keep & ~which
 
     unknown = image < 0
-    shown = (repr(rows[row].image_id) for row in np.flatnonzero(unknown).tolist())
+    shown = (
+        f"{skips.where(side, int(place[row]))} is about image {rows[row].image_id!r}"
+        for row in np.flatnonzero(unknown).tolist()
+    )
     skip(unknown, "unknown_image", examples=shown)
     unknown = category < 0
     counted: Counter[str] = Counter()
@@ -307,6 +310,8 @@ def _table(
 def _boxes(rows: list[Any]) -> Floats:
     """x, y, width, height; NaN where there is none."""
     boxes = list(map(attrgetter("bbox"), rows))
+    if not any(boxes):
+        return np.full((len(rows), 4), np.nan)
     if None in boxes:
         boxes = [box or (np.nan,) * 4 for box in boxes]
     return np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(rows)).reshape(-1, 4)
@@ -347,8 +352,12 @@ def _with_masks(table: Table, scene: Scene, side: str, skips: Skips) -> Table:
     measured = measured[[found.masks[row] is not None for row in measured.tolist()]]
     box, area = table.box, table.area
     if len(measured):
-        rles = [as_rle(found.masks[row], *sizes[row].tolist()) for row in measured.tolist()]
-        tight, pixels = engine_mask.to_bbox(rles), engine_mask.area(rles)
+        rles, pixels = [found.masks[row] for row in measured.tolist()], found.pixels[measured]
+        unknown = np.flatnonzero(np.isnan(pixels)).tolist()
+        for place in unknown:
+            rles[place] = as_rle(rles[place], *sizes[measured[place]].tolist())
+        pixels[unknown] = engine_mask.area([rles[place] for place in unknown])
+        tight = engine_mask.to_bbox(rles)
         box[measured] = np.where(no_box[measured, None], tight, box[measured])
         area[measured] = np.where(by_mask[measured], pixels, area[measured])
     return replace(table, box=box, area=area, masks=found.masks).take(keep)

@@ -20,7 +20,6 @@ import numpy as np
 from markupsafe import Markup
 
 from palidecode import __version__
-from palidecode.evaluation.bootstrap import Interval
 from palidecode.evaluation.measures import Confusion
 from palidecode.evaluation.result import CocoEvaluation
 from palidecode.files import replacing
@@ -188,51 +187,16 @@ def _headline(result: CocoEvaluation) -> list[dict[str, Any]]:
     found = [row for row in _metrics(result) if row["name"] in ("AP", "AP50", "AP75", "AR100")]
     total = rates.right + rates.wrong
     objects = rates.right + rates.missed
-    intervals = rate_intervals(result)
     for name, value, text in (
         ("precision", rates.precision, f"{rates.right:,} of {total:,} predictions are right"),
         ("recall", rates.recall, f"{rates.right:,} of {objects:,} objects were found"),
         ("F1", rates.f1, "balance of precision and recall"),
     ):
         known = None if np.isnan(value) else value
-        interval = intervals.get(name)
+        interval = result.intervals.get(name)
         found.append(
             {"name": name, "value": known, "interval": interval, "spread": 0, "text": text}
         )
-    return found
-
-
-def rate_intervals(result: CocoEvaluation, resamples: int = 1000) -> dict[str, Interval]:
-    """Precision, recall and F1 on other sets of as many images: bootstrap over the images.
-
-    Returns
-    -------
-    dict of str to Interval
-        Empty where no intervals were asked for. They are sums over images, so drawing with
-        repeats needs nothing but other weights.
-    """
-    if not result.intervals:
-        return {}
-    confidence = next(iter(result.intervals.values())).confidence
-    counts = np.array(
-        [[row["right"], row["wrong"], row["missed"]] for row in result.image_rows], np.float64
-    )
-    rng = np.random.default_rng(result.seed)
-    even = np.full(len(counts), 1 / len(counts))
-    sums = np.array([rng.multinomial(len(counts), even) @ counts for _ in range(resamples)])
-    right, wrong, missed = sums.T
-    rates = result.rates
-    found = {}
-    for name, value, part, whole in (
-        ("precision", rates.precision, right, right + wrong),
-        ("recall", rates.recall, right, right + missed),
-        ("F1", rates.f1, 2 * right, 2 * right + wrong + missed),
-    ):
-        drawn = part[whole > 0] / whole[whole > 0]
-        if len(drawn) > 1 and not np.isnan(value):
-            tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-            low, high = (float(edge) for edge in np.quantile(drawn, tails))
-            found[name] = Interval(value, low, high, float(drawn.std()), confidence)
     return found
 
 

@@ -9,22 +9,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from palidecode.codec.protocol import MaskCodec
+from palidecode.codec import MaskCodec, load_codec
+from palidecode.codec.weights import GOOGLE_ID
 from palidecode.decoding.boxes import DEFAULT_DIVISOR
+from palidecode.decoding.masks import MAX_PIXELS
 from palidecode.decoding.parsing import Answer, Detokenize
 from palidecode.detections import Detections, decode
-from palidecode.errors import InputError
+from palidecode.errors import InputError, WeightsError
 from palidecode.files import inside, picture_size
 
 CHUNK = 256
 MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a picture
+_MAX_SCORE = float(np.finfo(np.float32).max)
 _LONGEST_LINE = 1 << 24
 _VERBS = ("detect ", "segment ")
 
@@ -80,6 +84,66 @@ class DecodeOptions:
     label_from_prompt: bool = False
 
 
+def load_options(
+    weights: str | os.PathLike[str] | None = None,
+    backend: Literal["auto", "onnx", "torch"] = "auto",
+    *,
+    divisor: int = DEFAULT_DIVISOR,
+    clip: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
+    label_from_prompt: bool = False,
+    threads: int | None = None,
+) -> DecodeOptions:
+    """What `decode_rows` needs, loaded from files.
+
+    Parameters
+    ----------
+    weights : str or path, optional
+        The mask codec that the codes belong to. Without it the default one is loaded when a
+        mask is asked for, and codes count as Google's.
+    backend : {"auto", "onnx", "torch"}
+        Of the codec.
+    tokenizer : str or path, optional
+        A ``tokenizer.json``, for labels of token ids.
+    threads : int, optional
+        Of the codec; by default as many as there are cores.
+
+    Raises
+    ------
+    InputError, WeightsError
+        For files that can't be used.
+    """
+    codec = None
+    if weights or backend != "auto":
+        codec = load_codec(weights, backend, threads=threads)
+    elif threads is not None:
+        with suppress(WeightsError):  # which is only an error when there is a mask
+            codec = load_codec(threads=threads)
+    return DecodeOptions(
+        codec=codec,
+        divisor=divisor,
+        clip=clip,
+        # Weights that were named are what the codes belong to; the default ones may not be.
+        codes_id=None if weights else GOOGLE_ID,
+        detokenize=_detokenizer(tokenizer),
+        label_from_prompt=label_from_prompt,
+    )
+
+
+def _detokenizer(path: str | os.PathLike[str] | None) -> Callable[[list[int]], str] | None:
+    if path is None:
+        return None
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise InputError("a tokenizer needs: pip install 'palidecode[runtime]'") from error
+    try:
+        tokenizer = Tokenizer.from_file(os.fspath(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"{path}: can't be read as a tokenizer.json: {error}") from error
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
 def read_rows(
     path: str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
@@ -101,25 +165,42 @@ def read_rows(
         If the file can't be read.
     """
     seen: dict[str, tuple[int, int]] = {}
-    for line, text in _lines(path):
+    for line, text in read_lines(path):
         try:
-            row = _read_row(line, text, images, size)
-            if seen.setdefault(row.name, row.size) != row.size:
-                raise InputError(
-                    f"{row.name!r} is {row.size[0]}×{row.size[1]} here but "
-                    f"{seen[row.name][0]}×{seen[row.name][1]} in an earlier row"
-                )
+            row = read_row(line, read_object(text), images, size)
+            check_sizes_agree(row, seen)
         except InputError as error:
             yield Problem(line, str(error))
         else:
             yield row
 
 
-def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+def check_sizes_agree(row: AnswerRow, seen: dict[str, tuple[int, int]]) -> None:
+    """One picture has one size: an `InputError` where `seen` says otherwise of an earlier row."""
+    if seen.setdefault(row.name, row.size) != row.size:
+        raise InputError(
+            f"{row.name!r} is {row.size[0]}×{row.size[1]} here but "
+            f"{seen[row.name][0]}×{seen[row.name][1]} in an earlier row"
+        )
+
+
+def read_lines(
+    path: str | os.PathLike[str], start: int = 0, stop: int | None = None, number: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file that aren't empty, with their numbers from ``number + 1``.
+
+    `start` and `stop` are bytes; `start` is where a line begins, and no line begins at `stop`.
+
+    Raises
+    ------
+    InputError
+        If it can't be read.
+    """
     try:
         with Path(path).open("rb") as file:
-            number = 0
-            while text := file.readline(_LONGEST_LINE):
+            if start:  # a pipe can't
+                file.seek(start)
+            while (stop is None or file.tell() < stop) and (text := file.readline(_LONGEST_LINE)):
                 number += 1
                 piece = text
                 while len(piece) == _LONGEST_LINE and not piece.endswith(b"\n"):
@@ -130,18 +211,24 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
 
 
-def _read_row(
-    line: int,
-    text: bytes,
-    images: str | os.PathLike[str] | None,
-    default: tuple[int, int] | None,
-) -> AnswerRow:
+def read_object(text: bytes) -> dict[str, Any]:
+    """The JSON object of a line, or an `InputError`."""
     try:
         row = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON ({error})") from error
     if not isinstance(row, dict):
         raise InputError("not a JSON object with 'output' or 'token_ids'")
+    return row
+
+
+def read_row(
+    line: int,
+    row: Mapping[str, Any],
+    images: str | os.PathLike[str] | None = None,
+    default: tuple[int, int] | None = None,
+) -> AnswerRow:
+    """A row of these keys, see `AnswerRow`; an `InputError` where it can't be used."""
     image = row.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise InputError(f"'image' must be a file name, got {image!r}")
@@ -157,7 +244,7 @@ def _read_row(
     )
 
 
-def _answer_of(row: dict[str, Any]) -> Answer:
+def _answer_of(row: Mapping[str, Any]) -> Answer:
     output, ids = row.get("output"), row.get("token_ids")
     if output is None and ids is None:
         output = row.get("suffix")  # a fine-tuning row
@@ -175,14 +262,16 @@ def _scores_of(scores: Any) -> list[float] | None:
         raise InputError("'scores' must be a list with one number per box")
     return [
         float(score)
-        if isinstance(score, (int, float)) and not isinstance(score, bool)
+        if isinstance(score, (int, float))
+        and not isinstance(score, bool)
+        and abs(score) <= _MAX_SCORE
         else math.nan
         for score in scores
     ]
 
 
 def _size_of(
-    row: dict[str, Any],
+    row: Mapping[str, Any],
     image: str | None,
     images: str | os.PathLike[str] | None,
     default: tuple[int, int] | None,
@@ -207,13 +296,19 @@ def check_size(size: Any) -> tuple[int, int]:
     whole = isinstance(size, (list, tuple)) and all(type(side) is int for side in size)
     if not whole or len(size) != 2 or not all(0 < side <= MAX_SIDE for side in size):
         raise InputError(f"a size must be a width and a height in pixels, both ≥ 1, got {size!r}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"{size[0]}×{size[1]} is more than a mask's {MAX_PIXELS} pixels")
     return size[0], size[1]
 
 
 def decode_rows(
     rows: Iterable[AnswerRow | Problem], options: DecodeOptions, chunk: int = CHUNK
 ) -> Iterator[tuple[list[AnswerRow], Detections, list[Problem]]]:
-    """Rows to detections, `chunk` rows at a time: rows, their objects, what was left out."""
+    """Rows to detections, `chunk` rows at a time: rows, their objects, what was left out.
+
+    Rows that can't be used count, too: so it is their place in the input alone that decides
+    which answers are decoded together.
+    """
     held: list[AnswerRow] = []
     problems: list[Problem] = []
     for row in rows:
@@ -221,7 +316,7 @@ def decode_rows(
             problems.append(row)
         else:
             held.append(row)
-        if len(held) == chunk:
+        if len(held) + len(problems) == chunk:
             yield _decode_chunk(held, options, problems)
             held, problems = [], []
     if held or problems:

@@ -173,7 +173,9 @@ def check_categories(
 
 def _is_category(item: Mapping[str, Any]) -> bool:
     number, name = item.get("id"), item.get("name")
-    return isinstance(number, int) and not isinstance(number, bool) and isinstance(name, str)
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    # Half a surrogate pair is text to JSON and to nobody else.
+    return whole and isinstance(name, str) and name == name.encode("utf-8", "ignore").decode()
 
 
 def fold(name: str) -> str:

@@ -7,6 +7,7 @@ and why in one line. 130, 143: stopped by SIGINT or SIGTERM; the same command go
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -19,7 +20,6 @@ from palidecode.commands import (
     DONE,
     FAILED,
     add_journal_options,
-    run_decode,
     run_demo,
     run_draw,
     run_weights_convert,
@@ -29,7 +29,8 @@ from palidecode.commands import (
 )
 from palidecode.commands_encode import DEFAULT_SHARE, run_encode
 from palidecode.commands_evaluate import add_evaluation
-from palidecode.commands_predict import add_options, run_predict
+from palidecode.commands_predict import add_options
+from palidecode.commands_ray import add_ray_options, run_decode, run_predict
 from palidecode.commands_referring import add_referring_options, run_evaluate_referring
 from palidecode.errors import InputError, PalidecodeError
 
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name or a label may hold what the terminal's encoding can't say; JSON stays JSON.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -70,9 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"palidecode {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_options(
-        _command(commands, "predict", run_predict, "Run a PaliGemma on pictures: a COCO file.")
-    )
+    predict = _command(commands, "predict", run_predict, "Run a PaliGemma on pictures: COCO JSON.")
+    add_options(predict)
+    add_ray_options(predict, gpus=True)
     _add_decode(commands)
     _add_draw(commands)
     _add_encode(commands)
@@ -126,6 +130,7 @@ def _add_decode(commands: Any) -> None:
     group.add_argument("--simplify", type=float, default=0.0, metavar="PIXELS")
     group.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="of a part")
     add_journal_options(parser)
+    add_ray_options(parser)
 
 
 def _add_answer_options(parser: Any) -> None:
@@ -228,13 +233,26 @@ def _add_weights(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, "demo", run_demo, "Decode bundled answers about a bundled picture.")
-    parser.add_argument("-o", "--output", type=Path, default=Path("palidecode-demo"), metavar="DIR")
+    about = "Run the bundled tiny model on pictures it has never seen, and measure it."
+    parser = _command(commands, "demo", run_demo, about)
     parser.add_argument(
-        "--model",
+        "-o",
+        "--output",
         type=Path,
+        default=Path("palidecode-demo"),
         metavar="DIR",
-        help="run a model of the scenes on bundled ones instead",
+        help="where to write (default: palidecode-demo)",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--image", type=Path, metavar="FILE", help="a picture of your own instead")
+    which.add_argument(
+        "--answers",
+        action="store_true",
+        help="decode bundled answers about a bundled picture instead: needs no torch",
+    )
+    parser.add_argument("--prompt", help="with --image, for instance 'detect star ; circle'")
+    parser.add_argument(
+        "--model", default="demo", metavar="DIR", help="another model of such scenes"
     )
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, Literal, TypeAlias
 
@@ -336,7 +336,7 @@ class CocoWriter:
         self._form = form or MaskFormat()
         self._mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
         self._ids: dict[str, int] = {}
-        self._opening = replacing(path)
+        self._opening: AbstractContextManager[IO[Any]] = replacing(path)
         self._file: IO[str]
         self._images: IO[str]
 
@@ -354,22 +354,24 @@ class CocoWriter:
         one picture become annotations of one image.
         """
         names = file_names or [""] * len(detections.sizes)
-        ids = []
-        for image in images_of(detections, names, None):
-            name = image["file_name"]
-            number = self._ids.get(name)
-            if number is None:
-                number = self.report.images = self.report.images + 1
-                image |= {"id": number, "file_name": name or str(number)}
-                self._images.write((",\n" if number > 1 else "\n") + _line(image))
-                if name:
-                    self._ids[name] = number
-            ids.append(number)
+        ids = [self._add_image(image) for image in images_of(detections, names, None)]
         written = self.report.annotations
         for found in annotations_of(detections, ids, self._mapping, self._form, self.report):
             written += 1
             start = ",\n" if written > 1 else "\n"
             self._file.write(start + _line({"id": written, **found, "iscrowd": 0}))
+
+    def _add_image(self, image: dict[str, Any]) -> int:
+        """The id of an image; it is written where its name is new."""
+        name = image["file_name"]
+        number = self._ids.get(name)
+        if number is None:
+            number = self.report.images = self.report.images + 1
+            image |= {"id": number, "file_name": name or str(number)}
+            self._images.write((",\n" if number > 1 else "\n") + _line(image))
+            if name:
+                self._ids[name] = number
+        return number
 
     def __exit__(self, *problem: Any) -> None:
         try:

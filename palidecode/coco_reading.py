@@ -11,13 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from palidecode.answers import check_size
 from palidecode.coco import CocoReport
 from palidecode.decoding.boxes import xywh_to_xyxy
-from palidecode.decoding.rle import Rle, check_rle
+from palidecode.decoding.rle import Rle, check_rle, rings_to_rle
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import read_json
 from palidecode.vocab import SEG_PER_MASK
+
+_MAX_COORDINATE = 1e9  # as for the evaluation: what is beyond a billion pixels is no box
+_MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 def from_coco(
@@ -45,7 +49,11 @@ def from_coco(
         kind = "a results list; use from_coco_results" if isinstance(data, list) else "no dataset"
         raise InputError(f"{where}: a COCO dataset has 'images' and 'annotations'; this is {kind}")
     rows = data.get("annotations") or []
-    solid = [row for row in rows if crowds or not row.get("iscrowd")]
+    if not isinstance(rows, list):
+        raise InputError(f"{where}: 'annotations' must be a list")
+    solid = [
+        row for row in rows if crowds or not isinstance(row, Mapping) or not row.get("iscrowd")
+    ]
     if report is not None:
         report.crowds += len(rows) - len(solid)
     return _read_rows(solid, data, where)
@@ -68,15 +76,19 @@ def from_coco_results(
     data = dataset if isinstance(dataset, Mapping) else read_json(dataset)
     if not isinstance(rows, list):
         raise InputError(f"{where}: COCO results are a list; for a dataset use from_coco")
+    if not isinstance(data, Mapping):
+        raise InputError("the dataset of COCO results has 'images' and 'categories'; this is none")
     return _read_rows(rows, data, where)
 
 
 def _read_rows(rows: Sequence[Any], data: Mapping[str, Any], where: str) -> Detections:
     try:
         images = {image["id"]: place for place, image in enumerate(data["images"])}
-        sizes = [(int(image["width"]), int(image["height"])) for image in data["images"]]
-        names = {item["id"]: item["name"] for item in data["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
+        sizes = [
+            check_size((int(image["width"]), int(image["height"]))) for image in data["images"]
+        ]
+        names = {item["id"]: str(item["name"]) for item in data["categories"]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{where}: images need id, width, height, categories id, name ({error!r})"
         ) from error
@@ -88,10 +100,10 @@ def _read_rows(rows: Sequence[Any], data: Mapping[str, Any], where: str) -> Dete
             rle = read_segmentation(row.get("segmentation"), sizes[image])
             boxes.append(_read_box(row, rle))
             labels.append(names[row["category_id"]])
-            scores.append(float(row.get("score", math.nan)))
+            scores.append(_read_score(row.get("score")))
             index.append(image)
             rles.append(rle)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"unknown {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{where}: annotation {place}: {reason}") from error
     return Detections(
@@ -111,9 +123,16 @@ def _read_box(row: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.float64
     if box is None and rle is not None:
         box = coco_mask.toBbox(rle)
     values = np.asarray(box, np.float64)
-    if values.shape != (4,) or not np.isfinite(values).all():
-        raise ValueError(f"bbox must be four finite numbers, got {box!r}")
+    if values.shape != (4,) or not (np.abs(values) <= _MAX_COORDINATE).all():
+        raise ValueError(f"bbox must be four finite numbers, none above 1e9, got {box!r}")
     return values
+
+
+def _read_score(score: Any) -> float:
+    number = math.nan if score is None else float(score)
+    if abs(number) > _MAX_SCORE:
+        raise ValueError(f"score must be a finite number, got {score!r}")
+    return number
 
 
 def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
@@ -126,12 +145,4 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
         if rle["size"] != [height, width]:
             raise ValueError(f"an RLE of size {rle['size']} in an image of {[height, width]}")
         return rle
-    rings = [np.asarray(ring, np.float64) for ring in segmentation]
-    for ring in rings:
-        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all():
-            raise ValueError("a polygon must be a flat list of at least three x, y pairs")
-    # pycocotools allocates by coordinates: far ones would cost all memory.
-    limit = 4 * max(width, height) + 64
-    clipped = [np.clip(ring, -limit, limit).tolist() for ring in rings]
-    merged = coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))
-    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
+    return rings_to_rle(segmentation, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from palidecode.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
-    from palidecode.answers import DecodeOptions
-    from palidecode.coco import CocoWriter
+    from palidecode.answers import DecodeOptions, Problem
+    from palidecode.coco import CocoReport, CocoWriter
     from palidecode.coco_resuming import Progress
     from palidecode.detections import Detections
     from palidecode.journal import Header
@@ -92,22 +92,11 @@ def _decode_file(
             if kept is not None:
                 kept.forget()
             raise InputError(f"{args.answers}: no usable row; {args.output} was not written")
-    report = writer.report
     write_failures(args.output, [problem._asdict() for problem in done.problems])
-    summary = {
-        "output": str(args.output),
-        "images": report.images,
-        "resumed": resumed,
-        "annotations": report.annotations,
-        "issues": dict(done.issues),
-        "left_out": report.left_out(),
-        "problems": [problem._asdict() for problem in done.problems],
-    }
-    _say_decoded(args, summary)
-    say_problems(args, done.problems)
+    code = say_decoded(args, writer.report, done.issues, done.problems, resumed)
     if kept is not None and not args.keep_journal:
         kept.journal.remove()
-    return LEFT_OUT if done.problems or report.left_out() else DONE
+    return code
 
 
 def _counted(rows: Iterator[Any], done: Progress) -> Iterator[Any]:
@@ -170,7 +159,7 @@ def _decode_text(args: argparse.Namespace, options: DecodeOptions) -> int:
 def run_draw(args: argparse.Namespace) -> int:
     """``palidecode draw``."""
     from palidecode.drawing import draw
-    from palidecode.files import inside, replacing
+    from palidecode.files import inside, png_names, replacing
 
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha must lie in 0 … 1, got {args.alpha}")
@@ -179,6 +168,7 @@ def run_draw(args: argparse.Namespace) -> int:
     if args.images is None:
         raise InputError("where are the pictures? --images DIR")
     found, names, problems = _found_in(args)
+    drawn = png_names(names)
     written = 0
     with progress_bar(args, "drawing", len(names)) as bar:
         for index, name in enumerate(names):
@@ -186,13 +176,14 @@ def run_draw(args: argparse.Namespace) -> int:
             try:
                 picture = inside(args.images, name)
                 image = draw(picture, found, index=index, alpha=args.alpha, font=args.font)
-                target = inside(args.output, str(Path(name).with_suffix(".png")))
+                target = inside(args.output, drawn[name])
+                if target == picture:
+                    raise InputError(f"{picture} would be drawn over; give another folder: -o DIR")
+                with replacing(target, "wb") as file:
+                    image.save(file, "PNG")
+                written += 1
             except InputError as error:
                 problems.append((index + 1, str(error)))
-                continue
-            with replacing(target, "wb") as file:
-                image.save(file, "PNG")
-            written += 1
     if args.json:
         listed = [{"picture": number, "reason": reason} for number, reason in problems]
         print(json.dumps({"output": str(args.output), "written": written, "problems": listed}))
@@ -228,6 +219,8 @@ def _found_in(args: argparse.Namespace) -> tuple[Detections, list[str], list[tup
         found = from_coco(dataset)
         return found, [str(image.get("file_name")) for image in dataset["images"]], []
     rows = list(_rows(args, "source"))
+    if not rows:
+        raise InputError(f"{args.source}: there are no answers in it")
     ((answers, found, problems),) = decode_rows(rows, _options(args), len(rows) + 1)
     found, names = by_picture(answers, found)
     return found, names, [(problem.line, problem.reason) for problem in problems]
@@ -305,14 +298,19 @@ def run_weights_convert(args: argparse.Namespace) -> int:
 def run_demo(args: argparse.Namespace) -> int:
     """``palidecode demo``."""
     said: Any
-    if args.model is not None:
-        from palidecode.demo.model_demo import run as run_model
-
-        said = run_model(args.model, args.output)
-    else:
+    if args.answers:
         from palidecode.demo.answers_demo import run as run_answers
 
         said = run_answers(args.output)
+    else:
+        from palidecode.demo.model_demo import run, run_on
+
+        if args.prompt is not None and args.image is None:
+            raise InputError("--prompt asks about a picture: give --image, too")
+        if args.image is not None:
+            said = run_on(args.image, args.prompt, args.output, args.model)
+        else:
+            said = run(args.output, args.model)
     print(json.dumps(said.as_dict()) if args.json else said.table())
     return DONE
 
@@ -321,22 +319,10 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> DecodeOptions:
-    from palidecode.answers import DecodeOptions
-    from palidecode.codec import load_codec
-    from palidecode.codec.weights import GOOGLE_ID
+    from palidecode.answers import load_options
 
-    codec = None
-    if args.weights or args.backend != "auto":
-        codec = load_codec(args.weights, args.backend)
-    return DecodeOptions(
-        codec=codec,
-        divisor=args.divisor,
-        clip=args.clip,
-        # Weights that were named are what the codes belong to; the default ones may not be.
-        codes_id=None if args.weights else GOOGLE_ID,
-        detokenize=_detokenizer(args.tokenizer),
-        label_from_prompt=args.label_from_prompt,
-    )
+    names = ("weights", "backend", "divisor", "clip", "tokenizer", "label_from_prompt")
+    return load_options(**{name: getattr(args, name) for name in names})
 
 
 def _decode_one(text: str, size: tuple[int, int], options: DecodeOptions) -> Detections:
@@ -350,20 +336,6 @@ def _decode_one(text: str, size: tuple[int, int], options: DecodeOptions) -> Det
         clip=options.clip,
         codes_id=options.codes_id,
     )
-
-
-def _detokenizer(path: Path | None) -> Callable[[list[int]], str] | None:
-    if path is None:
-        return None
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise InputError("--tokenizer needs: pip install 'palidecode[runtime]'") from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{path}: can't be read as a tokenizer.json: {error}") from error
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def _rows(args: argparse.Namespace, name: str = "answers") -> Any:
@@ -419,17 +391,33 @@ def say_resumed(args: argparse.Namespace, what: str, journal: Path) -> None:
         print(f"palidecode: going on: {what} are finished ({journal})", file=sys.stderr)
 
 
-def _say_decoded(args: argparse.Namespace, summary: dict[str, Any]) -> None:
+def say_decoded(
+    args: argparse.Namespace,
+    report: CocoReport,
+    issues: Mapping[str, int],
+    problems: Sequence[Problem],
+    resumed: int,
+) -> int:
+    """What came out, for people or as JSON; returns the exit code."""
     if args.json:
+        summary = {
+            "output": str(args.output),
+            "images": report.images,
+            "resumed": resumed,
+            "annotations": report.annotations,
+            "issues": dict(issues),
+            "left_out": report.left_out(),
+            "problems": [problem._asdict() for problem in problems],
+        }
         print(json.dumps(summary, ensure_ascii=False))
-        return
-    print(
-        f"{summary['annotations']} objects of {summary['images']} pictures in {summary['output']}"
-    )
-    for title, counts in (("odd in the answers", "issues"), ("left out", "left_out")):
-        if summary[counts]:
-            shown = ", ".join(f"{name} {count}" for name, count in summary[counts].items())
-            print(f"{title}: {shown}")
+    else:
+        print(f"{report.annotations} objects of {report.images} pictures in {args.output}")
+        for title, counts in (("odd in the answers", issues), ("left out", report.left_out())):
+            if counts:
+                shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+                print(f"{title}: {shown}")
+    say_problems(args, problems)
+    return LEFT_OUT if problems or report.left_out() else DONE
 
 
 def say_problems(args: argparse.Namespace, problems: Sequence[Any], what: str = "line") -> None:

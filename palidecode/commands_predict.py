@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,11 @@ from palidecode.commands import (
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
-    from palidecode.coco import CocoWriter
+    from palidecode.coco import CocoReport, CocoWriter
     from palidecode.detections import Detections
     from palidecode.journal import Journal
     from palidecode.pipeline import PaliDecoder
-    from palidecode.prediction import FinishedPictures, PictureFile, PredictOptions, Task
+    from palidecode.prediction import FinishedPictures, PictureFile, PredictOptions
     from palidecode.stopping import Stopping
 
 SCORES = ("product", "label", "box", "objectness", "mean")
@@ -40,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="a folder as transformers saves it, a big_vision .npz, or a hub name",
+        help="a folder as transformers saves it, a big_vision .npz, a hub name, or demo, the "
+        "tiny model in this package",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO JSON"
@@ -97,6 +99,13 @@ class _Run:
     resumed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def drawn(self) -> dict[str, str]:
+        """What the drawn copy of each picture is called."""
+        from palidecode.files import png_names
+
+        return png_names(item.name for item in self.pictures)
+
 
 def run_predict(args: argparse.Namespace) -> int:
     """``palidecode predict``."""
@@ -118,7 +127,7 @@ def run_predict(args: argparse.Namespace) -> int:
 def _start(args: argparse.Namespace, pictures: list[PictureFile]) -> _Run:
     began = time.perf_counter()
     decoder = _load(args)
-    options, names = _options(args, decoder.classes)
+    options, names = asked_of(args, decoder.classes)
     return _Run(args, pictures, decoder, options, names, time.perf_counter() - began)
 
 
@@ -132,7 +141,7 @@ def _predict_at_once(run: _Run) -> int:
         for fine, found, unread in batches:
             writer.add(found, [item.name for item in fine])
             if args.overlay is not None:
-                _overlay(args.overlay, fine, found)
+                _overlay(run, fine, found)
             run.issues += len(found.issues)
             run.failed |= dict(unread)
             bar.update(len(fine) + len(unread))
@@ -181,7 +190,7 @@ def _predict_left(run: _Run, done: FinishedPictures, stopping: Stopping) -> None
                     run.decoder, batch, run.options, args.batch_size
                 )
                 if args.overlay is not None:
-                    _overlay(args.overlay, fine, found)
+                    _overlay(run, fine, found)
                 done.add([*picture_rows(fine, found), *map(failure_row, unread)])
             elif args.overlay is not None:
                 _overlay_finished(run, done, batch)
@@ -192,27 +201,30 @@ def _predict_left(run: _Run, done: FinishedPictures, stopping: Stopping) -> None
 def _write(run: _Run, done: FinishedPictures, stopping: Stopping) -> int:
     """The output from the journal's rows, in the order of the pictures; then it may go."""
     from palidecode.journal import KEPT
-    from palidecode.prediction import write_pictures
+    from palidecode.prediction import batches_of, write_pictures
 
     wanted = [item.name for item in run.pictures]
     run.failed = {name: done.failed[name] for name in wanted if name in done.failed}
-    places = [done.places[name] for name in wanted if name in done.places]
+    written = sum(name in done.places for name in wanted)
     keep = run.args.keep_journal
-    if not places and not keep:
+    if not written and not keep:
         done.journal.remove()
-    _check_any(run, len(places))
+    _check_any(run, written)
     writer, decoder = _writer(run), run.decoder
-    rows = map(done.journal.read, places)
+    batches = (
+        [done.journal.read(done.places[item.name]) for item in batch if item.name in done.places]
+        for batch in batches_of(run.pictures, run.args.batch_size)
+    )
     try:
         with writer:
             run.issues = write_pictures(
-                writer, rows, decoder.codec, decoder.codes_id, stopping.check
+                writer, batches, decoder.codec, decoder.codes_id, stopping.check
             )
     except InputError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise InputError(f"{error}; {KEPT}") from error
-    gone = len(done.places) + len(done.failed) - len(places) - len(run.failed)
+    gone = len(done.places) + len(done.failed) - written - len(run.failed)
     if gone:
         text = f"palidecode: {gone} pictures of the journal are not among those given: left out"
         print(text, file=sys.stderr)
@@ -227,7 +239,7 @@ def _check_any(run: _Run, images: int) -> None:
 
     if not images:
         write_failures(run.args.output, _failures(run))
-        _say_unread(run)
+        _say_unread(run.args, run.failed)
         raise InputError(f"no picture could be read; {run.args.output} was not written")
 
 
@@ -235,8 +247,15 @@ def _finish(run: _Run, writer: CocoWriter) -> int:
     from palidecode.journal import write_failures
 
     write_failures(run.args.output, _failures(run))
-    _say(run, writer)
-    return LEFT_OUT if run.failed or writer.report.left_out() else DONE
+    return say_predicted(
+        run.args,
+        writer.report,
+        run.decoder.source,
+        issues=run.issues,
+        resumed=run.resumed,
+        failed=run.failed,
+        seconds={"load": run.load_seconds, "predict": time.perf_counter() - run.began},
+    )
 
 
 def _failures(run: _Run) -> list[dict[str, Any]]:
@@ -245,17 +264,13 @@ def _failures(run: _Run) -> list[dict[str, Any]]:
 
 def _writer(run: _Run) -> CocoWriter:
     from palidecode.coco import CocoWriter, MaskFormat
+    from palidecode.prediction import coco_info
 
     return CocoWriter(
         run.args.output,
         categories=run.names or None,
         form=MaskFormat(run.args.segmentation),
-        info={
-            "model": run.decoder.source,
-            "task": run.options.task,
-            "prompts": list(run.options.prompts),
-        }
-        | ({"asked": run.names} if run.names else {}),
+        info=coco_info(run.decoder.source, run.options, run.names),
     )
 
 
@@ -277,30 +292,13 @@ def _load(args: argparse.Namespace) -> PaliDecoder:
     )
 
 
-def _options(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
+def asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
     """What to ask, and the names of all that is asked for, where they are known."""
-    from palidecode.categories import check_categories
-    from palidecode.prediction import PredictOptions, prompts_for
-    from palidecode.runtime.grammar import GrammarOptions, asked_labels
+    from palidecode.prediction import PredictOptions, what_to_ask
+    from palidecode.runtime.grammar import GrammarOptions
 
-    verb = (args.prompt or "").strip().partition(" ")[0]
-    task: Task | None = args.task
-    if task is None and verb in ("detect", "segment"):
-        task = "segment" if verb == "segment" else "detect"
-    if task is None:
-        raise InputError(
-            "what should be looked for? --prompt 'detect cat ; dog' or 'segment cat', or --task "
-            "with --classes FILE"
-        )
-    names = list(known)
-    if args.classes is not None:
-        names = [str(item["name"]) for item in check_categories(read_categories(args.classes))]
-    if args.prompt is not None and args.classes is not None:
-        raise InputError("give --prompt or --classes, not both")
-    prompts = prompts_for(task, names, args.prompt, args.per_class)
-    if args.prompt is not None:
-        asked = asked_labels(args.prompt if verb == task else f"{task} {args.prompt}")
-        names = [] if asked is None else asked[1]
+    classes = read_categories(args.classes)
+    task, prompts, names = what_to_ask(args.task, args.prompt, classes, known, args.per_class)
     grammar = False if args.no_grammar else GrammarOptions(max_objects=args.max_objects)
     ask = {
         "grammar": grammar,
@@ -314,12 +312,12 @@ def _options(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictO
     return PredictOptions(task, prompts, args.min_score, ask), names
 
 
-def _overlay(folder: Path, pictures: Sequence[PictureFile], found: Detections) -> None:
+def _overlay(run: _Run, pictures: Sequence[PictureFile], found: Detections) -> None:
     from palidecode.drawing import draw
     from palidecode.files import replacing
 
     for index, item in enumerate(pictures):
-        with replacing(_drawn(folder, item), "wb") as file:
+        with replacing(_drawn(run, item), "wb") as file:
             draw(item.path, found, index=index).save(file, "PNG")
 
 
@@ -328,50 +326,63 @@ def _overlay_finished(run: _Run, done: FinishedPictures, batch: Sequence[Picture
     from palidecode.prediction import detections_of
 
     for item in batch:
-        if item.name in done.places and not _drawn(run.args.overlay, item).exists():
+        if item.name in done.places and not _drawn(run, item).exists():
             row = done.journal.read(done.places[item.name])
             found = detections_of([row], run.decoder.codec, run.decoder.codes_id)
-            _overlay(run.args.overlay, [item], found)
+            _overlay(run, [item], found)
 
 
-def _drawn(folder: Path, item: PictureFile) -> Path:
+def _drawn(run: _Run, item: PictureFile) -> Path:
     from palidecode.files import inside
 
-    return inside(folder, str(Path(item.name).with_suffix(".png")))
+    target = inside(run.args.overlay, run.drawn[item.name])
+    if target == item.path.resolve():
+        raise InputError(f"{item.path} would be drawn over; give another folder: --overlay DIR")
+    return target
 
 
-def _say(run: _Run, writer: CocoWriter) -> None:
-    args, report, source = run.args, writer.report, run.decoder.source
-    seconds = time.perf_counter() - run.began
+def say_predicted(
+    args: argparse.Namespace,
+    report: CocoReport,
+    source: str,
+    *,
+    issues: int,
+    resumed: int,
+    failed: dict[str, str],
+    seconds: dict[str, float],
+) -> int:
+    """What came out, for people or as JSON; returns the exit code."""
     if args.json:
         summary = {
             "output": str(args.output),
             "model": source,
             "images": report.images,
-            "resumed": run.resumed,
+            "resumed": resumed,
             "annotations": report.annotations,
-            "issues": run.issues,
+            "issues": issues,
             "left_out": report.left_out(),
-            "unread": [{"name": n, "reason": r} for n, r in run.failed.items()],
-            "seconds": {"load": round(run.load_seconds, 2), "predict": round(seconds, 2)},
+            "unread": [{"name": n, "reason": r} for n, r in failed.items()],
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
         }
         print(json.dumps(summary))
-        return
-    each = (report.images - run.resumed) / seconds if seconds else 0.0
+        return LEFT_OUT if failed or report.left_out() else DONE
+    each = (report.images - resumed) / seconds["predict"] if seconds["predict"] else 0.0
+    loaded = f", loaded in {seconds['load']:.1f} s" if "load" in seconds else ""
     print(f"{report.annotations} objects of {report.images} pictures in {args.output}")
-    print(f"model {source}, loaded in {run.load_seconds:.1f} s, {each:.2f} pictures/s")
-    if run.issues:
-        print(f"odd in the answers: {run.issues}")
+    print(f"model {source}{loaded}, {each:.2f} pictures/s")
+    if issues:
+        print(f"odd in the answers: {issues}")
     if report.left_out():
         print("left out: " + ", ".join(f"{k} {v}" for k, v in report.left_out().items()))
-    _say_unread(run)
+    _say_unread(args, failed)
+    return LEFT_OUT if failed or report.left_out() else DONE
 
 
-def _say_unread(run: _Run) -> None:
-    if run.args.json:
+def _say_unread(args: argparse.Namespace, failed: dict[str, str]) -> None:
+    if args.json:
         return
-    for reason in list(run.failed.values())[:_SHOWN]:
+    for reason in list(failed.values())[:_SHOWN]:
         print(f"palidecode: left out: {reason}", file=sys.stderr)
-    if len(run.failed) > _SHOWN:
-        rest = len(run.failed) - _SHOWN
+    if len(failed) > _SHOWN:
+        rest = len(failed) - _SHOWN
         print(f"palidecode: and {rest} more (all in failures.jsonl)", file=sys.stderr)

@@ -26,6 +26,7 @@ Picture: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8
 
 _SUBPIXEL = 4  # fractional bits of OpenCV's drawing coordinates
 _LONGEST_LABEL = 48
+_FAR = 100_000  # pixels
 
 
 def draw(
@@ -80,7 +81,9 @@ def draw(
     for polygons, color in zip(found.to_polygons(threshold=threshold), colors, strict=True):
         if polygons is not None:
             _lay_mask(canvas, polygons, scale, color, alpha, thickness)
-    corners = np.rint(found.xyxy * np.tile(scale, 2)).astype(np.int64).tolist()
+    # OpenCV's coordinates are short, and what is as far away isn't seen.
+    placed = np.clip(found.xyxy * np.tile(scale, 2), -_FAR, _FAR)
+    corners = np.rint(placed).astype(np.int64).tolist()
     if boxes:
         for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
             cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
@@ -92,7 +95,7 @@ def draw(
 
 def color_of(label: str) -> Color:
     """A strong colour that a label always has, on every machine and in every run."""
-    digest = hashlib.blake2b(label.casefold().encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(_printable(label.casefold()).encode(), digest_size=4).digest()
     hue = int.from_bytes(digest[:2], "big") / 65536
     # Two rows of lightness, so that neighbouring hues can still be told apart.
     lightness = (0.46, 0.60)[digest[2] % 2]
@@ -169,10 +172,15 @@ def _write_labels(
 
 
 def _caption(label: str, score: float) -> str:
-    text = " ".join(label.split())
+    text = _printable(" ".join(label.split()))
     if len(text) > _LONGEST_LABEL:
         text = text[: _LONGEST_LABEL - 1] + "…"
     return text if np.isnan(score) else f"{text} {score:.2f}".strip()
+
+
+def _printable(text: str) -> str:
+    """Halves of surrogate pairs, which no font and no encoding has, as question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _find_place(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import stat
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +25,11 @@ Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 """A file, an image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+# What Pillow is let to look for. It knows forty more, most of them nobody's, and gives one of
+# them (EPS) to Ghostscript, which runs it as the program that it is.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+_LONGEST_NAME = 255  # bytes, in every usual file system
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
@@ -37,13 +47,14 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
         If it can't be written.
     """
     target = Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    encoding = None if "b" in mode else "utf-8"
+    aside = _aside(target)
+    # Half a surrogate pair, as in the name of a file that is no UTF-8, is written as JSON does.
+    how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
         if target.is_dir():
             raise InputError(f"{target}: is a folder; name a file to write")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open(mode, encoding=encoding) as file:
+        with aside.open(mode, **how) as file:  # type: ignore[call-overload]
             yield file
         os.replace(aside, target)
     except OSError as error:
@@ -53,16 +64,25 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
             aside.unlink(missing_ok=True)
 
 
+def _aside(target: Path) -> Path:
+    """Where a file waits until it is whole: ``.coco.json.1234.part``."""
+    end = f".{os.getpid()}.part"
+    if len(os.fsencode(f".{target.name}{end}")) > _LONGEST_NAME >= len(os.fsencode(target.name)):
+        # A name that is as long as names can be has no room for more.
+        return target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{end}")
+    return target.with_name(f".{target.name}{end}")
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """A JSON file's content, or an `InputError` that names the file and the place."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {_reason(error)}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
     except RecursionError as error:
         raise InputError(f"{path}: not JSON that anybody nests this deep") from error
+    except ValueError as error:  # also a number of more digits than Python reads
+        raise InputError(f"{path}: not JSON: {error}") from error
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
@@ -83,15 +103,27 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def png_names(names: Iterable[str]) -> dict[str, str]:
+    """What drawn copies of pictures are called: ``a.jpg`` becomes ``a.png``.
+
+    Where two would be called the same they keep their endings: ``a.jpg.png``, ``a.webp.png``.
+    """
+    short = {name: f"{name.rpartition('.')[0] or name}.png" for name in names}
+    often = Counter(short.values())
+    return {name: new if often[new] == 1 else f"{name}.png" for name, new in short.items()}
+
+
+def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple[int, int]:
     """Width and height of a picture as it is shown (EXIF rotation applied), from its header.
+
+    `data` is the file's content where that is in memory; `path` then is for messages.
 
     Raises
     ------
     InputError
         If it is missing, no picture, or a decompression bomb.
     """
-    with _opened(path) as image:
+    with _opened(path, data) as image:
         width, height = image.size
         if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
@@ -121,6 +153,12 @@ def open_picture(picture: Picture) -> Image.Image:
         return _rgb(image)
 
 
+def open_encoded(data: bytes, name: str) -> Image.Image:
+    """The same of a picture's file that is in memory; `name` is for messages."""
+    with _opened(name, data) as image:
+        return _rgb(image)
+
+
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
     colours = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not colours or not array.size:
@@ -136,18 +174,36 @@ def _rgb(image: Image.Image) -> Image.Image:
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         layered = upright.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
+        return _bare(Image.alpha_composite(white, layered).convert("RGB"))
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         # Pillow would clip 16 bits to 8 instead of scaling them.
         scale = 1 / 257 if upright.mode != "F" else 1.0
         upright = upright.convert("F").point(lambda value: value * scale).convert("L")
-    return upright.convert("RGB")
+    return _bare(upright.convert("RGB"))
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Without metadata: damaged EXIF, passed over in a file, raises in a picture in memory."""
+    image.info.clear()
+    return image
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    with _telling(path), Image.open(path) as image:
-        yield image
+def _opened(path: str | os.PathLike[str], data: bytes | None = None) -> Iterator[Image.Image]:
+    with _telling(path):
+        # A pipe would be waited for, perhaps for ever; a device has no end.
+        if data is None and not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is no file")
+        source = path if data is None else io.BytesIO(data)
+        with Image.open(source, formats=_known_formats()) as image:
+            yield image
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
@@ -165,7 +221,7 @@ def _telling(name: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # damaged pictures make Pillow raise a dozen kinds
         raise InputError(f"{name}: can't be read as a picture: {_reason(error)}") from error
 
 

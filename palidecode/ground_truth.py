@@ -334,7 +334,7 @@ def _read_box(annotation: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.
     box = annotation.get("bbox") if rle is None else coco_mask.toBbox(rle)
     try:
         values = np.asarray(box, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = np.zeros(0)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise _Unusable("unreadable", f"bbox must be four finite numbers, got {box!r}")

@@ -146,7 +146,8 @@ class Journal:
             with self.path.open("rb") as file:
                 line = file.readline()
             found = self._row(line, 1)
-            if "palidecode_journal" not in found:
+            parts = (found.get("settings", {}), found.get("hashes", {}))
+            if "palidecode_journal" not in found or not all(isinstance(p, dict) for p in parts):
                 raise InputError(f"{self.path}: line 1 is not a journal's; {_WAY_OUT}")
             if whole > len(line):
                 self._check_header(found, wanted)

@@ -16,28 +16,34 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from palidecode.coco import CocoWriter
+from palidecode.categories import check_categories
+from palidecode.coco import Categories, CocoWriter
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.decoding.assembler import IssueKind, ParseIssue
 from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.files import PICTURES, open_picture
+from palidecode.files import PICTURES, open_encoded, open_picture
 from palidecode.journal import Header, Journal, Row, hash_files
-from palidecode.loading import locate
+from palidecode.loading import ModelNotes, locate
 from palidecode.pipeline import PaliDecoder
+from palidecode.runtime.grammar import asked_labels, check_name
 from palidecode.vocab import SEG_PER_MASK
 
 Task = Literal["detect", "segment"]
 
-_WRITTEN_AT_ONCE = 256  # pictures; it decides which masks are decoded together
+_ANEW = "begin anew with --restart"
 
 
 class PictureFile(NamedTuple):
-    """A picture and the name it has in the output: its path within the folder given."""
+    """A picture and the name it has in the output: its path within the folder given.
+
+    `data`, its file's content, goes before `path`.
+    """
 
     path: Path
     name: str
+    data: bytes | None = None
 
 
 class Unread(NamedTuple):
@@ -118,7 +124,61 @@ def prompts_for(
         raise InputError(
             "what should be looked for? --prompt 'detect cat ; dog', or --classes FILE"
         )
+    for name in names:
+        check_name(name)
     return tuple(names) if per_class else (" ; ".join(names),)
+
+
+def what_to_ask(
+    task: Task | None,
+    prompt: str | None,
+    classes: Categories | None,
+    known: Sequence[str],
+    per_class: bool = False,
+) -> tuple[Task, tuple[str, ...], list[str]]:
+    """The task, the prompts, and the names of all that is asked for, where they are known.
+
+    Parameters
+    ----------
+    task : {"detect", "segment"}, optional
+        By default the prompt's first word.
+    prompt : str, optional
+    classes : list, dict, optional
+        Ask for these instead.
+    known : sequence of str
+        Ask for these where there is neither: what the model's folder says it finds.
+    per_class : bool
+        A prompt for each.
+
+    Raises
+    ------
+    InputError
+        Where it isn't said what to look for, or said twice.
+    """
+    verb = (prompt or "").strip().partition(" ")[0]
+    if task is None and verb in ("detect", "segment"):
+        task = "segment" if verb == "segment" else "detect"
+    if task is None:
+        raise InputError(
+            "what should be looked for? --prompt 'detect cat ; dog' or 'segment cat', or --task "
+            "with --classes FILE"
+        )
+    if prompt is not None and classes is not None:
+        raise InputError("give --prompt or --classes, not both")
+    names = list(known)
+    if classes is not None:
+        names = [str(item["name"]) for item in check_categories(classes)]
+    prompts = prompts_for(task, names, prompt, per_class)
+    if prompt is not None:
+        asked = asked_labels(prompt if verb == task else f"{task} {prompt}")
+        names = [] if asked is None else asked[1]
+    return task, prompts, names
+
+
+def coco_info(source: str, options: PredictOptions, names: Sequence[str]) -> dict[str, Any]:
+    """For a COCO file's ``info``: which model was asked for what."""
+    said = {"model": source, "task": options.task, "prompts": list(options.prompts)}
+    return said | ({"asked": list(names)} if names else {})
 
 
 def predict_pictures(
@@ -148,7 +208,7 @@ def predict_batch(
     unread: list[Unread] = []
     for item in batch:
         try:
-            opened.append(open_picture(item.path))
+            opened.append(_open(item))
             fine.append(item)
         except InputError as error:
             unread.append(Unread(item.name, str(error)))
@@ -158,7 +218,10 @@ def predict_batch(
 
 
 def batches_of(pictures: Sequence[PictureFile], size: int) -> Iterator[Sequence[PictureFile]]:
-    """Pictures in groups of `size`, the last one smaller."""
+    """Pictures in groups of `size`, the last one smaller.
+
+    Groups are predicted, and their masks decoded, together: that decides the last bits.
+    """
     for start in range(0, len(pictures), size):
         yield pictures[start : start + size]
 
@@ -212,7 +275,20 @@ def failure_row(failed: Unread) -> Row:
 def detections_of(
     rows: Sequence[Row], codec: MaskCodec | None = None, codes_id: str = GOOGLE_ID
 ) -> Detections:
-    """Rows of pictures back to detections, exactly as they were; see `picture_rows`."""
+    """Rows of pictures back to detections, exactly as they were; see `picture_rows`.
+
+    Raises
+    ------
+    InputError
+        For rows that `picture_rows` didn't make.
+    """
+    try:
+        return _detections_of(rows, codec, codes_id)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"a row of the journal is no picture's ({error}); {_ANEW}") from error
+
+
+def _detections_of(rows: Sequence[Row], codec: MaskCodec | None, codes_id: str) -> Detections:
     objects = [
         (image, *one)
         for image, row in enumerate(rows)
@@ -283,12 +359,14 @@ class FinishedPictures:
         for item in batch:
             if item.name in self.places:
                 continue
-            if item.name not in self.failed or _readable(item):
+            if item.name not in self.failed or readable(item):
                 return True
         return False
 
     def _note(self, row: Row, place: int) -> None:
-        name = row["image"]
+        name = row.get("image")
+        if not isinstance(name, str) or not isinstance(row.get("reason", ""), str):
+            raise InputError(f"{self.journal.path}: a row of it is no picture's; {_ANEW}")
         self.places.pop(name, None)
         self.failed.pop(name, None)
         if "reason" in row:
@@ -297,44 +375,41 @@ class FinishedPictures:
             self.places[name] = place
 
 
-def _readable(item: PictureFile) -> bool:
+def readable(item: PictureFile) -> bool:
+    """Whether a picture can be read now."""
     try:
-        open_picture(item.path)
+        _open(item)
     except InputError:
         return False
     return True
 
 
+def _open(item: PictureFile) -> Image.Image:
+    return open_picture(item.path) if item.data is None else open_encoded(item.data, item.name)
+
+
 def write_pictures(
     writer: CocoWriter,
-    rows: Iterable[Row],
+    batches: Iterable[Sequence[Row]],
     codec: MaskCodec | None,
     codes_id: str,
     check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Rows of pictures to COCO, in order; returns the number of their issues.
+    """Batches of pictures' rows to COCO, in order; returns the number of their issues.
 
-    `check` is called now and then, and may raise to stop.
+    The masks of a batch are decoded together, which decides their last bits. `check` is called
+    after each, and may raise to stop.
     """
     issues = 0
-    held: list[Row] = []
-
-    def write() -> None:
-        writer.add(detections_of(held, codec, codes_id), [row["image"] for row in held])
-        held.clear()
+    for rows in batches:
+        issues += sum(len(row["issues"]) for row in rows)
+        writer.add(detections_of(rows, codec, codes_id), [row["image"] for row in rows])
         check()
-
-    for row in rows:
-        issues += len(row["issues"])
-        held.append(row)
-        if len(held) == _WRITTEN_AT_ONCE:
-            write()
-    write()
     return issues
 
 
 def header_of(
-    decoder: PaliDecoder,
+    decoder: PaliDecoder | ModelNotes,
     options: PredictOptions,
     model: str | os.PathLike[str],
     *,
@@ -346,8 +421,8 @@ def header_of(
 
     Parameters
     ----------
-    decoder : PaliDecoder
-        Loaded from `model`, with that `tokenizer` and the mask codec's `weights`.
+    decoder : PaliDecoder or ModelNotes
+        Of `model`, with that `tokenizer` and the mask codec's `weights`.
     options : PredictOptions
     **settings
         More that decides numbers: dtype, quantize.
@@ -363,7 +438,9 @@ def header_of(
     return Header("predict", {**said, **asked, **settings}, hash_files(files))
 
 
-def _model_files(decoder: PaliDecoder, model: str | os.PathLike[str]) -> dict[str, Path]:
+def _model_files(
+    decoder: PaliDecoder | ModelNotes, model: str | os.PathLike[str]
+) -> dict[str, Path]:
     name, _, commit = decoder.source.rpartition("@")
     path, _ = locate(model, commit if name == os.fspath(model) else None)
     if path.is_dir():

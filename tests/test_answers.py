@@ -103,7 +103,8 @@ def test_rows_are_decoded_in_chunks_in_order(tmp_path):
     chunks = list(decode_rows(read_rows(written(tmp_path, rows)), DecodeOptions(), chunk=3))
     labels = [label for _, found, _ in chunks for label in found.labels]
     assert labels == ["0", "1", "2", "3", "5", "6", "7", "8", "9"]
-    assert [len(answers) for answers, _, _ in chunks] == [3, 3, 3]
+    # A broken row has its place: what is decoded together doesn't depend on it.
+    assert [len(answers) for answers, _, _ in chunks] == [3, 2, 3, 1]
     assert [problem.line for _, _, problems in chunks for problem in problems] == [5]
 
 

@@ -21,6 +21,7 @@ def load_codec(
     *,
     device: str | None = None,
     bfloat16: bool = False,
+    threads: int | None = None,
 ) -> MaskCodec:
     """A mask codec.
 
@@ -36,6 +37,9 @@ def load_codec(
         A torch device, ``"cpu"`` by default.
     bfloat16 : bool
         Decode in bfloat16 (torch only).
+    threads : int, optional
+        Of onnxruntime; by default as many as there are cores. torch has its own setting for
+        the whole process.
 
     Returns
     -------
@@ -76,4 +80,4 @@ def load_codec(
             raise InputError(f"device {device!r} can't be used: {reason}") from error
     from palidecode.codec.onnx import OnnxCodec
 
-    return OnnxCodec(loaded)
+    return OnnxCodec(loaded, threads)

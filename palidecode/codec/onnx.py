@@ -23,10 +23,13 @@ class OnnxCodec:
     ----------
     weights : CodecWeights
         Either half starts its session when it is first used.
+    threads : int, optional
+        By default as many as there are cores.
     """
 
-    def __init__(self, weights: CodecWeights) -> None:
+    def __init__(self, weights: CodecWeights, threads: int | None = None) -> None:
         self.id = weights.id
+        self._threads = threads or 0  # 0: onnxruntime's own choice
         self._arrays = weights.arrays
         self._decoder: Any = None
         self._encoder: Any = None
@@ -36,7 +39,7 @@ class OnnxCodec:
         grid = check_codes(codes).reshape(-1, SEG_GRID, SEG_GRID)
         fields = np.empty((len(grid), MASK_SIDE, MASK_SIDE), np.float32)
         if len(grid) and self._decoder is None:
-            self._decoder = _session("decoder", decoder_weights(self._arrays))
+            self._decoder = _session("decoder", decoder_weights(self._arrays), self._threads)
         for start in range(0, len(grid), _CHUNK):
             part = slice(start, start + _CHUNK)
             fields[part] = self._decoder.run(None, {"codes": grid[part]})[0]
@@ -47,7 +50,7 @@ class OnnxCodec:
         checked = check_masks(masks)
         codes = np.empty((len(checked), SEG_PER_MASK), np.uint8)
         if len(checked) and self._encoder is None:
-            self._encoder = _session("encoder", encoder_weights(self._arrays))
+            self._encoder = _session("encoder", encoder_weights(self._arrays), self._threads)
         for start in range(0, len(checked), _CHUNK):
             part = slice(start, start + _CHUNK)
             codes[part] = self._encoder.run(None, {"masks": checked[part]})[0]
@@ -104,11 +107,12 @@ def encoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
     return {**given, "rows": np.ascontiguousarray(-2 * rows.T), "row_norms": (rows**2).sum(1)}
 
 
-def _session(graph: str, weights: dict[str, npt.NDArray[np.float32]]) -> Any:
+def _session(graph: str, weights: dict[str, npt.NDArray[np.float32]], threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
     model = resources.files("palidecode.codec").joinpath(f"{graph}.onnx").read_bytes()

@@ -182,6 +182,8 @@ def _read_texts(texts: list[str]) -> _Candidates:
     is_start = opens.copy()
     is_start[1:] &= chars[:-1] != ord(">")
     is_start[firsts] = opens[firsts]
+    if np.count_nonzero(is_start) * LOC_PER_BOX * len(_LOC_SPELLING) > len(raw):
+        is_start[: len(raw)] &= ~np.repeat(_crowded(is_start, ends, lengths), lengths)
     layout = _layout(is_start, firsts, ends)
     loc = _spelled(chars, layout.starts, _LOC_SPELLING, LOC_PER_BOX, LOC_COUNT)
     after = layout.starts + LOC_PER_BOX * len(_LOC_SPELLING)
@@ -193,6 +195,13 @@ def _read_texts(texts: list[str]) -> _Candidates:
     fine = (begins <= layout.stops) & (endings == np.where(layout.last, _LAST, _SEPARATED))
     clean = _clean(layout, fine, loc, codes, len(texts))
     return _Candidates(clean, layout.owner, loc, codes, has_mask, label, table)
+
+
+def _crowded(is_start: Bools, ends: Ints, lengths: Ints) -> Bools:
+    """Answers with more starts than there is room for: not clean, and they would cost memory."""
+    counts = np.diff(np.cumsum(is_start)[np.maximum(ends - 1, 0)], prepend=0)
+    crowded: Bools = counts * LOC_PER_BOX * len(_LOC_SPELLING) > lengths
+    return crowded
 
 
 def _spelled(chars: Bytes, places: Ints, spelling: Bytes, repeats: int, count: int) -> Ints:

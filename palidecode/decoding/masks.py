@@ -19,6 +19,8 @@ from palidecode.errors import InputError
 from palidecode.vocab import MASK_SIDE
 
 DEFAULT_THRESHOLD = 0.0
+MAX_PIXELS = 1 << 29
+"""Of an image with masks: what COCO's RLE can count."""
 
 # OpenCV's and Pillow's resize agree where nothing shrinks, up to float32 rounding. A field with
 # a pixel nearer to the threshold than this share of its largest value is left to Pillow.
@@ -80,6 +82,8 @@ def paste(
             f"the box {(x1, y1, x2, y2)} is far larger than its image {width}×{height}; "
             "clip the boxes first"
         )
+    if (x2 - x1) * (y2 - y1) > MAX_PIXELS:
+        raise InputError(f"a mask of {x2 - x1}×{y2 - y1} is more than {MAX_PIXELS} pixels")
     mask = _resize_above(field, (x2 - x1, y2 - y1), threshold)
     left, top = min(max(0, -x1), x2 - x1), min(max(0, -y1), y2 - y1)
     if left or top or x2 > width or y2 > height:

@@ -6,19 +6,22 @@ image. COCO counts pixels column by column, the first run being background.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from palidecode.decoding.masks import MaskCrop, rounded_corners
+from palidecode.decoding.masks import MAX_PIXELS, MaskCrop, rounded_corners
 from palidecode.errors import InputError
 
 # COCO's C code counts in 32 bits and reads longer numbers wrongly: six characters of five bits
-# hold every run of an image up to this size.
-_MAX_PIXELS = 1 << 29
+# hold every run of an image of up to `MAX_PIXELS`.
 _MAX_CHARACTERS = 6
+# COCO's C code makes five points, of eight bytes each, of every pixel of an outline, and doesn't
+# look whether it got the memory. No outline that somebody drew is as long.
+MAX_OUTLINE = 1 << 22
 
 
 class Rle(TypedDict):
@@ -110,6 +113,40 @@ def _compress(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
     return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
 
 
+def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
+    """Polygons, as COCO has them, to the RLE of all of them together.
+
+    Parameters
+    ----------
+    rings : sequence of flat x, y, x, y, … in pixels
+        What lies far outside the image is brought nearer.
+    size : tuple of int
+        Width and height of the image.
+
+    Raises
+    ------
+    InputError
+        For rings that aren't three finite points or more, or are longer than any outline, and
+        for images of more than 2²⁹ pixels.
+    """
+    width, height = size
+    if min(size) < 1 or width * height > MAX_PIXELS:
+        raise InputError(f"an image of {width}×{height} can't have masks")
+    # Far coordinates cost memory, and beyond 32 bits they are others.
+    limit = 4 * max(width, height) + 64
+    clipped: list[list[float]] = []
+    for ring in rings:
+        values = np.asarray(ring, np.float64)
+        if values.ndim != 1 or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+            raise InputError("a polygon must be a flat list of at least three x, y pairs")
+        points = np.clip(values, -limit, limit).reshape(-1, 2)
+        if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
+            raise InputError(f"a polygon's outline is longer than {MAX_OUTLINE} pixels")
+        clipped.append(points.ravel().tolist())
+    merged = coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))
+    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
+
+
 def check_rle(rle: object, what: str = "segmentation") -> Rle:
     """A sound compressed RLE from compressed or uncompressed input.
 
@@ -142,8 +179,8 @@ def _checked(rle: object, what: str) -> tuple[Rle, npt.NDArray[np.int64]]:
         height = width = 0
     if height < 1 or width < 1:
         raise InputError(f"{what}: an RLE's size must be [height, width], got {rle['size']!r}")
-    if height * width > _MAX_PIXELS:
-        raise InputError(f"{what}: {width}×{height} is more than an RLE's {_MAX_PIXELS} pixels")
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{what}: {width}×{height} is more than an RLE's {MAX_PIXELS} pixels")
     counts = rle["counts"]
     runs = _listed(counts, what) if isinstance(counts, list) else _uncompress(counts, what)
     if (runs < 0).any():

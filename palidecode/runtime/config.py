@@ -6,6 +6,7 @@ Sizes: the checkpoints' own configs, SigLIP So400m/14 and Gemma's and Gemma 2's 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from palidecode.errors import InputError
 MODEL_TYPE = "paligemma"
 TEXT_TYPES = ("gemma", "gemma2")
 _ROPE_BASE = 10_000.0
+# What a config may say: names of layers are made before the weights are looked at.
+_MOST_LAYERS, _LARGEST = 1000, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def read_config(path: Path) -> PaliGemmaConfig:
             f"{path.parent}: no config.json; give a folder as transformers' save_pretrained "
             "writes it"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: can't be read as JSON ({error})") from error
     return config_from_hf(data, str(path))
 
@@ -154,7 +157,7 @@ def config_from_hf(data: Any, name: str = "config.json") -> PaliGemmaConfig:
             eos=int(_first(data.get("eos_token_id"), text.get("eos_token_id"), 1)),
             bos=int(_first(data.get("bos_token_id"), text.get("bos_token_id"), 2)),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name}: a size is no number ({error})") from error
     _check(config, name)
     return config
@@ -178,6 +181,8 @@ def _text_from_hf(data: Mapping[str, Any], text_type: str, outer: Mapping[str, A
     # PaliGemma's own defaults where a config leaves them out (its configs name few values).
     defaults = (2304, 26, 9216, 4) if second else (2048, 18, 16_384, 1)
     rope = data.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise TypeError("rope_parameters must be an object")
     window = data.get("sliding_window", 4096) if second else None
     if window is not None and not _alternates(data.get("layer_types")):
         raise ValueError("layer_types that don't alternate sliding and full attention")
@@ -220,6 +225,17 @@ def _check(config: PaliGemmaConfig, name: str) -> None:
     text = (t.width, t.layers, t.mlp, t.heads, t.kv_heads, t.head_size, t.vocabulary)
     if min(vision + text) < 1:
         raise InputError(f"{name}: every size must be at least 1")
+    if max(v.layers, t.layers) > _MOST_LAYERS or max(vision + text) > _LARGEST:
+        raise InputError(
+            f"{name}: sizes of up to {max(vision + text)}, which no model has and no machine "
+            "holds: choose a smaller model"
+        )
+    numbers = (v.eps, t.eps, t.rope_base, t.query_scale)
+    if not all(0 < number < math.inf for number in numbers):
+        raise InputError(f"{name}: rms_norm_eps, rope_theta and the like must be above 0")
+    for cap in (t.attention_softcap, t.final_softcap, t.sliding_window):
+        if cap is not None and not 0 < cap < math.inf:
+            raise InputError(f"{name}: soft caps and the window must be above 0, or null")
     if v.width % v.heads:
         raise InputError(f"{name}: vision width {v.width} is no multiple of {v.heads} heads")
     if t.heads % t.kv_heads or t.head_size % 2:

@@ -24,6 +24,9 @@ from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, lo
 Labels: TypeAlias = Literal["prompt", "free", "none"]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
+_FORGING = ("<", ";", "[@BOS@]")
+_LONGEST_LABEL = 200  # tokens; no answer has room for more, and tries are walked by recursion
+
 VERBS = {"detect": False, "segment": True}
 """The prompts that have a grammar, and whether their objects have masks."""
 
@@ -73,9 +76,25 @@ def asked_labels(prompt: str) -> tuple[bool, list[str]] | None:
     if not names:
         raise InputError(f"{prompt!r} asks for nothing: name what to {verb}, as '{verb} cat ; dog'")
     for name in names:
-        if "<" in name or "\n" in name:
-            raise InputError(f"{name!r} can't be a label: it holds '<' or a line break")
+        check_name(name)
     return VERBS[verb], names
+
+
+def check_name(name: str) -> None:
+    """Refuse what can't be asked for because it would be read as something else.
+
+    Raises
+    ------
+    InputError
+        For an empty name, and one with a ``;``, a ``<``, a line break, white space at its ends,
+        or what Gemma's tokenizer reads as a token (``[@BOS@]``).
+    """
+    breaks = name.splitlines() != [name] or name != name.strip()
+    if breaks or any(mark in name for mark in _FORGING):
+        raise InputError(
+            f"{name[:60]!r} can't be a label: it holds '<' or a line break (or ';', '[@BOS@]', "
+            "white space at its ends, or nothing)"
+        )
 
 
 @dataclass(eq=False)
@@ -178,6 +197,8 @@ def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
         words = f" {name}" if name else ""
         middle = tokenizer.encode(f"{loc}{words} ; {loc}")[1:-1]
         ending = tokenizer.encode(f"{loc}{words}")[1:]
+        if len(ending) > _LONGEST_LABEL:
+            raise InputError(f"the label {name[:40]!r}… is {len(ending)} tokens long: too many")
         if tokenizer.decode(ending) != words:
             raise InputError(f"the label {name!r} has characters that this tokenizer can't write")
         _insert(root, ending, 1 << number).complete |= 1 << number

@@ -80,7 +80,7 @@ def _colour(path: Path, data: dict[str, Any], name: str) -> Colour:
     values = data.get(name, _HALF)
     try:
         numbers = np.array(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = np.array([np.nan])
     if numbers.shape not in ((), (3,)) or not np.isfinite(numbers).all():
         raise InputError(f"{path}: {name} is {values!r}, not three numbers")

@@ -98,7 +98,9 @@ class Tokenizer:
         if not path.exists():
             raise InputError(f"{path} is missing: the tokenizer of the checkpoint goes there")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)), str(path))
+            made = cls(tokenizers.Tokenizer.from_file(str(path)), str(path))
+            made.decode(made.encode_prompt("detect cat ; dog"))
+            return made
         except InputError:
             raise
         except Exception as error:  # the library raises bare Exception

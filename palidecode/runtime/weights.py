@@ -38,6 +38,7 @@ _PREFIXES = {
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 _IGNORED = (".position_ids", ".rotary_emb.inv_freq")  # buffers of older transformers
 _SHOWN = 5
+_LONGEST_NAME = 200
 
 
 class Source(Protocol):
@@ -116,6 +117,8 @@ class SafetensorsFolder:
         path, key = self._where[name]
         with self._opened(path) as file:
             found: Tensor = file.get_tensor(key)
+        if not found.is_floating_point():
+            raise WeightsError(f"{path}: {key} holds {found.dtype}, no weights")
         return found
 
 
@@ -147,7 +150,7 @@ def _shards(folder: Path) -> list[Path]:
         # A shard is a file of the folder: a name that leads elsewhere isn't followed.
         if not all(isinstance(name, str) and _is_file_name(name) for name in names):
             raise ValueError("a shard's name is no file name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index}: not an index of shards ({error})") from error
     missing = sorted(name for name in names if not (folder / name).exists())
     if missing:
@@ -159,7 +162,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _is_file_name(name: str) -> bool:
-    return Path(name).name == name and name not in ("", "..")
+    return Path(name).name == name and name not in ("", "..") and len(name) <= _LONGEST_NAME
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,482 @@
+"""From one worker to a cluster: ``python benchmarks/ray_scale.py``
+
+The decode path on answers of three masks: one process on one core against Ray with two workers;
+what merging costs; memory over time. Then a model of throughput, made of what each stage costs on
+a small sample, and whether it predicts a run on pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from answers import texts
+from measure import Table, Target, at_least, at_most, number, report
+from PIL import Image
+
+OBJECTS = 3
+SIZE = (640, 480)
+SHARD = 1024
+SAMPLE = 512  # answers of the sample that the model is made of
+NO_MORE_THAN = 25.0  # per cent off
+WORKERS = 2
+
+Seconds = dict[str, float]
+
+
+def codes_of(count: int) -> np.ndarray:
+    """Codes of drawn blobs: random ones decode to speckles, whose outlines cost more."""
+    import cv2
+
+    from palidecode import load_codec
+
+    rng = np.random.default_rng(3)
+    masks = np.zeros((count, 64, 64), np.float32)
+    for mask in masks:
+        centre, axes = rng.integers(20, 44, 2).tolist(), rng.integers(10, 28, 2).tolist()
+        cv2.ellipse(mask, centre, axes, int(rng.integers(180)), 0, 360, 1.0, -1)
+    return load_codec("palidecode-demo").encode(masks)
+
+
+def answers_file(path: Path, count: int, *, sizes: bool = True, seed: int = 11) -> Path:
+    """Answers about pictures of one size."""
+    with path.open("w", encoding="utf-8") as file:
+        codes = codes_of(64)
+        for place, text in enumerate(texts(seed, count, OBJECTS, masks=True, codes_of=codes)):
+            row: dict[str, Any] = {"image": f"{place:06}.jpg", "output": text}
+            if sizes:
+                row |= {"width": SIZE[0], "height": SIZE[1]}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Small JPEGs, a few contents under many names."""
+    folder.mkdir()
+    rng = np.random.default_rng(4)
+    contents = []
+    for _ in range(16):
+        low = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(low).resize((320, 240)).save(file, "JPEG")
+        contents.append(file.getvalue())
+    for place in range(count):
+        (folder / f"{place:06}.jpg").write_bytes(contents[place % 16])
+    return folder
+
+
+# -- runs --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """This process, and every thread of it, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def peak() -> float:
+    """Of this process, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_child(work: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(work, args)
+
+
+def one_worker(path: Path, output: Path, images: Path | None = None) -> tuple[float, float]:
+    """`palidecode decode` on one core, imports and loading included: seconds, peak MB."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    began = time.perf_counter()
+    with on_one_core(), contextlib.redirect_stdout(io.StringIO()):
+        from palidecode.cli import main
+
+        words = ["decode", path, "-o", output, "--weights", "palidecode-demo", "--json"]
+        words += ["--segmentation", "rle", *(["--images", images] if images else [])]
+        code = main([str(word) for word in words])
+    assert code <= 1, code
+    return time.perf_counter() - began, peak()
+
+
+@dataclass
+class RayRun:
+    """Seconds of a run's parts, and memory of its processes over time."""
+
+    start: float = 0.0
+    first: float = 0.0  # shard
+    last: float = 0.0
+    whole: float = 0.0
+    rows: int = 0
+    memory: list[tuple[float, dict[int, float]]] = field(default_factory=list)
+
+
+def on_ray(path: Path, output: Path, workers: int) -> RayRun:
+    """The same on a Ray of its own, with memory looked at twice a second."""
+    from palidecode import ray_data
+    from palidecode.coco import MaskFormat
+    from palidecode.ray_data.running import CocoOptions, write
+
+    run = RayRun()
+    began = time.perf_counter()
+    with ray_data.connected():
+        run.start = time.perf_counter() - began
+        began = time.perf_counter()
+
+        def on_shard(row: dict[str, Any]) -> None:
+            run.last = time.perf_counter() - began
+            run.first = run.first or run.last
+            run.rows += row["rows"]
+
+        stop = threading.Event()
+        watching = threading.Thread(target=watch, args=(run, stop, began))
+        watching.start()
+        found = ray_data.decode(path, weights="palidecode-demo", concurrency=workers)
+        write(found, output, CocoOptions(form=MaskFormat("rle")), on_shard=on_shard)
+        run.whole = time.perf_counter() - began
+        stop.set()
+        watching.join()
+    return run
+
+
+def watch(run: RayRun, stop: threading.Event, began: float) -> None:
+    """Note the memory of the driver and of the actors, until it is over."""
+    while not stop.wait(0.5):
+        found = {os.getpid(): resident(os.getpid())}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if b"MapWorker" in (path / "cmdline").read_bytes():
+                    found[int(path.name)] = resident(int(path.name))
+        run.memory.append((time.perf_counter() - began, found))
+
+
+def resident(pid: int) -> float:
+    """MB, without what is shared with others."""
+    with contextlib.suppress(OSError, ValueError):
+        pages = (Path("/proc") / str(pid) / "statm").read_text().split()
+        return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE") / (1 << 20)
+    return 0.0
+
+
+def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
+    """A process's memory at some moments of the run, and the largest growth of its second half."""
+    busy = [(when, found) for when, found in run.memory if run.first <= when <= run.last]
+    pids = sorted({pid for _, found in busy for pid in found}, key=lambda pid: pid != os.getpid())
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    rows, growth = [], 0.0
+    for place, pid in enumerate(pids):
+        series = [found[pid] for _, found in busy if pid in found]
+        if len(series) < 8:
+            continue
+        points = [series[min(int(share * len(series)), len(series) - 1)] for share in shares]
+        rows.append(["driver" if pid == os.getpid() else f"actor {place}", *points])
+        middle = statistics.median(series[len(series) // 2 : len(series) // 2 + 4])
+        growth = max(growth, statistics.median(series[-4:]) - middle)
+    return rows, growth
+
+
+def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
+    """Merge the shards of a folder over and over: seconds, annotations, peak MB."""
+    from palidecode.coco_shards import MergingCocoWriter, read_shard
+
+    names = sorted(shards.glob("*.json"))
+    began = time.perf_counter()
+    with MergingCocoWriter(output) as writer:
+        for turn in range(times):
+            for name in names:
+                shard = read_shard(name)
+                assert shard is not None
+                images = [
+                    image | {"file_name": f"{turn}/{image['file_name']}"} for image in shard.images
+                ]
+                writer.add_shard(replace(shard, images=images))
+    return time.perf_counter() - began, writer.report.annotations, peak()
+
+
+# -- the model ---------------------------------------------------------------------------
+
+
+def stages(path: Path, images: Path, folder: Path) -> Seconds:
+    """Seconds of each stage for one answer of three masks, on one core."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from palidecode.answers import decode_rows, load_options, read_rows
+    from palidecode.coco import CocoWriter, MaskFormat
+    from palidecode.coco_shards import CocoShard, MergingCocoWriter, read_shard
+    from palidecode.detections import Detections
+    from palidecode.files import open_picture
+
+    with on_one_core():
+        options = load_options("palidecode-demo", threads=1)
+        files = [images / f"{place:06}.jpg" for place in range(SAMPLE)]
+        assert options.codec is not None
+        codec = options.codec
+        found: list[Detections] = []
+        names: list[list[str]] = []
+
+        def decoded() -> None:
+            found.clear()
+            names.clear()
+            for rows, part, _ in decode_rows(iter(rows_of), options):
+                found.append(part)
+                names.append([row.name for row in rows])
+
+        rows_of = list(read_rows(path, images))
+        decoded()
+        codes = [part.codes for part in found]
+        fields = [codec.decode(part) for part in codes]
+
+        class Given:
+            """A codec that has its fields already, in order."""
+
+            id = codec.id
+
+            def __init__(self) -> None:
+                self.rest = iter(fields)
+                self.held = np.zeros((0, 64, 64), np.float32)
+
+            def decode(self, asked: Any) -> np.ndarray:
+                while len(self.held) < len(asked):
+                    self.held = np.concatenate([self.held, next(self.rest)])
+                out, self.held = self.held[: len(asked)], self.held[len(asked) :]
+                return out
+
+        def rles() -> None:
+            given = Given()
+            for part in found:
+                replace(part, codec=given).to_rle()
+
+        def written() -> None:
+            given = Given()
+            with CocoWriter(folder / "sample.json", form=MaskFormat("rle")) as writer:
+                for part, part_names in zip(found, names, strict=True):
+                    writer.add(replace(part, codec=given), part_names)
+
+        shard = CocoShard(form=MaskFormat("rle"))
+        with shard:
+            for part, part_names in zip(found, names, strict=True):
+                shard.add(part, part_names)
+            shard.note(failed=[], issues={}, warnings=[], relative=False)
+        shard.save(folder / "sample-shard.json")
+
+        def merged() -> None:
+            with MergingCocoWriter(folder / "merged.json") as writer:
+                read = read_shard(folder / "sample-shard.json")
+                assert read is not None
+                writer.add_shard(read)
+
+        each = {
+            "reading the line and the picture's header": lambda: list(read_rows(path, images)),
+            "parsing": decoded,
+            "codec": lambda: [codec.decode(part) for part in codes],
+            "masks to RLE": rles,
+            "RLE and writing": written,
+            "merging": merged,
+            "opening the picture (predict only)": lambda: [open_picture(file) for file in files],
+        }
+        seconds = {name: timed(work) / SAMPLE for name, work in each.items()}
+    seconds["writing"] = seconds.pop("RLE and writing") - seconds["masks to RLE"]
+    return seconds
+
+
+def timed(work: Callable[[], object], rounds: int = 5) -> float:
+    """Median seconds of a call, after one that isn't counted."""
+    work()
+    turns = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        turns.append(time.perf_counter() - began)
+    return statistics.median(turns)
+
+
+def startup() -> float:
+    """Seconds until the first answer can be decoded: imports, weights, session."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with on_one_core():
+        began = time.perf_counter()
+        from palidecode.answers import decode_rows, load_options  # noqa: F401
+        from palidecode.cli import main  # noqa: F401
+        from palidecode.coco_resuming import ResumableCocoWriter  # noqa: F401
+
+        codec = load_options("palidecode-demo", threads=1).codec
+        assert codec is not None
+        codec.decode(np.zeros((1, 16), np.uint8))
+        return time.perf_counter() - began
+
+
+SINGLE = (
+    "reading the line and the picture's header",
+    "parsing",
+    "codec",
+    "masks to RLE",
+    "writing",
+)
+
+
+def predicted(seconds: Seconds, rows: int) -> float:
+    """The model of one worker: starting, and the sum of the stages for every row."""
+    return seconds["starting"] + rows * sum(seconds[name] for name in SINGLE)
+
+
+# -- the report --------------------------------------------------------------------------
+
+
+def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target], Seconds]:
+    """One worker against Ray with two, and what that leaves in memory."""
+    path = answers_file(folder / "answers.jsonl", count)
+    alone, alone_peak = in_child(one_worker, path, folder / "one.json")
+    runs = {
+        workers: in_child(on_ray, path, folder / f"ray{workers}.json", workers)
+        for workers in (1, WORKERS)
+    }
+    for workers in runs:
+        same = (folder / f"ray{workers}.json").read_bytes() == (folder / "one.json").read_bytes()
+        assert same, f"{workers} workers wrote another file"
+    rows: list[list[Any]] = [
+        ["one process on one core", alone, count / alone, 1.0, None, None, alone_peak]
+    ]
+    for workers, run in runs.items():
+        rate = count / run.whole
+        rows.append([f"Ray, {workers} workers", run.whole, rate, alone / run.whole])
+        rows[-1] += [run.start, run.first, max(max(found.values()) for _, found in run.memory)]
+    columns = ("run", "s", "answers/s", "× one", "Ray's start, s", "first shard after, s", "MB")
+    note = (
+        f"{count:,} answers of {OBJECTS} masks in one file; the results are equal, byte for byte. "
+        "Seconds are those of the whole run, imports, loading, merging and the actors' start "
+        "included, Ray's own start (processes of the cluster, once) not. MB: the largest process."
+    )
+    busy = runs[WORKERS]
+    memory, growth = memory_rows(busy)
+    tables = [
+        Table("One worker and Ray", columns, rows, note),
+        Table(
+            "Memory while two workers run: MB",
+            ("process", "first shard", "¼", "½", "¾", "last shard"),
+            memory,
+            "Resident, without what is shared. The driver holds a few words about every shard.",
+        ),
+    ]
+    targets = [
+        at_least("Ray with two workers", alone / busy.whole, 1.6, "× one worker"),
+        at_most("memory: growth in the second half of the run", growth, 16.0, "MB"),
+    ]
+    spent = {"rows": float(busy.rows), "steady": busy.last - busy.first, "start": busy.start}
+    return tables, targets, spent
+
+
+def merging(folder: Path) -> tuple[Table, list[Target]]:
+    """Shards of a run that kept them, merged once and eight times over."""
+    shards = in_child(kept_shards, folder)
+    rows, peaks = [], []
+    for times in (1, 8):
+        seconds, annotations, most = in_child(merge, shards, folder / "merged.json", times)
+        size = (folder / "merged.json").stat().st_size / 1e6
+        rows.append([f"{annotations:,} objects", seconds, annotations / seconds, size, most])
+        peaks.append((annotations / OBJECTS, most))
+    (few, low), (many, high) = peaks
+    each = 1e6 * (high - low) / (many - few)
+    note = (
+        f"One shard is in memory at a time; what grows, {number(each)} bytes per picture, are the "
+        "names: the writer of a single machine keeps them, too."
+    )
+    columns = ("merged", "s", "objects/s", "file, MB", "peak, MB")
+    targets = [at_most("merging: memory per picture", each, 1000.0, "bytes")]
+    return Table("Merging shards", columns, rows, note), targets
+
+
+def kept_shards(folder: Path) -> Path:
+    """Four shards, written without Ray by what the actors call."""
+    import pyarrow as pa
+
+    from palidecode.coco import MaskFormat
+    from palidecode.ray_data.actor import Actor, ShardPlan
+    from palidecode.ray_data.jobs import DecodeJob
+    from palidecode.ray_data.sources import source_schema
+
+    place = folder / "kept"
+    place.mkdir()
+    path = answers_file(folder / "kept.jsonl", 4 * SHARD, seed=17)
+    actor = Actor(
+        DecodeJob(weights="palidecode-demo"),
+        2,
+        os.getcwd(),
+        ShardPlan(str(place), {"form": MaskFormat("rle")}),
+    )
+    rows = [json.loads(line) | {"line": n} for n, line in enumerate(path.read_text().splitlines())]
+    for start in range(0, len(rows), SHARD):
+        said = actor(pa.Table.from_pylist(rows[start : start + SHARD], source_schema()))
+        assert said["error"][0].as_py() is None
+    return place
+
+
+def model(folder: Path, count: int) -> tuple[list[Table], list[Target], Seconds]:
+    """What each stage costs, and whether their sum predicts a run on pictures."""
+    images = pictures(folder / "pictures", count)
+    sample = answers_file(folder / "sample.jsonl", SAMPLE, sizes=False, seed=5)
+    seconds: Seconds = in_child(stages, sample, images, folder)
+    seconds["starting"] = in_child(startup)
+    path = answers_file(folder / "pictures.jsonl", count, sizes=False, seed=6)
+    real, _ = in_child(one_worker, path, folder / "real.json", images)
+    told = predicted(seconds, count)
+    off = 100 * (told / real - 1)
+    rows: list[list[Any]] = [[name, 1e6 * seconds[name]] for name in SINGLE]
+    rows += [
+        [name, 1e6 * seconds[name]] for name in ("merging", "opening the picture (predict only)")
+    ]
+    rows.append(["starting, once", 1e6 * seconds["starting"]])
+    table = Table(
+        "What each stage costs: µs per picture",
+        ("stage", "µs"),
+        rows,
+        f"{OBJECTS} masks per picture, one core; medians over a sample of {SAMPLE} answers about "
+        "JPEGs of 320×240.",
+    )
+    check = Table(
+        "The model against a run",
+        ("pictures", "predicted, s", "measured, s", "off, %"),
+        [[f"{count:,}", told, real, off]],
+        "`palidecode decode` with the sizes read from the pictures, on one core, journal included.",
+    )
+    targets = [at_most("model of throughput: off by", abs(off), NO_MORE_THAN, "%")]
+    return [table, check], targets, seconds
+
+
+def run_all(count: int, checked: int) -> None:
+    """Everything."""
+    # In the working folder: a temporary one may be memory, where the disk costs nothing.
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name).resolve()
+        tables, targets, _ = scaling(folder, count)
+        merged, more = merging(folder)
+        parts, checks, _ = model(folder, checked)
+        report("ray_scale", [*tables, merged, *parts], [*targets, *more, *checks])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--answers", type=int, default=20_000, metavar="N")
+    parser.add_argument("--pictures", type=int, default=5_000, metavar="N")
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))
+    run_all(options.answers, options.pictures)

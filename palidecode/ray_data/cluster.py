@@ -1,0 +1,201 @@
+"""Ray itself: imported when it is used, connected to, and how many workers fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from palidecode.errors import InputError
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy, Dataset
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many actors, and what each is given.
+
+    Attributes
+    ----------
+    concurrency : int or (int, int), optional
+        Actors, or the fewest and the most of a pool that grows with the cluster. By default as
+        many as fit, with one CPU left for reading.
+    num_cpus, num_gpus : float
+        Of each. A CPU worker computes in ``num_cpus`` threads.
+    memory : float, optional
+        Bytes of each, for the scheduler.
+    """
+
+    concurrency: int | tuple[int, int] | None = None
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        few, many = self._bounds() or (1, 1)
+        if not 1 <= few <= many:
+            raise InputError(f"concurrency must be at least 1, got {self.concurrency}")
+        if self.num_cpus <= 0 or self.num_gpus < 0:
+            raise InputError(
+                f"a worker needs num_cpus above 0 and num_gpus from 0, got {self.num_cpus} and "
+                f"{self.num_gpus}"
+            )
+
+    @property
+    def threads(self) -> int:
+        """That a worker computes in."""
+        return max(1, int(self.num_cpus))
+
+    def strategy(self) -> ActorPoolStrategy:
+        """The pool, for Ray Data."""
+        from ray.data import ActorPoolStrategy
+
+        bounds, fitting = self._bounds(), self._fitting()
+        few, many = bounds or (max(1, fitting),) * 2
+        if few > fitting:
+            warnings.warn(
+                f"{few} workers leave the readers no CPU, or don't fit at all: this waits until "
+                f"the cluster grows; {fitting} would fit now",
+                stacklevel=2,
+            )
+        # Two shards to each actor: one that it works on, one that waits.
+        return ActorPoolStrategy(min_size=few, max_size=many, max_tasks_in_flight_per_actor=2)
+
+    def remote_args(self) -> dict[str, Any]:
+        """What each actor asks of the scheduler."""
+        asked: dict[str, Any] = {"num_cpus": self.num_cpus}
+        if self.num_gpus:
+            asked["num_gpus"] = self.num_gpus
+        if self.memory is not None:
+            asked["memory"] = self.memory
+        return asked
+
+    def _bounds(self) -> tuple[int, int] | None:
+        if self.concurrency is None:
+            return None
+        if isinstance(self.concurrency, int):
+            return self.concurrency, self.concurrency
+        return self.concurrency
+
+    def _fitting(self) -> int:
+        import ray
+
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        # Actors keep their CPUs: with none left, nothing would ever be read for them.
+        fitting = (there.get("CPU", 1) - 1) / self.num_cpus
+        if self.num_gpus:
+            fitting = min(fitting, there.get("GPU", 0) / self.num_gpus)
+        return int(fitting)
+
+
+def need_ray() -> None:
+    """Import Ray, or an `InputError` that says how to get it; connect, if nobody has.
+
+    Raises
+    ------
+    InputError
+        If Ray isn't installed.
+    """
+    ray = _import()
+    if not ray.is_initialized():
+        _start(None)  # until the process ends
+
+
+def gpus_there() -> bool:
+    """Whether the cluster has any."""
+    return bool(_import().cluster_resources().get("GPU"))
+
+
+def _import() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(f"this needs {error.name}: pip install 'palidecode[ray]'") from error
+    return ray
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """A Ray for the ``with`` block: the one there is, a cluster's, or one on this machine.
+
+    Parameters
+    ----------
+    address : str, optional
+        ``"auto"`` finds the cluster that this machine belongs to; ``"host:port"`` and
+        ``"ray://host:port"`` name one. ``"local"``, the default, starts one with a CPU more
+        than there are cores, for the readers; it ends with the block. Where the process is
+        already connected, that is used.
+
+    Raises
+    ------
+    InputError
+        If Ray isn't installed, or there is no such cluster.
+    """
+    ray = _import()
+    if ray.is_initialized():
+        yield
+        return
+    _start(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    # Nothing is sent anywhere, and warnings of Ray's own start are nobody's here.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {"address": address or LOCAL, "log_to_driver": False}
+    if options["address"] == LOCAL:
+        options |= {"include_dashboard": False, "num_cpus": _cores() + 1}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"no Ray at {options['address']!r}: {reason}") from error
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Datasets that are made inside read their files in order."""
+    with warnings.catch_warnings():
+        # Of fields of Ray's own that it fills in itself when this is first called.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from ray.data import DataContext
+
+        context = DataContext.get_current()
+    options = context.execution_options
+    before = options.preserve_order, context.use_datasource_v2
+    # Ray 2.60's new Parquet reader lists files in threads that race for an optional import.
+    options.preserve_order, context.use_datasource_v2 = True, False
+    try:
+        yield
+    finally:
+        options.preserve_order, context.use_datasource_v2 = before
+
+
+def ordered(dataset: Dataset) -> Dataset:
+    """The dataset, set to give its rows in order and without bars of its own."""
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    return dataset

@@ -1,0 +1,342 @@
+"""Where rows come from: folders, COCO files, Parquet, JSON Lines, WebDataset.
+
+Every reader gives a Ray Dataset of rows in the source's order. Columns, where there is something
+to say:
+
+====================  ===========================================================================
+``image``             the picture's name in the output
+``path``, ``bytes``   where it lies, or its file's content
+``width``, ``height`` of the picture, in pixels
+``output``            an answer's text; or ``token_ids``, its ids
+``prompt``            what was asked
+``scores``            one per box
+``codec``             the weights that the answer's codes belong to
+``line``              the row's number in its source
+``problem``           why a row can't be used: it is listed, not dropped
+====================  ===========================================================================
+
+Any other Dataset with these columns does as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palidecode.answers import AnswerRow, read_lines, read_object, read_row
+from palidecode.errors import InputError
+from palidecode.files import PICTURES, inside, read_json
+from palidecode.prediction import find_pictures
+from palidecode.ray_data.cluster import in_order, need_ray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+ANSWER_KEYS = ("output", "token_ids", "suffix")
+_BLOCK = 4096  # rows
+
+
+def source_schema() -> pa.Schema:
+    """The columns of a source."""
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "image": pa.string(),
+            "path": pa.string(),
+            "bytes": pa.large_binary(),
+            "width": pa.int64(),
+            "height": pa.int64(),
+            "output": pa.string(),
+            "token_ids": pa.list_(pa.int64()),
+            "prompt": pa.string(),
+            "scores": pa.list_(pa.float64()),
+            "codec": pa.string(),
+            "line": pa.int64(),
+            "problem": pa.string(),
+        }
+    )
+
+
+def read_pictures(paths: Paths) -> Dataset:
+    """Pictures of files and folders, and the folders in them, in order of their names.
+
+    Rows hold paths, so the workers must see the same folder. Pictures in an object store
+    (``s3://…``) are read with ``ray.data.read_binary_files(…, include_paths=True)`` and renamed.
+
+    Raises
+    ------
+    InputError
+        As `palidecode predict` does: no such folder, no picture, two of the same name.
+    """
+    found = find_pictures(_listed(paths))
+    return _dataset({"image": item.name, "path": os.fspath(item.path)} for item in found)
+
+
+def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> Dataset:
+    """The pictures of a COCO file, in its order, in the folder `images`.
+
+    Raises
+    ------
+    InputError
+        If it is no COCO file, or names lead out of the folder.
+    """
+    data = read_json(path)
+    listed = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise InputError(f"{path}: is no COCO file with 'images'")
+    folder, names = os.fspath(images), []
+    for item in listed:
+        name = item.get("file_name") if isinstance(item, dict) else None
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}: an image has no 'file_name'")
+        inside(folder, name)
+        names.append(name)
+    return _dataset({"image": name, "path": os.path.join(folder, name)} for name in names)
+
+
+def read_parquet(paths: Paths, columns: Mapping[str, str] | None = None) -> Dataset:
+    """Rows of Parquet files, in the order of the files' names.
+
+    Parameters
+    ----------
+    paths : path, or sequence of paths
+        Files or folders, also of an object store.
+    columns : mapping of str to str, optional
+        Column of the schema, and the file's name for it: ``{"bytes": "jpg", "image": "key"}``.
+    """
+    need_ray()
+    import ray.data
+
+    names = dict(columns or {})
+    with in_order():
+        dataset = ray.data.read_parquet(_files(paths, (".parquet",)))
+        if names:
+            dataset = dataset.rename_columns({theirs: ours for ours, theirs in names.items()})
+        return dataset
+
+
+def read_jsonl(
+    paths: Paths,
+    images: str | os.PathLike[str] | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    pictures: bool = False,
+) -> Dataset:
+    """Rows of JSON Lines, as `palidecode decode` reads them: see `AnswerRow`.
+
+    Ray's own reader ends at the first broken line and infers types from some; this one hands
+    byte ranges of the files to Ray, and a broken line is one row with a ``problem``.
+
+    Parameters
+    ----------
+    paths : path, or sequence of paths
+        Lines are numbered through all files.
+    images : path, optional
+        The folder of the pictures.
+    size : tuple of 2 int, optional
+        Width and height for rows that name neither a size nor a picture.
+    pictures : bool
+        Rows are about pictures in `images`, and need no answer.
+
+    Raises
+    ------
+    InputError
+        If a file can't be read.
+    """
+    if pictures and images is None:
+        raise InputError("where are the pictures? images=DIR")
+    need_ray()
+    import ray.data
+
+    ranges = list(_ranges(_files(paths, (".jsonl", ".ndjson"))))
+    if not ranges:
+        raise InputError(f"{paths}: nothing in it")
+    folder = None if images is None else os.fspath(images)
+    given = {"images": folder, "size": size, "pictures": pictures, "cwd": os.getcwd()}
+    with in_order():
+        dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges))
+        return dataset.map_batches(
+            _read_range,  # type: ignore[arg-type]
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs=given,
+        )
+
+
+def read_webdataset(paths: Paths) -> Dataset:
+    """Samples of WebDataset tar files: the picture, and what ``.json`` and ``.txt`` say.
+
+    A sample's name is its key and the picture's ending. A ``.json`` has the keys of an
+    `AnswerRow`; a ``.txt`` is the answer.
+    """
+    need_ray()
+    import ray.data
+
+    with in_order():
+        dataset = ray.data.read_webdataset(_files(paths, (".tar",)), decoder=None)
+        return dataset.map_batches(_read_samples, batch_size=None, batch_format="pandas")
+
+
+def read_any(
+    source: Paths | Dataset,
+    images: str | os.PathLike[str] | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    pictures: bool = False,
+) -> Dataset:
+    """Whatever it is, by the endings of the files; a Dataset stays what it is."""
+    if not isinstance(source, str | os.PathLike | Sequence):
+        return source
+    endings = {Path(path).suffix.lower() for path in _listed(source)}
+    if len(endings) == 1:
+        (ending,) = endings
+        if ending == ".parquet":
+            return read_parquet(source)
+        if ending == ".tar":
+            return read_webdataset(source)
+        if ending in (".jsonl", ".ndjson") or (not pictures and ending != ""):
+            return read_jsonl(source, images, size, pictures=pictures)
+        if ending == ".json":
+            if images is None:
+                raise InputError("where are the pictures of the COCO file? images=DIR")
+            return read_coco(_listed(source)[0], images)
+    if not pictures:
+        raise InputError(f"{source}: answers come in .jsonl, .parquet or .tar files")
+    return read_pictures(source)
+
+
+# -- parts -------------------------------------------------------------------------------
+
+
+def _listed(paths: Paths) -> list[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def _files(paths: Paths, endings: tuple[str, ...]) -> list[str]:
+    """Files, and those of folders, in order of their names; addresses stay as they are."""
+    found: list[str] = []
+    for path in [os.fspath(item) for item in _listed(paths)]:
+        if os.path.isdir(path):
+            inside_it = sorted(file for file in Path(path).rglob("*") if file.suffix in endings)
+            if not inside_it:
+                raise InputError(f"{path}: no file in it that ends in {' or '.join(endings)}")
+            found += map(str, inside_it)
+        elif "://" in path or os.path.isfile(path):
+            found.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return found
+
+
+def _dataset(rows: Iterator[dict[str, Any]]) -> Dataset:
+    need_ray()
+    import pyarrow as pa
+    import ray.data
+
+    listed = list(rows)
+    with in_order():
+        return ray.data.from_arrow(
+            [
+                pa.Table.from_pylist(listed[start : start + _BLOCK], source_schema())
+                for start in range(0, len(listed), _BLOCK)
+            ]
+        )
+
+
+def _ranges(paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Byte ranges of whole lines."""
+    number = 0
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                start = stop = 0
+                first = number
+                for line in file:
+                    number += 1
+                    stop += len(line)
+                    if number - first == _BLOCK:
+                        yield {"path": path, "start": start, "stop": stop, "number": first}
+                        start, first = stop, number
+                if stop > start:
+                    yield {"path": path, "start": start, "stop": stop, "number": first}
+        except OSError as error:
+            raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _read_range(
+    table: pa.Table, images: str | None, size: tuple[int, int] | None, pictures: bool, cwd: str
+) -> pa.Table:
+    import pyarrow as pa
+
+    in_folder(cwd)
+    rows = []
+    for part in table.to_pylist():
+        for line, text in read_lines(part["path"], part["start"], part["stop"], part["number"]):
+            try:
+                row = read_object(text)
+                if pictures:
+                    rows.append(_picture(line, row, str(images)))
+                else:
+                    rows.append(_columns(read_row(line, row, images, size)))
+            except InputError as error:
+                rows.append({"line": line, "problem": str(error)})
+    return pa.Table.from_pylist(rows, source_schema())
+
+
+def _picture(line: int, row: Mapping[str, Any], images: str) -> dict[str, Any]:
+    name = row.get("image")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"'image' must be a file name, got {name!r}")
+    inside(images, name)
+    return {"line": line, "image": name, "path": os.path.join(images, name)}
+
+
+def _columns(row: AnswerRow) -> dict[str, Any]:
+    answer = {"output" if isinstance(row.answer, str) else "token_ids": row.answer}
+    size = {"width": row.size[0], "height": row.size[1]}
+    said = {"prompt": row.prompt or None, "scores": row.scores, "codec": row.codec or None}
+    return {"line": row.line, "image": row.name, **size, **answer, **said}
+
+
+def _read_samples(frame: Any) -> pa.Table:
+    import pyarrow as pa
+
+    rows = []
+    for sample in frame.to_dict("records"):
+        # Samples of one block that lack a file have NaN there.
+        files = {name: data for name, data in sample.items() if isinstance(data, bytes)}
+        row: dict[str, Any] = {"image": sample["__key__"]}
+        ending = next((name for name in files if f".{name.rpartition('.')[2]}" in PICTURES), None)
+        if ending is not None:
+            row |= {"image": f"{sample['__key__']}.{ending}", "bytes": files[ending]}
+        try:
+            said = read_object(files["json"]) if "json" in files else {}
+            if "txt" in files:
+                said["output"] = files["txt"].decode()
+            if not said.keys().isdisjoint(ANSWER_KEYS):
+                row |= _typed(said, row["image"])
+        except (InputError, UnicodeDecodeError) as error:
+            row["problem"] = str(error)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, source_schema())
+
+
+def _typed(said: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The columns of an answer; without a size where it says none: the picture may have it."""
+    found = _columns(read_row(1, {**said, "image": name}, default=(1, 1)))
+    if said.keys().isdisjoint(("width", "height", "size", "image_size_wh")):
+        del found["width"], found["height"]
+    del found["line"]
+    return found
+
+
+def in_folder(path: str) -> None:
+    """Relative paths of the driver mean the same here, where there is such a folder."""
+    if os.path.isdir(path):
+        os.chdir(path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import ModuleType
 
 import palidecode
+from palidecode import ray_data
 
 GROUPS = {
     "Answers": ("parse", "parse_batch", "StreamParser", "format_objects"),
@@ -49,9 +51,13 @@ GROUPS = {
 }
 
 
-def entry(name: str) -> str:
+MODULES = {"On a Ray cluster: `palidecode.ray_data`": ray_data}
+"""Modules whose names are not `palidecode`'s own."""
+
+
+def entry(name: str, module: ModuleType = palidecode) -> str:
     """A name's signature, docstring and public methods."""
-    value = getattr(palidecode, name)
+    value = getattr(module, name)
     lines = [f"### `{name}`", ""]
     is_class = inspect.isclass(value)
     if not (is_class and issubclass(value, (Exception, palidecode.IssueKind))):
@@ -80,7 +86,9 @@ def signature(value: object) -> str:
         if item.kind is item.KEYWORD_ONLY and not starred:
             parameters.append("*")
             starred = True
-        name = item.name if item.annotation is item.empty else f"{item.name}: {item.annotation}"
+        name = f"**{item.name}" if item.kind is item.VAR_KEYWORD else item.name
+        if item.annotation is not item.empty:
+            name += f": {item.annotation}"
         parameters.append(name if item.default is item.empty else f"{name} = {item.default!r}")
     short = f"({', '.join(parameters)})"
     if len(short) <= 80:
@@ -94,6 +102,9 @@ def page() -> str:
     parts = [head]
     for group, names in GROUPS.items():
         parts += [f"## {group}\n", *(entry(name) for name in names)]
+    for group, module in MODULES.items():
+        parts += [f"## {group}\n", f"{inspect.getdoc(module)}\n"]
+        parts += [entry(name, module) for name in module.__all__]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
@@ -23,11 +24,34 @@ if TYPE_CHECKING:
 
     from palidecode.runtime.weights import Source
 
+DEMO_MODEL = "demo"
+"""Name of the model in this package: tiny, trained from scratch on drawn scenes."""
 DTYPES = ("bfloat16", "float32", "float16")
 NOTES = "palidecode.json"
 """Beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes": […]}``,
 the mask codec its seg tokens belong to, and what it can find."""
 _HUB_FILES = ["*.json", "*.safetensors"]
+
+
+class ModelNotes(NamedTuple):
+    """What is known of a checkpoint before it is loaded; see `PaliDecoder`."""
+
+    source: str
+    codes_id: str
+    classes: tuple[str, ...]
+
+
+def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> ModelNotes:
+    """What is known of a checkpoint without loading it.
+
+    Raises
+    ------
+    InputError
+        If it is neither here nor to be had.
+    """
+    path, name = locate(folder_or_id, revision)
+    codes_id, classes = _notes(path)
+    return ModelNotes(name, codes_id, tuple(classes))
 
 
 def load_decoder(
@@ -79,12 +103,16 @@ def load_decoder(
 def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
     """Where a checkpoint lies, and its name with the revision that was taken.
 
+    ``demo`` is the model of this package; a folder of that name is ``./demo``.
+
     Raises
     ------
     InputError
         If it is neither here nor to be had.
     """
     text = os.fspath(folder_or_id)
+    if text == DEMO_MODEL:
+        return Path(str(resources.files("palidecode.demo"))) / "model", text
     path = Path(text)
     if path.exists():
         return path, text

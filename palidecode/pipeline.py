@@ -97,9 +97,9 @@ class PaliDecoder:
         Parameters
         ----------
         folder_or_id : str or path
-            A folder as transformers saves it; a big_vision ``.npz``; or a name on the Hugging
-            Face hub, which is downloaded (needs the network and, for Google's, an accepted
-            licence).
+            ``demo``, the tiny model in this package; a folder as transformers saves it; a
+            big_vision ``.npz``; or a name on the Hugging Face hub, which is downloaded (needs
+            the network and, for Google's, an accepted licence).
         dtype : {"bfloat16", "float32", "float16"}
         device : str, optional
             A torch device; by default the first there is of cuda, mps and cpu.

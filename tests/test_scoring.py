@@ -100,7 +100,7 @@ SCORES = {
     "box": 0.5 * 0.8 * 0.25 * 0.1,
     "objectness": 0.7,
     "mean": (0.01 * 0.08 * 0.45) ** (1 / 8),
-    "product": 0.7 * 0.45 * MEAN_LOC,
+    "product": 0.7 * 0.45 * MEAN_LOC**0.1,
 }
 
 
@@ -134,7 +134,7 @@ def test_objectness_of_first_and_later_objects(small_tokenizer):
     assert scores == pytest.approx([0.6, 0.9, 0.25])
     # A loc token's mean, and one or two label tokens.
     products = [RECIPES["product"](item) for item in found]
-    assert products == pytest.approx([0.6 * exp(-0.2), 0.9 * exp(-0.2), 0.25 * exp(-0.3)])
+    assert products == pytest.approx([0.6 * exp(-0.11), 0.9 * exp(-0.11), 0.25 * exp(-0.21)])
 
 
 def test_a_recipe_that_is_none_is_refused():

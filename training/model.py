@@ -56,10 +56,12 @@ CONFIG = PaliGemmaConfig(
 )
 BINS_WIDE, BINS_NARROW = 40.0, 3.0  # σ of loc targets, in bins
 DENSE_WEIGHT = 0.5  # of the dense loss in the joint stage
+SEG_WEIGHT = 0.8  # of a mask token, where a loc token has 1
+TEXT_BY_MASKS = 3.0  # of a label's or separator's token in answers with masks
 AVERAGE = 0.999  # of the weights kept in the moving average, each step
 DECAY = 0.02
 CELLS = (GRID * CONFIG.vision.patch // SIDE) ** 2  # of the owner map in a patch
-ALL_CLASSES = 0.45  # share of batches whose prompts list every class
+ALL_CLASSES = 0.4  # share of batches whose prompts list every class
 
 
 class DenseHeads(nn.Module):
@@ -308,8 +310,10 @@ def answer_loss(
     alike = near[target[is_seg] - v.seg_offset]
     at_seg = -(logp[is_seg][:, v.seg_offset : v.seg_offset + SEG_COUNT] * alike).sum(1)
     text = loss[~is_loc & ~is_seg]
-    total = text.sum() + at_loc.sum() + 0.5 * at_seg.sum()
-    return total / (len(text) + len(at_loc) + 0.5 * len(at_seg))
+    # Sixteen mask tokens before each label would leave little for it.
+    heavy = TEXT_BY_MASKS if len(at_seg) else 1.0
+    total = heavy * text.sum() + at_loc.sum() + SEG_WEIGHT * at_seg.sum()
+    return total / (heavy * len(text) + len(at_loc) + SEG_WEIGHT * len(at_seg))
 
 
 def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:

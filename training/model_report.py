@@ -57,8 +57,10 @@ def export(run: Path, folder: Path) -> None:
     write_json(folder / "config.json", config_to_hf(CONFIG) | {"torch_dtype": "float16"})
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     write_json(folder / "palidecode.json", {"codes": DEMO_ID, "classes": list(CLASSES)})
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    write_json(folder / "curve.json", log[4::5])
+    # A run that went on from a checkpoint has some steps twice: the later ones count.
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    log = {line["step"]: line for line in lines if line["step"] % 500 == 0 or line == lines[-1]}
+    write_json(folder / "curve.json", [log[step] for step in sorted(log)])
     weights = (folder / "model.safetensors").read_bytes()
     write_json(
         folder / "manifest.json",
@@ -135,6 +137,11 @@ def figures(decoder: PaliDecoder, folder: Path) -> dict[str, Any]:
         for name in RECIPES
     }
     found["default_recipe"] = DEFAULT_SCORE
+    by_mask = {row["category"]: row["AP"] for row in mask_result.rows()}
+    found["per_class"] = {
+        row["category"]: {"boxes": round(row["AP"], 4), "masks": round(by_mask[row["category"]], 4)}
+        for row in result.rows()
+    }
     return found
 
 
@@ -151,6 +158,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantize", choices=("int8", "int4"))
     parser.add_argument("--manifest", action="store_true", help="add the figures to the manifest")
     args = parser.parse_args()
     if args.export is not None:
@@ -158,7 +166,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder), args.seed, args.count, 224)
-        decoder = PaliDecoder.from_pretrained(args.model, args.dtype, "cpu")
+        decoder = PaliDecoder.from_pretrained(args.model, args.dtype, "cpu", args.quantize)
         found = figures(decoder, Path(folder))
     print(json.dumps(found, indent=1))
     if args.manifest:

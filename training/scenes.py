@@ -223,14 +223,15 @@ def all_classes_prompt(truth: Scene, task: Task = "detect") -> Prompt:
 def prompt_for(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
     """A random prompt about a scene, as people write them.
 
-    Asks for some of what is there and, more often than not, for something that isn't; three of
-    ten name colours, and then the same class in a colour that is absent is asked for too.
-    A class is never asked for both with and without a colour.
+    Asks for some of what is there and, more often than not, for something that isn't; six of
+    ten name colours, and then classes are asked for in colours that aren't there, too: with
+    fewer, a model learns to ignore the colour. A class is never asked for both with and without
+    a colour.
     """
     if rng.random() < 0.08:
         order = rng.permutation(len(CLASSES))[: int(rng.integers(6, len(CLASSES) + 1))]
         return _prompt(truth, task, [(CLASSES[number], None) for number in order])
-    colored = rng.random() < 0.3
+    colored = rng.random() < 0.6
     present = sorted(set(truth.labels))
     rng.shuffle(present)
     asked: list[tuple[str, str | None]] = []
@@ -246,15 +247,17 @@ def prompt_for(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
 
 
 def _colored(truth: Scene, rng: np.random.Generator, label: str) -> list[tuple[str, str | None]]:
-    """A class of the scene by colour: one that is there, at times one that isn't; or plain."""
-    if rng.random() < 0.25:
+    """A class of the scene by colour: one that is there, one that isn't, or both; or plain."""
+    if rng.random() < 0.15:
         return [(label, None)]
     objects = zip(truth.labels, truth.colors, strict=True)
     there = sorted({color for name, color in objects if name == label})
-    asked: list[tuple[str, str | None]] = [(label, there[int(rng.integers(len(there)))])]
-    if rng.random() < 0.35:
-        asked.append((label, COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]))
-    return asked
+    right = (label, there[int(rng.integers(len(there)))])
+    other = (label, COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))])
+    kind = rng.random()
+    if kind < 0.35:
+        return [other]
+    return [right] if kind < 0.65 else [right, other]
 
 
 def _absent(truth: Scene, rng: np.random.Generator, colored: bool) -> tuple[str, str | None]:

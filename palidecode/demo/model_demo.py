@@ -1,15 +1,19 @@
-"""``palidecode demo --model DIR``: a model of the scenes on scenes it has never seen.
+"""``palidecode demo``: the bundled model on scenes it has never seen, or on one's own picture.
 
-The pictures and their truth are held-out scenes, made by ``training/demo_scenes.py``; such a
-model is made by ``training/model.py``. It knows sixteen kinds of drawn objects in nine colours.
+The model is ``demo/model``, made by ``training/model.py``; it knows sixteen kinds of drawn
+objects in nine colours, and nothing else. The pictures and their truth are held-out scenes, made
+by ``training/demo_scenes.py``.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import textwrap
 import time
 from dataclasses import asdict, dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,25 @@ from PIL import Image
 
 from palidecode.coco import to_coco
 from palidecode.drawing import draw
+from palidecode.errors import InputError
 from palidecode.evaluation.coco import evaluate_coco
 from palidecode.files import open_picture, read_json, replacing
+from palidecode.loading import DEMO_MODEL, locate
 from palidecode.pipeline import PaliDecoder
 
 SCENES, TRUTH = "scenes", "instances.json"
 _COLUMNS, _TILE, _GAP = 4, 448, 12  # of the sheet, in pixels
-_ASKED_BY_COLOR = 3  # prompts with a colour that are shown
+_EXAMPLES = 3  # prompts for some classes that are shown
+_KNOWS_LITTLE = (
+    "This model is tiny and has only ever seen drawn scenes of {classes}. On photographs it "
+    "guesses. For those: palidecode predict PICTURE --model google/paligemma2-3b-mix-448 "
+    "--prompt 'detect cat'"
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with a colour, and the model's answer."""
+    """A prompt for some of the classes, and the model's answer."""
 
     picture: str
     prompt: str
@@ -48,6 +59,8 @@ class ModelReport:
         AP, AP50, AP75 in [0, 1].
     mask_iou : float
         Mean mask IoU of the objects that were found.
+    more : str
+        Its figures on many such pictures, where its folder says them.
     examples : list of Example
     seconds : float
         Loading, answering and decoding.
@@ -60,6 +73,7 @@ class ModelReport:
     boxes: dict[str, float]
     masks: dict[str, float]
     mask_iou: float
+    more: str
     examples: list[Example]
     seconds: float
     files: list[str]
@@ -71,14 +85,15 @@ class ModelReport:
     def table(self) -> str:
         """The printed report."""
         lines = [
-            f"{self.pictures} pictures it has never seen, {self.objects} objects, "
-            f"{self.found} answers, {self.seconds:.1f} s",
+            f"{self.pictures} pictures it has never seen with {self.objects} objects: "
+            f"{self.found} found in {self.seconds:.1f} s",
             "",
             "        " + "".join(f"{name:>7}" for name in self.boxes),
         ]
         for name, values in (("boxes", self.boxes), ("masks", self.masks)):
             lines.append(f"{name:<8}" + "".join(f"{value:7.3f}" for value in values.values()))
-        lines += [f"mean mask IoU of what it found: {self.mask_iou:.3f}", ""]
+        lines += [f"mean mask IoU of what it found: {self.mask_iou:.3f}"]
+        lines += [self.more, ""] if self.more else [""]
         for example in self.examples:
             lines.append(f"{example.picture}: {example.prompt}")
             lines.append(f"  → {example.answer or '(nothing)'}")
@@ -87,15 +102,50 @@ class ModelReport:
         return "\n".join(lines)
 
 
-def run(model: Path, output: Path) -> ModelReport:
+@dataclass(frozen=True)
+class PictureReport:
+    """What the model says about one's own picture.
+
+    Attributes
+    ----------
+    prompt, answer : str
+    objects : list of dict
+        ``label``, ``box`` (x1, y1, x2, y2 in pixels), ``score``.
+    knows : str
+        What the model can be asked.
+    files : list of str
+    """
+
+    prompt: str
+    answer: str
+    objects: list[dict[str, Any]]
+    knows: str
+    files: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The printed report."""
+        lines = [self.prompt, f"  → {self.answer or '(nothing)'}", ""]
+        for item in self.objects:
+            box = ", ".join(f"{value:.0f}" for value in item["box"])
+            lines.append(f"{item['label']:<14} {item['score']:.2f}  {box}")
+        lines += [""] if self.objects else []
+        lines += [f"written: {name}" for name in self.files]
+        return "\n".join([*lines, "", *textwrap.wrap(self.knows, 96, break_on_hyphens=False)])
+
+
+def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport:
     """Segment the bundled pictures and write overlays, ``coco.json`` and ``metrics.json``.
 
     Parameters
     ----------
-    model : Path
-        A folder of ``training/model_report.py``.
     output : Path
         The folder to write to.
+    model : str or path
+        The bundled one, or a folder of ``training/model_report.py``.
 
     Raises
     ------
@@ -103,7 +153,7 @@ def run(model: Path, output: Path) -> ModelReport:
         If torch isn't installed, or the folder can't be written.
     """
     began = time.perf_counter()
-    decoder = PaliDecoder.from_pretrained(model, "float32", "cpu")
+    decoder = _load(model)
     with resources.as_file(resources.files("palidecode.demo") / SCENES) as folder:
         truth = read_json(folder / TRUTH)
         names = [str(image["file_name"]) for image in truth["images"]]
@@ -113,7 +163,7 @@ def run(model: Path, output: Path) -> ModelReport:
     boxes = evaluate_coco(truth, dataset, "bbox")
     masks = evaluate_coco(truth, dataset, "segm")
     ious = [row["iou"] for row in masks.match_rows if row["kind"] == "ok"]
-    examples = _ask_by_color(decoder, pictures, truth)
+    examples = _ask_for_some(decoder, pictures, truth)
     seconds = time.perf_counter() - began
     files = [output / "sheet.png", output / "overlays", output / "coco.json"]
     files.append(output / "metrics.json")
@@ -128,6 +178,7 @@ def run(model: Path, output: Path) -> ModelReport:
         boxes=_three(boxes.stats),
         masks=_three(masks.stats),
         mask_iou=round(float(np.mean(ious)), 4) if ious else 0.0,
+        more=_held_out(model),
         examples=examples,
         seconds=round(seconds, 2),
         files=[str(path) for path in files],
@@ -139,26 +190,83 @@ def run(model: Path, output: Path) -> ModelReport:
     return report
 
 
+def run_on(
+    picture: Path, prompt: str | None, output: Path, model: str | os.PathLike[str] = DEMO_MODEL
+) -> PictureReport:
+    """Ask the model about one's own picture; the overlay goes to `output`.
+
+    Parameters
+    ----------
+    picture : Path
+    prompt : str, optional
+        By default all it knows, with masks.
+    output : Path
+        The folder to write to.
+    model : str or path
+
+    Raises
+    ------
+    InputError
+        If torch isn't installed, the picture can't be read or the folder not be written.
+    """
+    image = open_picture(picture)
+    decoder = _load(model)
+    known = " ; ".join(decoder.classes)
+    answer = decoder.generate(image, prompt or f"segment {known}", grammar=True, over="allowed")[0]
+    found = decoder.read([answer])
+    target = output / f"{picture.stem}.png"
+    _save(draw(_large(image), found), target)
+    objects = [
+        {"label": label, "box": [round(v, 1) for v in box], "score": round(score, 4)}
+        for label, box, score in zip(
+            found.labels, found.xyxy.tolist(), found.scores.tolist(), strict=True
+        )
+    ]
+    knows = _KNOWS_LITTLE.format(classes=", ".join(decoder.classes))
+    return PictureReport(answer.prompt, answer.text, objects, knows, [str(target)])
+
+
+def _load(model: str | os.PathLike[str]) -> PaliDecoder:
+    for needed in ("torch", "tokenizers"):
+        if find_spec(needed) is None:
+            raise InputError(
+                f"the demo's model needs {needed}: pip install 'palidecode[runtime]'; "
+                "without it: palidecode demo --answers"
+            )
+    return PaliDecoder.from_pretrained(model, "float32", "cpu")
+
+
+def _held_out(model: str | os.PathLike[str]) -> str:
+    manifest = locate(model)[0] / "manifest.json"
+    told = read_json(manifest).get("held_out") if manifest.exists() else None
+    if not told:
+        return ""
+    boxes, masks = (
+        ", ".join(f"{name} {told[kind][name]:.3f}" for name in ("AP", "AP50"))
+        for kind in ("boxes", "masks")
+    )
+    return f"on {told['pictures']} others: boxes {boxes}; masks {masks}"
+
+
 def _three(stats: Any) -> dict[str, float]:
     return {name: round(float(stats[n]), 4) for n, name in enumerate(("AP", "AP50", "AP75"))}
 
 
-def _ask_by_color(
+def _ask_for_some(
     decoder: PaliDecoder, pictures: list[Image.Image], truth: dict[str, Any]
 ) -> list[Example]:
-    """Some pictures with several objects, asked for the first of them by its colour."""
+    """Some pictures of several classes, asked for one that is there and one that isn't."""
     names = {item["id"]: item["name"] for item in truth["categories"]}
     examples: list[Example] = []
     for image, picture in zip(truth["images"], pictures, strict=True):
         inside = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        if len(inside) < 2 or len(examples) == _ASKED_BY_COLOR:
-            continue
-        first, other = inside[0], inside[1]
-        prompt = f"detect {first['color']} {names[first['category_id']]}"
-        if other["category_id"] != first["category_id"]:
-            prompt += f" ; {names[other['category_id']]}"
-        answer = decoder.generate(picture, prompt, grammar=True, over="allowed")[0]
-        examples.append(Example(str(image["file_name"]), prompt, answer.text))
+        here = {names[a["category_id"]] for a in inside}
+        if len(here) > 1 and len(examples) < _EXAMPLES:
+            first = names[inside[0]["category_id"]]
+            absent = next(name for name in names.values() if name not in here)
+            prompt = f"detect {absent} ; {first}"
+            answer = decoder.generate(picture, prompt, grammar=True, over="allowed")[0]
+            examples.append(Example(str(image["file_name"]), prompt, answer.text))
     return examples
 
 

@@ -75,7 +75,7 @@ def _mean(e: Evidence) -> float:
 
 def _product(e: Evidence) -> float:
     box = math.exp(sum(e.loc) / len(e.loc))
-    return _objectness(e) * _label(e) * box**_BOX_SHARE
+    return _objectness(e) * _label(e) * math.pow(box, _BOX_SHARE)
 
 
 RECIPES: dict[Score, Callable[[Evidence], float]] = {

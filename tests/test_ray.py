@@ -1,19 +1,12 @@
-"""The Ray path: the very files of the single machine, whatever dies. On a real local Ray."""
+"""The Ray path: the very files of the single machine, from every source. On a real local Ray."""
 
 from __future__ import annotations
 
 import io
 import json
-import logging
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tarfile
-import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,164 +14,27 @@ from PIL import Image
 
 from palidecode import evaluate_coco, ray_data
 from palidecode.cli import main
-from palidecode.coco import MaskFormat
-from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
-from palidecode.journal import FAILURES, journal_path
 from palidecode.ray_data.cluster import Workers
-from palidecode.ray_data.running import CocoOptions, shards_folder, write
+from tests.ray_samples import (
+    ANSWERS,
+    MAKE,
+    MARKS,
+    PICTURES,
+    WORDS_OF,
+    WORKERS,
+    decode_words,
+    decoded,
+    failures,
+    one,
+    pictures_of,
+    predict_words,
+    predicted,
+    same,
+)
 from tests.samples import answer
-from tests.tiny_models import one_thread, write_folder
 
-pytestmark = [
-    pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc"),
-    # Ray's advice for runs that have fewer shards than workers, where Datasets run by themselves.
-    pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning"),
-]
-
-ANSWERS, PICTURES, BATCH = 240, 44, 4
-WORKERS = {"concurrency": 2, "num_cpus": 0.5}
-ASK = {"dtype": "float32", "batch_size": BATCH, "max_new_tokens": 40}
-WORDS = ["--dtype", "float32", "--batch-size", str(BATCH), "--max-new-tokens", "40"]
-
-
-def ray_processes(session):
-    """Titles of the processes of a Ray session, and their ids."""
-    found, parents = {}, {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-    own = {pid for pid, title in found.items() if session in title}
-    # Workers write their title over all that would name their session.
-    workers = {pid for pid, parent in parents.items() if parent in own}
-    return {pid: found[pid] for pid in own | workers}
-
-
-def gone(processes, patience=1800):
-    """Whether they end by themselves; tenths of a second."""
-    for _ in range(patience):
-        left = [pid for pid in processes if running(pid)]
-        if not left:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.fixture(scope="session")
-def cluster():
-    """Ray with two CPUs; nothing of it is left afterwards."""
-    import ray.data
-
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own start
-        for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
-            patch.setenv(name, value)
-        patch.delenv("PALIDECODE_WEIGHTS", raising=False)
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=200 << 20,
-        )
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        session = Path(ray._private.worker._global_node.get_session_dir_path()).name
-        with one_thread():
-            yield session
-        processes = ray_processes(session)
-        assert len(processes) > 1
-        ray.shutdown()
-    assert gone(processes), processes
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory, cluster):
-    """Answers and pictures, every tenth broken, a tiny model, and what one machine makes of it."""
-    folder = tmp_path_factory.mktemp("ray")
-    model = write_folder(folder / "model")
-    (model / "palidecode.json").write_text(json.dumps({"codes": DEMO_ID}))
-    rng = np.random.default_rng(6)
-    lines = []
-    for number in range(ANSWERS):
-        objects = [
-            answer(
-                f"thing {rng.integers(9)}",
-                rng.integers(0, 1024, 4).tolist(),
-                rng.integers(0, 128, 16).tolist(),
-            )
-            for _ in range(rng.integers(4))
-        ]
-        # Some pictures have several answers, also far apart.
-        row = {"image": f"{number % 200:03}.png", "width": 320, "height": 240}
-        lines.append(json.dumps({**row, "output": " ; ".join(objects)}))
-        if number % 10 == 3:
-            lines[-1] = lines[-1][:30]
-        if number % 70 == 9:
-            lines.append("")
-    (folder / "answers.jsonl").write_text("\n".join(lines))
-    (folder / "pictures" / "more").mkdir(parents=True)
-    for number in range(PICTURES):
-        path = folder / "pictures" / ("more" if number % 5 else "") / f"{number:03}.png"
-        Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(path)
-        if number % 10 == 3:
-            path.write_bytes(path.read_bytes()[:200])
-    one = folder / "one"
-    one.mkdir()
-    assert main(decode_words(folder, one / "decoded.json")) == 1
-    assert main(predict_words(folder, one / "predicted.json")) == 1
-    return folder
-
-
-def decode_words(place, output):
-    words = ["decode", place / "answers.jsonl", "--weights", DEMO_ID, "--segmentation", "rle"]
-    return [str(word) for word in [*words, "--batch-size", "8", "-o", output]]
-
-
-def predict_words(place, output):
-    words = ["predict", place / "pictures", "--model", place / "model", *WORDS]
-    return [str(word) for word in [*words, "--prompt", "segment cat ; dog", "-o", output]]
-
-
-def one(place, name):
-    """The file of the single machine, and what failed there."""
-    return (place / "one" / f"{name}.json").read_bytes(), failures(place / "one", name)
-
-
-def failures(folder, name):
-    rows = map(json.loads, (folder / FAILURES).read_text().splitlines())
-    return [{**row, "output": ""} for row in rows if row["output"] == f"{name}.json"]
-
-
-def decoded(place, source=None, **options):
-    source = place / "answers.jsonl" if source is None else source
-    given = {"weights": DEMO_ID, "batch_size": 8, "shard_size": 16, **WORKERS, **options}
-    return ray_data.decode(source, **given)
-
-
-def predicted(place, source=None, **options):
-    source = place / "pictures" if source is None else source
-    given = {"prompt": "segment cat ; dog", "shard_size": 8, **ASK, **WORKERS, **options}
-    return ray_data.predict(source, model=place / "model", **given)
-
-
-MAKE = {"decoded": decoded, "predicted": predicted}
-WORDS_OF = {"decoded": decode_words, "predicted": predict_words}
-
-
-def same(place, folder, name):
-    assert (folder / f"{name}.json").read_bytes() == one(place, name)[0]
-    assert failures(folder, name) == one(place, name)[1]
-    assert {path.name for path in folder.iterdir()} <= {f"{name}.json", FAILURES}
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("name", ["decoded", "predicted"])
@@ -256,11 +112,6 @@ def add(tar, name, data):
     item = tarfile.TarInfo(name)
     item.size = len(data)
     tar.addfile(item, io.BytesIO(data))
-
-
-def pictures_of(place):
-    folder = place / "pictures"
-    return sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*.png"))
 
 
 def test_webdataset_parquet_and_coco_files_of_pictures(place, tmp_path):
@@ -367,130 +218,6 @@ def test_evaluate_is_evaluate_coco(place, tmp_path):
         assert mine.stats[0] > 0.1
     ray_data.evaluate(truth, decoded(place), path=tmp_path / "decoded.json", **given)
     same(place, tmp_path, "decoded")
-
-
-# -- what dies ---------------------------------------------------------------------------
-
-
-def actors(session):
-    return [pid for pid, title in ray_processes(session).items() if "MapWorker" in title]
-
-
-@pytest.mark.parametrize("name", ["decoded", "predicted"])
-def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
-    killed = []
-
-    def kill(_):
-        if len(killed) < 2:
-            pid = actors(cluster)[0]
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-
-    found = MAKE[name](place)
-    options = CocoOptions(found.categories, form=MaskFormat("rle"))
-    written = write(found, tmp_path / f"{name}.json", options, on_shard=kill)
-    assert len(set(killed)) == 2
-    assert written.kept == 0
-    same(place, tmp_path, name)
-
-
-def test_a_driver_that_is_killed_goes_on(place, tmp_path, capsys):
-    output = tmp_path / "predicted.json"
-    words = [*predict_words(place, output), "--shard-size", "4", "--ray"]
-    more = ["--workers", "2"]
-    log = tmp_path.parent / "driver.log"
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "palidecode.cli", *words, *more]
-        driver = subprocess.Popen(command, stdout=file, stderr=file)
-        shards = shards_folder(output)
-        while len(list(shards.glob("*.json"))) < 3:
-            assert driver.poll() is None, log.read_text()
-            time.sleep(0.01)
-        # Its session is in the command lines of its children.
-        session = next(
-            part.split("=")[1].split("/")[3]
-            for pid in Path("/proc").glob("[0-9]*")
-            if (pid / "stat").exists() and child_of(pid, driver.pid)
-            for part in (pid / "cmdline").read_text().split("\0")
-            if part.startswith("--session_dir=") or part.startswith("--session-dir=")
-        )
-        processes = ray_processes(session)
-        driver.kill()
-        driver.wait()
-    assert not output.exists()
-    before = {path.name for path in shards.glob("*.json")}
-    assert 3 <= len(before) < 11
-    assert len(processes) > 1
-    assert gone(processes), processes
-    assert main([*words, "local", *more, "--worker-cpus", "0.5", "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["resumed"] >= 12
-    assert said["resumed"] % 4 == 0
-    same(place, tmp_path, "predicted")
-
-
-def child_of(path, pid):
-    try:
-        return int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid
-    except (OSError, ValueError):
-        return False
-
-
-def test_only_what_is_missing_is_done(place, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    shutil.copytree(place / "pictures", pictures)
-    out = tmp_path / "out"
-    output = out / "predicted.json"
-    first = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
-    assert first.kept == 0
-    shards = {path: path.stat().st_mtime_ns for path in shards_folder(output).iterdir()}
-    assert len(shards) == 6
-    (damaged,) = [path for path in shards if b'"000.png"' in path.read_bytes()]
-    damaged.write_bytes(damaged.read_bytes().replace(b"bbox", b"xobb", 1))
-    (broken,) = pictures.rglob("013.png")
-    shutil.copy(next(pictures.rglob("012.png")), broken)
-    second = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
-    made = [path for path, when in shards.items() if path.stat().st_mtime_ns != when]
-    assert damaged in made
-    assert len(made) == 2
-    assert second.kept == PICTURES - 2 * 8
-    assert len(second.failed) == len(first.failed) - 1
-    words = predict_words(place, tmp_path / "mended" / "predicted.json")
-    words[1] = str(pictures)
-    assert main(words) == 1
-    capsys.readouterr()
-    assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
-    # Another prompt is another run, and so is the single machine's.
-    kept = journal_path(output).read_bytes()
-    with pytest.raises(InputError, match=r'prompts was .*"segment cat ; dog".*now .*"segment cat"'):
-        ray_data.write_coco(predicted(place, pictures, prompt="segment cat"), output)
-    words[-1] = str(output)
-    assert main(words) == 2
-    assert "command was predict on ray, now predict" in capsys.readouterr().err
-    assert journal_path(output).read_bytes() == kept
-    third = ray_data.write_coco(predicted(place, pictures), output, restart=True)
-    assert third.kept == 0
-    assert {path.name for path in out.iterdir()} == {"predicted.json", FAILURES}
-    assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
-
-
-class Deadly:
-    """A job that kills its process."""
-
-    columns, one_row_each = ("image",), True
-
-    def load(self, threads):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_what_kills_every_actor_is_named(place, tmp_path):
-    from dataclasses import replace
-
-    found = replace(predicted(place, concurrency=1), job=Deadly())
-    names = [name for name, _ in pictures_of(place)]
-    with pytest.raises(Exception, match="killed its worker 3 times") as caught:
-        write(found, tmp_path / "coco.json", CocoOptions())
-    assert f"from {names[0]!r} to {names[7]!r}" in str(caught.value)
 
 
 # -- what is told ------------------------------------------------------------------------

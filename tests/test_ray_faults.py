@@ -1,0 +1,155 @@
+"""Whatever dies on Ray, the file is that of an undisturbed machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from palidecode import ray_data
+from palidecode.cli import main
+from palidecode.coco import MaskFormat
+from palidecode.errors import InputError
+from palidecode.journal import FAILURES, journal_path
+from palidecode.ray_data.running import CocoOptions, shards_folder, write
+from tests.ray_samples import (
+    MAKE,
+    MARKS,
+    PICTURES,
+    gone,
+    pictures_of,
+    predict_words,
+    predicted,
+    ray_processes,
+    same,
+)
+
+pytestmark = MARKS
+
+
+def actors(session):
+    return [pid for pid, title in ray_processes(session).items() if "MapWorker" in title]
+
+
+@pytest.mark.parametrize("name", ["decoded", "predicted"])
+def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
+    killed = []
+
+    def kill(_):
+        if len(killed) < 2:
+            pid = actors(cluster)[0]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    found = MAKE[name](place)
+    options = CocoOptions(found.categories, form=MaskFormat("rle"))
+    written = write(found, tmp_path / f"{name}.json", options, on_shard=kill)
+    assert len(set(killed)) == 2
+    assert written.kept == 0
+    same(place, tmp_path, name)
+
+
+def test_a_driver_that_is_killed_goes_on(place, tmp_path, capsys):
+    output = tmp_path / "predicted.json"
+    words = [*predict_words(place, output), "--shard-size", "4", "--ray"]
+    more = ["--workers", "2"]
+    log = tmp_path.parent / "driver.log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "palidecode.cli", *words, *more]
+        driver = subprocess.Popen(command, stdout=file, stderr=file)
+        shards = shards_folder(output)
+        while len(list(shards.glob("*.json"))) < 3:
+            assert driver.poll() is None, log.read_text()
+            time.sleep(0.01)
+        # Its session is in the command lines of its children.
+        session = next(
+            part.split("=")[1].split("/")[3]
+            for pid in Path("/proc").glob("[0-9]*")
+            if (pid / "stat").exists() and child_of(pid, driver.pid)
+            for part in (pid / "cmdline").read_text().split("\0")
+            if part.startswith("--session_dir=") or part.startswith("--session-dir=")
+        )
+        processes = ray_processes(session)
+        driver.kill()
+        driver.wait()
+    assert not output.exists()
+    before = {path.name for path in shards.glob("*.json")}
+    assert 3 <= len(before) < 11
+    assert len(processes) > 1
+    assert gone(processes), processes
+    assert main([*words, "local", *more, "--worker-cpus", "0.5", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["resumed"] >= 12
+    assert said["resumed"] % 4 == 0
+    same(place, tmp_path, "predicted")
+
+
+def child_of(path, pid):
+    try:
+        return int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid
+    except (OSError, ValueError):
+        return False
+
+
+def test_only_what_is_missing_is_done(place, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(place / "pictures", pictures)
+    out = tmp_path / "out"
+    output = out / "predicted.json"
+    first = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    assert first.kept == 0
+    shards = {path: path.stat().st_mtime_ns for path in shards_folder(output).iterdir()}
+    assert len(shards) == 6
+    (damaged,) = [path for path in shards if b'"000.png"' in path.read_bytes()]
+    damaged.write_bytes(damaged.read_bytes().replace(b"bbox", b"xobb", 1))
+    (broken,) = pictures.rglob("013.png")
+    shutil.copy(next(pictures.rglob("012.png")), broken)
+    second = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    made = [path for path, when in shards.items() if path.stat().st_mtime_ns != when]
+    assert damaged in made
+    assert len(made) == 2
+    assert second.kept == PICTURES - 2 * 8
+    assert len(second.failed) == len(first.failed) - 1
+    words = predict_words(place, tmp_path / "mended" / "predicted.json")
+    words[1] = str(pictures)
+    assert main(words) == 1
+    capsys.readouterr()
+    assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
+    # Another prompt is another run, and so is the single machine's.
+    kept = journal_path(output).read_bytes()
+    with pytest.raises(InputError, match=r'prompts was .*"segment cat ; dog".*now .*"segment cat"'):
+        ray_data.write_coco(predicted(place, pictures, prompt="segment cat"), output)
+    words[-1] = str(output)
+    assert main(words) == 2
+    assert "command was predict on ray, now predict" in capsys.readouterr().err
+    assert journal_path(output).read_bytes() == kept
+    third = ray_data.write_coco(predicted(place, pictures), output, restart=True)
+    assert third.kept == 0
+    assert {path.name for path in out.iterdir()} == {"predicted.json", FAILURES}
+    assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
+
+
+class Deadly:
+    """A job that kills its process."""
+
+    columns, one_row_each = ("image",), True
+
+    def load(self, threads):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_kills_every_actor_is_named(place, tmp_path):
+    from dataclasses import replace
+
+    found = replace(predicted(place, concurrency=1), job=Deadly())
+    names = [name for name, _ in pictures_of(place)]
+    with pytest.raises(Exception, match="killed its worker 3 times") as caught:
+        write(found, tmp_path / "coco.json", CocoOptions())
+    assert f"from {names[0]!r} to {names[7]!r}" in str(caught.value)

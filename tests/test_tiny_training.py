@@ -10,7 +10,7 @@ import torch
 from palidecode.decoding.parsing import parse
 from palidecode.pipeline import PaliDecoder
 from palidecode.runtime.tokenizer import Tokenizer
-from training import model, model_report
+from training import model, model_batches, model_report
 from training.model_data import GRID, SIDE, Shard, draw_shard, read_shard, write_shards
 from training.model_tokenizer import build
 from training.scene_shapes import CLASSES
@@ -26,12 +26,14 @@ def shard():
 
 @pytest.fixture(scope="module")
 def words():
-    return model.Words(Tokenizer(build()))
+    return model_batches.Words(Tokenizer(build()))
 
 
 def a_batch(shard, words, masks=True, everything=True, seed=0):
     rng = np.random.default_rng(seed)
-    return model.make_batch(shard, np.arange(len(shard.images)), rng, words, masks, everything)
+    return model_batches.make_batch(
+        shard, np.arange(len(shard.images)), rng, words, masks, everything
+    )
 
 
 def test_a_shard_is_its_scenes(shard):
@@ -80,9 +82,9 @@ def test_patches_know_their_object(shard, words):
     assert ((batch.owner > 0) == seen).all()
     assert (batch.cells[~seen] == 0).all()
     assert (batch.cells[seen].sum(-1) > 0).all()
-    middle = model._centers(model.CONFIG.vision).expand(len(seen), -1, -1)[seen]
+    middle = model._centers(model_batches.CONFIG.vision).expand(len(seen), -1, -1)[seen]
     box = batch.box[seen]
-    reach = model.CONFIG.vision.patch / SIDE
+    reach = model_batches.CONFIG.vision.patch / SIDE
     assert (middle[:, 0] > box[:, 0] - reach).all()
     assert (middle[:, 1] < box[:, 3] + reach).all()
 
@@ -116,7 +118,7 @@ def test_training_learns_goes_on_and_is_exported(tmp_path, monkeypatch):
         for one, other in zip(run.values, again.values, strict=True):
             assert torch.equal(one, other)
         near, bins = model.near_codes(8.0), model.near_bins(40.0)
-        batch = next(model.batches(args.data, 16, 0, run.words, 1.0))
+        batch = next(model_batches.batches(args.data, 16, 0, run.words, 1.0))
         before = run._update(batch, True, bins, near)
         for _ in range(5):
             after = run._update(batch, True, bins, near)

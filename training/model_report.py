@@ -29,10 +29,10 @@ from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.weights import state_to_hf
 from palidecode.scoring import DEFAULT_SCORE, RECIPES
-from training.model import CONFIG
+from training.model_batches import CONFIG
 from training.model_tokenizer import build
 from training.scene_shapes import CLASSES
-from training.scenes import HELD_OUT_SEED, write_scenes
+from training.scenes import COLOR_NAMES, HELD_OUT_SEED, write_scenes
 
 PREPROCESSOR = {
     "image_processor_type": "SiglipImageProcessor",
@@ -137,12 +137,46 @@ def figures(decoder: PaliDecoder, folder: Path) -> dict[str, Any]:
         for name in RECIPES
     }
     found["default_recipe"] = DEFAULT_SCORE
+    found["colors"] = colors_heeded(decoder, folder)
     by_mask = {row["category"]: row["AP"] for row in mask_result.rows()}
     found["per_class"] = {
         row["category"]: {"boxes": round(row["AP"], 4), "masks": round(by_mask[row["category"]], 4)}
         for row in result.rows()
     }
     return found
+
+
+def colors_heeded(decoder: PaliDecoder, folder: Path) -> dict[str, float]:
+    """Whether `detect red star` finds red stars, and `detect blue star` then finds none.
+
+    Every picture is asked twice about the class of its first object: in that object's colour, and
+    in one that no object of the class has there. A model that ignores colours finds something
+    both times.
+    """
+    dataset = json.loads((folder / "instances.json").read_text())
+    names = {item["id"]: item["name"] for item in dataset["categories"]}
+    there: dict[int, list[dict[str, Any]]] = {}
+    for item in dataset["annotations"]:
+        there.setdefault(item["image_id"], []).append(item)
+    pictures, prompts = [], []
+    for image in dataset["images"]:
+        objects = there.get(image["id"], [])
+        if not objects:
+            continue
+        first = objects[0]
+        label = names[first["category_id"]]
+        seen = {o["color"] for o in objects if o["category_id"] == first["category_id"]}
+        others = [color for color in COLOR_NAMES if color not in seen]
+        for color in (first["color"], others[image["id"] % len(others)]):
+            pictures.append(folder / image["file_name"])
+            prompts.append(f"detect {color} {label}")
+    answers = decoder.generate(pictures, prompts, DEFAULT_TOKENS, grammar=True, batch_size=32)
+    found = [len(decoder.read([answer])) > 0 for answer in answers]
+    return {
+        "asked": len(found) // 2,
+        "found_in_its_color": round(float(np.mean(found[::2])), 4),
+        "silent_in_another": round(1 - float(np.mean(found[1::2])), 4),
+    }
 
 
 def summary(result: Any) -> dict[str, float]:

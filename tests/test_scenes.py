@@ -15,7 +15,15 @@ from pycocotools.coco import COCO
 
 from palidecode.errors import InputError
 from training import glyphs, scenes
-from training.scenes import CLASSES, COLOR_NAMES, Scene, all_classes_prompt, prompt_for, scene
+from training.scenes import (
+    CLASSES,
+    COLOR_NAMES,
+    Scene,
+    all_classes_prompt,
+    one_phrase_prompt,
+    prompt_for,
+    scene,
+)
 
 SEED = 11  # of no split
 
@@ -130,6 +138,27 @@ def test_prompts_name_what_answers_them(many, task):
         assert {phrase for _, phrase in prompt.objects()} <= set(prompt.phrases)
     assert absent > 100
     assert colored > 50
+
+
+def test_a_prompt_about_one_thing_names_all_that_it_fits(many):
+    rng = np.random.default_rng(7)
+    kinds = Counter()
+    for drawn in many:
+        prompt = one_phrase_prompt(drawn, rng, "segment")
+        (phrase,), (numbers,) = prompt.phrases, prompt.answers
+        assert prompt.text == f"segment {phrase}"
+        words = set(phrase.split())
+        right = [
+            at
+            for at, (label, color) in enumerate(zip(drawn.labels, drawn.colors, strict=True))
+            if words <= {label, color}
+        ]
+        assert list(numbers) == right
+        kind = (len(words & set(COLOR_NAMES)), len(words & set(CLASSES)), bool(right))
+        kinds[kind] += 1
+    # A colour, a class, both: each found and not found.
+    assert len(kinds) == 6
+    assert min(kinds.values()) >= 5
 
 
 def test_a_color_selects_among_objects_of_one_class():

@@ -89,6 +89,19 @@ def test_patches_know_their_object(shard, words):
     assert (middle[:, 1] < box[:, 3] + reach).all()
 
 
+def test_patches_know_whether_their_object_is_asked_for(shard, words):
+    batch = a_batch(shard, words, everything=False)
+    assert torch.equal(a_batch(shard, words).asked, a_batch(shard, words).owner > 0)
+    some = (batch.asked & (batch.owner > 0)).any(1)
+    assert 5 < some.sum() < len(some)
+    for row in range(len(batch.ids)):
+        ids = batch.ids[row, batch.prefix[row] : batch.lengths[row]].tolist()
+        found = parse(ids, vocabulary=words.vocabulary, detokenize=words.tokenizer.decode)
+        objects = set(batch.owner[row][batch.asked[row]].tolist())
+        assert len(objects) <= len(found.objects)
+        assert bool(objects) <= bool(found.objects)
+
+
 def test_soft_targets_sum_to_one_and_prefer_the_truth():
     for table in (model.near_bins(40.0), model.near_bins(3.0), model.near_codes(8.0)):
         assert torch.allclose(table.sum(1), torch.ones(len(table)), atol=1e-4)
@@ -102,6 +115,7 @@ def test_training_learns_goes_on_and_is_exported(tmp_path, monkeypatch):
         data=tmp_path / "data",
         out=tmp_path,
         dense_steps=6,
+        asked_steps=4,
         steps=6,
         batch=16,
         rate=1.5e-3,
@@ -112,9 +126,9 @@ def test_training_learns_goes_on_and_is_exported(tmp_path, monkeypatch):
     with one_thread():
         run = model.Run(args)
         run.train()
-        assert run.step == 12
+        assert run.step == 16
         again = model.Run(args)
-        assert again.step == 12
+        assert again.step == 16
         for one, other in zip(run.values, again.values, strict=True):
             assert torch.equal(one, other)
         near, bins = model.near_codes(8.0), model.near_bins(40.0)
@@ -123,7 +137,11 @@ def test_training_learns_goes_on_and_is_exported(tmp_path, monkeypatch):
         for _ in range(5):
             after = run._update(batch, True, bins, near)
         assert sum(after) < sum(before)
-        (tmp_path / "log.jsonl").write_text(json.dumps({"step": 12}) + "\n")
+        before = run._learn_asked(batch)
+        for _ in range(5):
+            after = run._learn_asked(batch)
+        assert after < before
+        (tmp_path / "log.jsonl").write_text(json.dumps({"step": 16}) + "\n")
         model_report.export(tmp_path, tmp_path / "model")
         decoder = PaliDecoder.from_pretrained(tmp_path / "model", "float32", "cpu")
         found = decoder.segment(scene(2, 0, 224).image, " ; ".join(decoder.classes))

@@ -1,14 +1,16 @@
 """Train the tiny model: ``python -m training.model --data DIR --out DIR``.
 
-Three stages, one run, resumable, seeded:
+Four stages, one run, resumable, seeded:
 
 0. *dense*: the vision tower alone; every patch tells class, colour, box and mask codes of the
    object that covers it. What SigLIP's pre-training is to PaliGemma.
-1. *joint*: the whole model learns to answer. The prefix (image, ``<bos>``, prompt, newline) is
+1. *asked*: the decoder alone reads prompts; every patch tells whether its object is asked for.
+   Without it classes are learned, and colours are not.
+2. *joint*: the whole model learns to answer. The prefix (image, ``<bos>``, prompt, newline) is
    not in the loss; the suffix is, ``<eos>`` included, objects from left to right. Loc targets
    are Gaussians over the bins that narrow from σ = 40 to 3, seg targets are spread over codes
    that look alike; a model learns places from near misses, which one-hot targets don't allow.
-2. the same, narrow and with a falling learning rate; a moving average of the weights is kept
+3. the same, narrow and with a falling learning rate; a moving average of the weights is kept
    throughout and is what is saved.
 """
 
@@ -19,6 +21,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -40,6 +44,8 @@ BINS_WIDE, BINS_NARROW = 40.0, 3.0  # σ of loc targets, in bins
 DENSE_WEIGHT = 0.5  # of the dense loss in the joint stage
 SEG_WEIGHT = 0.8  # of a mask token, where a loc token has 1
 TEXT_BY_MASKS = 3.0  # of a label's or separator's token in answers with masks
+ASKED_WEIGHT = 0.5  # of whether a patch's object is asked for
+ASKED_AFTER = (1, 2)  # layers of the decoder
 AVERAGE = 0.999  # of the weights kept in the moving average, each step
 DECAY = 0.02
 
@@ -48,7 +54,8 @@ class DenseHeads(nn.Module):
     """What every patch says about the object that covers it; used in training only.
 
     `cells`: which parts of the patch the object covers. Without it a patch takes long to learn
-    what an edge is, and so what a silhouette is.
+    what an edge is, and so what a silhouette is. `asked`: after some layers of the decoder,
+    whether the prompt asks for the object; a class is found without, a colour isn't.
     """
 
     def __init__(self, width: int) -> None:
@@ -58,6 +65,7 @@ class DenseHeads(nn.Module):
         self.box = nn.Linear(width, 4)
         self.codes = nn.Linear(width, SEG_PER_MASK * SEG_COUNT)
         self.cells = nn.Linear(width, CELLS)
+        self.asked = nn.ModuleList(nn.Linear(width, 1) for _ in ASKED_AFTER)
 
 
 def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) -> Tensor:
@@ -122,12 +130,20 @@ def near_bins(sigma: float) -> Tensor:
 
 
 def answer_loss(
-    model: PaliGemma, batch: Batch, image: Tensor, words: Words, bins: Tensor, near: Tensor
+    model: PaliGemma,
+    heads: DenseHeads,
+    batch: Batch,
+    image: Tensor,
+    words: Words,
+    bins: Tensor,
+    near: Tensor,
 ) -> Tensor:
-    """Cross entropy of the suffix against soft targets."""
+    """Cross entropy of the suffix against soft targets, and of what patches say is asked for."""
     whole = model.embed_prefix(image, batch.ids, batch.lengths)
     tokens = CONFIG.vision.tokens
-    hidden = model.language(whole.embeddings, whole.position, batch.prefix + tokens)[:, tokens:]
+    with watched(model) as states:
+        hidden = model.language(whole.embeddings, whole.position, batch.prefix + tokens)
+    hidden = hidden[:, tokens:]
     place = torch.arange(batch.ids.shape[1])
     asks = (place >= batch.prefix[:, None] - 1) & (place < batch.lengths[:, None] - 1)
     logits = model.language.logits(hidden[asks])
@@ -145,7 +161,36 @@ def answer_loss(
     # Sixteen mask tokens before each label would leave little for it.
     heavy = TEXT_BY_MASKS if len(at_seg) else 1.0
     total = heavy * text.sum() + at_loc.sum() + SEG_WEIGHT * at_seg.sum()
-    return total / (heavy * len(text) + len(at_loc) + SEG_WEIGHT * len(at_seg))
+    count = heavy * len(text) + len(at_loc) + SEG_WEIGHT * len(at_seg)
+    return total / count + ASKED_WEIGHT * _whether_asked(heads, states, batch)
+
+
+def asked_loss(model: PaliGemma, heads: DenseHeads, batch: Batch, image: Tensor) -> Tensor:
+    """Which objects a prompt asks for, without any answer."""
+    prompts = batch.ids[:, : int(batch.prefix.max())]
+    whole = model.embed_prefix(image, prompts, batch.prefix)
+    with watched(model) as states:
+        model.language(whole.embeddings, whole.position, whole.length)
+    return _whether_asked(heads, states, batch)
+
+
+@contextmanager
+def watched(model: PaliGemma) -> Iterator[list[Tensor]]:
+    """What comes out of the layers `ASKED_AFTER`."""
+    states: list[Tensor] = []
+    layers = [model.language.layers[number] for number in ASKED_AFTER]
+    hooks = [layer.register_forward_hook(lambda *of: states.append(of[2])) for layer in layers]
+    yield states
+    for hook in hooks:
+        hook.remove()
+
+
+def _whether_asked(heads: DenseHeads, states: list[Tensor], batch: Batch) -> Tensor:
+    seen = batch.owner > 0
+    patches = [state[:, : CONFIG.vision.tokens][seen] for state in states]
+    said = [head(x)[:, 0].float() for head, x in zip(heads.asked, patches, strict=True)]
+    wanted = batch.asked[seen].float()
+    return torch.stack([F.binary_cross_entropy_with_logits(x, wanted) for x in said]).mean()
 
 
 def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:
@@ -261,20 +306,29 @@ class Run:
     def train(self) -> None:
         """Until the last step; the log is one JSON line every 100 steps."""
         args = self.args
-        total = args.dense_steps + args.steps
+        joint_from = args.dense_steps + args.asked_steps
+        total = joint_from + args.steps
         near = near_codes(args.sharpness)
-        data = batches(args.data, args.batch, args.seed + 1000 + self.step, self.words, args.detect)
+        seed = args.seed + 1000 + self.step
+        data = batches(args.data, args.batch, seed, self.words, args.detect)
+        questions = batches(args.data, args.batch, seed, self.words, 1.0, all_classes=0.0)
         began, sums = time.perf_counter(), [0.0, 0.0]
         before = self.seconds
         while self.step < total:
-            joint = self.step - args.dense_steps
+            joint = self.step - joint_from
+            dense_only = self.step < args.dense_steps
             done = max(0.0, joint / args.steps)
             sigma = max(BINS_NARROW, BINS_WIDE * (BINS_NARROW / BINS_WIDE) ** (done / 0.7))
             bins = near_bins(sigma)
-            place = (self.step, args.dense_steps) if joint < 0 else (joint, args.steps)
+            place = (self.step, args.dense_steps) if dense_only else (joint, args.steps)
+            if joint < 0 and not dense_only:
+                place = (joint + args.asked_steps, args.asked_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(*place, args.rate)
-            dense, answer = self._update(next(data), joint >= 0, bins, near)
+            if joint < 0 and not dense_only:
+                dense, answer = 0.0, self._learn_asked(next(questions))
+            else:
+                dense, answer = self._update(next(data), joint >= 0, bins, near)
             sums = [sums[0] + dense, sums[1] + answer]
             self.step += 1
             self.seconds = before + time.perf_counter() - began
@@ -300,8 +354,21 @@ class Run:
         answer = torch.zeros(())
         if joint:
             image = self.work.projector(features)
-            answer = answer_loss(self.work, batch, image, self.words, bins, near)
-        ((DENSE_WEIGHT if joint else 1.0) * dense + answer).backward()
+            heads = self.work_heads
+            answer = answer_loss(self.work, heads, batch, image, self.words, bins, near)
+        self._step((DENSE_WEIGHT if joint else 1.0) * dense + answer)
+        return dense.item(), answer.item()
+
+    def _learn_asked(self, batch: Batch) -> float:
+        with torch.no_grad():
+            torch._foreach_copy_(self.copies, self.values)
+            image = self.work.projector(self.work.vision(batch.pixels))
+        loss = asked_loss(self.work, self.work_heads, batch, image)
+        self._step(loss)
+        return loss.item()
+
+    def _step(self, loss: Tensor) -> None:
+        loss.backward()
         for value, copy in zip(self.values, self.copies, strict=True):
             value.grad = None if copy.grad is None else copy.grad.float()
             copy.grad = None
@@ -311,7 +378,6 @@ class Run:
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - keep)
-        return dense.item(), answer.item()
 
 
 def main() -> None:
@@ -320,6 +386,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="shards of training.model_data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dense-steps", type=int, default=2500)
+    parser.add_argument("--asked-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.5e-3)

@@ -16,7 +16,14 @@ from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, SEG_PER_MASK
 from training.model_data import GRID, SIDE, Shard, read_shard
 from training.scene_shapes import CLASSES
-from training.scenes import COLOR_NAMES, Prompt, Scene, all_classes_prompt, prompt_for
+from training.scenes import (
+    COLOR_NAMES,
+    Prompt,
+    Scene,
+    all_classes_prompt,
+    one_phrase_prompt,
+    prompt_for,
+)
 
 CONFIG = PaliGemmaConfig(
     VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=10),
@@ -34,6 +41,7 @@ CONFIG = PaliGemmaConfig(
 )
 CELLS = (GRID * CONFIG.vision.patch // SIDE) ** 2  # of the owner map in a patch
 ALL_CLASSES = 0.4  # share of batches whose prompts list every class
+ONE_PHRASE = 0.4  # of the other prompts, those about one thing
 
 
 @dataclass
@@ -50,6 +58,7 @@ class Batch:
     codes: Tensor  # (B, P, 16)
     owner: Tensor  # (B, P) which object of its scene, 0 is background
     cells: Tensor  # (B, P, cells) 1 where that object covers the cell
+    asked: Tensor  # (B, P) whether the prompt asks for that object
 
 
 class Words:
@@ -95,6 +104,7 @@ def make_batch(
     color, box = np.zeros_like(label), np.zeros((*label.shape, 4), np.float32)
     owners, cells = np.zeros_like(label), np.zeros((*label.shape, CELLS), np.float32)
     codes = np.zeros((*label.shape, SEG_PER_MASK), np.int64)
+    asked = np.zeros(label.shape, np.bool_)
     sequences, prefixes = [], []
     for place, row in enumerate(rows.tolist()):
         part = slice(int(shard.first[row]), int(shard.first[row + 1]))
@@ -116,6 +126,7 @@ def make_batch(
         box[place][seen] = loc[number] / LOC_COUNT
         codes[place][seen] = seg[number]
         prompt = _prompt(shard, part, rng, masks, everything)
+        asked[place] = np.isin(own, [number + 1 for number, _ in prompt.objects()])
         order = sorted(prompt.objects(), key=lambda o: (loc[o[0], 1] + loc[o[0], 3], loc[o[0], 0]))
         objects = [(name, loc[n].tolist(), seg[n].tolist() if masks else None) for n, name in order]
         front = words.tokenizer.encode_prompt(prompt.text)
@@ -138,6 +149,7 @@ def make_batch(
         torch.from_numpy(codes).reshape(*flat, SEG_PER_MASK),
         torch.from_numpy(owners).reshape(flat),
         torch.from_numpy(cells).reshape(*flat, CELLS),
+        torch.from_numpy(asked).reshape(flat),
     )
 
 
@@ -165,10 +177,19 @@ def _prompt(
     task = "segment" if masks else "detect"
     if everything:
         return all_classes_prompt(truth, task)
+    if rng.random() < ONE_PHRASE:
+        return one_phrase_prompt(truth, rng, task)
     return prompt_for(truth, rng, task)
 
 
-def batches(data: Path, size: int, seed: int, words: Words, detect: float) -> Iterator[Batch]:
+def batches(
+    data: Path,
+    size: int,
+    seed: int,
+    words: Words,
+    detect: float,
+    all_classes: float = ALL_CLASSES,
+) -> Iterator[Batch]:
     """Batches without end; shards that appear while it runs are used, too."""
     rng = np.random.default_rng(seed)
     while True:
@@ -179,6 +200,6 @@ def batches(data: Path, size: int, seed: int, words: Words, detect: float) -> It
             starts = np.arange(rng.integers(size), len(order) - size + 1, size)
             for start in rng.permutation(starts).tolist():
                 masks = bool(rng.random() >= detect)
-                everything = bool(rng.random() < ALL_CLASSES)
+                everything = bool(rng.random() < all_classes)
                 rows = order[start : start + size]
                 yield make_batch(shard, rows, rng, words, masks, everything)

@@ -220,6 +220,25 @@ def all_classes_prompt(truth: Scene, task: Task = "detect") -> Prompt:
     return _prompt(truth, task, [(label, None) for label in CLASSES])
 
 
+def one_phrase_prompt(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
+    """A prompt about one thing: a colour (``detect red``), a class, or a class in a colour.
+
+    A colour alone asks for everything that has it. It is what a model learns first of colours:
+    with classes in colours alone it may never.
+    """
+    number = int(rng.integers(len(truth.labels))) if truth.labels else None
+    label = CLASSES[int(rng.integers(len(CLASSES)))]
+    color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]
+    kind = int(rng.integers(3))
+    if number is not None and (kind == 2 or rng.random() < 0.65):
+        label = truth.labels[number]
+        color = truth.colors[number] if rng.random() < (0.5 if kind == 2 else 1) else color
+    if kind == 0:
+        there = tuple(n for n, found in enumerate(truth.colors) if found == color)
+        return Prompt(f"{task} {color}", (color,), (there,))
+    return _prompt(truth, task, [(label, None if kind == 1 else color)])
+
+
 def prompt_for(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
     """A random prompt about a scene, as people write them.
 

@@ -48,8 +48,9 @@ def ray_processes(session):
 
 def gone(processes, patience=1800):
     """Whether they end by themselves; tenths of a second."""
+    left = list(processes)
     for _ in range(patience):
-        left = [pid for pid in processes if running(pid)]
+        left = [pid for pid in left if running(pid)]
         if not left:
             return True
         time.sleep(0.1)
@@ -61,6 +62,14 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.fixture(scope="session")
+def orphans():
+    """Processes of a Ray whose driver was killed: Ray takes a minute until it notices."""
+    processes = {}
+    yield processes
+    assert gone(processes), processes
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
     same(place, tmp_path, name)
 
 
-def test_a_driver_that_is_killed_goes_on(place, tmp_path, capsys):
+def test_a_driver_that_is_killed_goes_on(place, orphans, tmp_path, capsys):
     output = tmp_path / "predicted.json"
     words = [*predict_words(place, output), "--shard-size", "4", "--ray"]
     more = ["--workers", "2"]
@@ -83,7 +83,8 @@ def test_a_driver_that_is_killed_goes_on(place, tmp_path, capsys):
     before = {path.name for path in shards.glob("*.json")}
     assert 3 <= len(before) < 11
     assert len(processes) > 1
-    assert gone(processes), processes
+    assert gone(pid for pid, title in processes.items() if "MapWorker" in title)
+    orphans |= processes  # what else there is takes longer
     assert main([*words, "local", *more, "--worker-cpus", "0.5", "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert said["resumed"] >= 12

@@ -24,7 +24,7 @@ LIBRARIES = (
     *("palidecode", "numpy", "torch", "onnx", "onnxruntime", "opencv-python"),
     *("opencv-python-headless", "pillow", "pycocotools", "contourpy", "shapely"),
     *("hotcoco", "msgspec", "tokenizers", "transformers", "faster-coco-eval", "torchmetrics"),
-    *("supervision", "openvino", "jax", "jaxlib", "flax"),
+    *("supervision", "openvino", "jax", "jaxlib", "flax", "ray", "pyarrow"),
 )
 INSTRUCTION_SETS = (
     *("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),

@@ -26,6 +26,7 @@ BENCHMARKS = {
     "evaluation": "COCO evaluation",
     "runtime": "Running the model",
     "journal": "The journal of a long run",
+    "ray_scale": "Many pictures, on Ray",
     "startup": "Starting, and memory",
 }
 

@@ -37,6 +37,11 @@ def add_ray_options(parser: Any, *, gpus: bool = False) -> None:
     group.add_argument("--worker-cpus", type=float, default=1.0, metavar="N", help="of each")
     if gpus:
         group.add_argument(
+            "--pictures",
+            metavar="DIR",
+            help="of a COCO .json or a .jsonl that stands in place of IMAGE",
+        )
+        group.add_argument(
             "--worker-gpus",
             type=float,
             metavar="N",
@@ -48,6 +53,8 @@ def add_ray_options(parser: Any, *, gpus: bool = False) -> None:
 def run_predict(args: argparse.Namespace) -> int:
     """``palidecode predict``, here or on a cluster."""
     if args.ray is None:
+        if args.pictures is not None:
+            raise InputError("--pictures needs --ray; without it name the pictures' folder")
         return commands_predict.run_predict(args)
     if args.overlay is not None:
         raise InputError("--overlay draws on one machine; afterwards: palidecode draw coco.json")
@@ -60,6 +67,7 @@ def run_predict(args: argparse.Namespace) -> int:
         options, _ = asked_of(args, describe(args.model).classes)
         return predict(
             args.images if len(args.images) > 1 else args.images[0],
+            images=args.pictures,
             model=args.model,
             prompt=args.prompt,
             task=args.task,

@@ -300,6 +300,21 @@ def test_what_a_cluster_does_not_do_is_said(place, tmp_path, more, capsys):
     assert more[0] in capsys.readouterr().err
 
 
+def test_a_coco_file_on_the_command_line(place, tmp_path, capsys):
+    names = [name for name, _ in pictures_of(place)]
+    listed = tmp_path / "truth.json"
+    listed.write_text(json.dumps({"images": [{"file_name": name} for name in names]}))
+    words = predict_words(place, tmp_path / "out" / "predicted.json")
+    words[1] = str(listed)
+    ray = ["--ray", "auto", "--workers", "2", "--worker-cpus", "0.5"]
+    assert main([*words, *ray]) == 2
+    assert "where are the pictures of the COCO file" in capsys.readouterr().err
+    assert main([*words, *ray, "--pictures", str(place / "pictures")]) == 1
+    same(place, tmp_path / "out", "predicted")
+    assert main([*words, "--pictures", str(place / "pictures")]) == 2
+    assert "--pictures needs --ray" in capsys.readouterr().err
+
+
 def test_without_ray_the_pip_line_is_named(place, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'palidecode\[ray\]'"):

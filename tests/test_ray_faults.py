@@ -92,6 +92,30 @@ def test_a_driver_that_is_killed_goes_on(place, orphans, tmp_path, capsys):
     same(place, tmp_path, "predicted")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_driver_that_is_stopped_goes_on(place, cluster, tmp_path, number, code):
+    import ray
+
+    output = tmp_path / "predicted.json"
+    words = [*predict_words(place, output), "--shard-size", "4", "--workers", "2"]
+    words += ["--worker-cpus", "0.5", "--ray"]
+    command = [sys.executable, "-m", "palidecode.cli", *words]
+    driver = subprocess.Popen(
+        [*command, ray.get_runtime_context().gcs_address], stderr=subprocess.PIPE, text=True
+    )
+    while len(list(shards_folder(output).glob("*.json"))) < 2:
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.01)
+    driver.send_signal(number)
+    _, told = driver.communicate()
+    assert driver.returncode == code, told
+    assert told.rstrip().endswith("the same command goes on from here")
+    assert not output.exists()
+    assert len(list(shards_folder(output).glob("*.json"))) >= 2
+    assert main([*words, "auto"]) == 1
+    same(place, tmp_path, "predicted")
+
+
 def child_of(path, pid):
     try:
         return int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid

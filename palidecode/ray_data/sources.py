@@ -150,7 +150,7 @@ def read_jsonl(
         If a file can't be read.
     """
     if pictures and images is None:
-        raise InputError("where are the pictures? images=DIR")
+        raise InputError("where are the pictures? images=DIR, or --pictures DIR")
     need_ray()
     import ray.data
 
@@ -204,7 +204,9 @@ def read_any(
             return read_jsonl(source, images, size, pictures=pictures)
         if ending == ".json":
             if images is None:
-                raise InputError("where are the pictures of the COCO file? images=DIR")
+                raise InputError(
+                    "where are the pictures of the COCO file? images=DIR, or --pictures DIR"
+                )
             return read_coco(_listed(source)[0], images)
     if not pictures:
         raise InputError(f"{source}: answers come in .jsonl, .parquet or .tar files")

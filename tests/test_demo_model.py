@@ -155,7 +155,9 @@ def test_masks_are_the_same_by_onnxruntime_and_by_torch(answered):
         for backend in ("onnx", "torch")
     ]
     ious = [coco_mask.iou([a], [b], [0])[0, 0] for a, b in zip(*by, strict=True)]
-    assert min(ious) > 0.999
+    # A pixel at an edge of a small mask may fall on the other side.
+    assert min(ious) > 0.98
+    assert np.mean(ious) > 0.999
 
 
 def test_a_prompt_for_one_class_of_several_finds_that_one(answered):

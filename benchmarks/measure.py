@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from palidecode.cores import cores
 
 Cell = str | float | None
 
@@ -186,13 +187,6 @@ def machine() -> dict[str, str]:
         "instruction sets": " ".join(name for name in INSTRUCTION_SETS if name in flags) or "?",
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -11,11 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from measure import Cell, Table, at_least, cores, in_turns, report
+from measure import Cell, Table, at_least, in_turns, report
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from palidecode import ReferringResult, evaluate_referring
+from palidecode.cores import cores
 from palidecode.decoding.masks import paste
 from palidecode.decoding.rle import Rle, crop_to_rle
 from palidecode.vocab import LOC_COUNT, MASK_SIDE, PALIGEMMA, SEG_COUNT, SEG_PER_MASK

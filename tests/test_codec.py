@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from importlib import resources
@@ -220,3 +221,28 @@ def test_the_network_trains_through_its_codes(random_weights):
     out.fields.square().mean().backward()
     assert network.encoder[0].weight.grad.abs().sum() > 0
     assert network.codebook.shape == (128, 512)
+
+
+ON_ONE_CORE = """
+import os, sys
+from pathlib import Path
+
+import onnxruntime
+
+from palidecode.codec import load_codec
+
+os.sched_setaffinity(0, {int(sys.argv[1])})
+before = len(list(Path("/proc/self/task").iterdir()))
+codec = load_codec("palidecode-demo", "onnx")
+codec.decode([[5] * 16])
+print(len(list(Path("/proc/self/task").iterdir())) - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux about its threads")
+def test_no_threads_for_cores_that_are_not_for_this_process():
+    core = str(min(os.sched_getaffinity(0)))
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE, core], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0"]

@@ -13,7 +13,7 @@ ROOT = Path(palidecode.__file__).parent
 HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib", "cv2", "pycocotools")
 HEAVY += ("hotcoco", "msgspec", "jinja2")
 ROOMS = [
-    ("errors", "vocab", "files", "stopping"),
+    ("cores", "errors", "files", "stopping", "vocab"),
     ("decoding", "runtime"),
     ("codec",),
     ("detections", "categories", "interop"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,13 @@ from palidecode.errors import InputError
 from palidecode.journal import FAILURES, journal_path
 from palidecode.ray_data.running import CocoOptions, shards_folder, write
 from tests.ray_samples import (
+    ANSWERS,
     MAKE,
     MARKS,
     PICTURES,
+    decoded,
     gone,
+    one,
     pictures_of,
     predict_words,
     predicted,
@@ -117,6 +122,67 @@ def test_a_driver_that_is_stopped_goes_on(place, cluster, tmp_path, number, code
     same(place, tmp_path, "predicted")
 
 
+@dataclass
+class Full:
+    """A job whose process can't write more than so many bytes into a file."""
+
+    job: object
+    limit: int
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "job":
+            raise AttributeError(name)  # while it is unpickled
+        return getattr(self.job, name)
+
+    def load(self, threads):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit,) * 2)
+        return self.job.load(threads)
+
+
+def test_a_full_disk_is_one_clear_error(place, tmp_path):
+    output = tmp_path / "decoded.json"
+    found = decoded(place)
+    options = CocoOptions(found.categories, form=MaskFormat("rle"))
+    full = replace(found, job=Full(found.job, 3_000))
+    for _ in range(4):  # more often than an input may kill its worker
+        with pytest.raises(InputError, match="can't be written: File too large; what is finished"):
+            write(full, output, options)
+        assert not output.exists()
+    shards = {path: path.stat().st_size for path in shards_folder(output).glob("*.json")}
+    assert max(shards.values(), default=0) <= 3_000
+    assert not list(shards_folder(output).glob("*.part"))
+    written = write(found, output, options)
+    assert 16 * len(shards) <= written.kept < ANSWERS
+    same(place, tmp_path, "decoded")
+
+
+def test_a_disk_that_is_full_when_shards_are_merged(place, tmp_path):
+    output = tmp_path / "decoded.json"
+    found = decoded(place)
+    options = CocoOptions(found.categories, form=MaskFormat("rle"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    done = []
+
+    def fill(row):
+        done.append(row)
+        if sum(row["rows"] for row in done) >= ANSWERS:
+            limit = len(one(place, "decoded")[0]) // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+
+    try:
+        with pytest.raises(InputError, match="File too large; what is finished is kept: make room"):
+            write(found, output, options, on_shard=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        journal_path(output).name,
+        shards_folder(output).name,
+    }
+    written = write(found, output, options)
+    assert written.kept == written.rows
+    same(place, tmp_path, "decoded")
+
+
 def child_of(path, pid):
     try:
         return int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid
@@ -172,8 +238,6 @@ class Deadly:
 
 
 def test_what_kills_every_actor_is_named(place, tmp_path):
-    from dataclasses import replace
-
     found = replace(predicted(place, concurrency=1), job=Deadly())
     names = [name for name, _ in pictures_of(place)]
     with pytest.raises(Exception, match="killed its worker 3 times") as caught:

@@ -38,8 +38,8 @@ def load_codec(
     bfloat16 : bool
         Decode in bfloat16 (torch only).
     threads : int, optional
-        Of onnxruntime; by default as many as there are cores. torch has its own setting for
-        the whole process.
+        Of onnxruntime; by default as many as there are cores that this process may use. torch
+        has its own setting for the whole process.
 
     Returns
     -------

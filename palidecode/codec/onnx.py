@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from palidecode.codec.protocol import check_codes, check_masks
 from palidecode.codec.weights import CODEBOOK, Arrays, CodecWeights
+from palidecode.cores import cores
 from palidecode.errors import WeightsError
 from palidecode.vocab import MASK_SIDE, SEG_GRID, SEG_PER_MASK
 
@@ -24,12 +25,13 @@ class OnnxCodec:
     weights : CodecWeights
         Either half starts its session when it is first used.
     threads : int, optional
-        By default as many as there are cores.
+        By default as many as there are cores that this process may use.
     """
 
     def __init__(self, weights: CodecWeights, threads: int | None = None) -> None:
         self.id = weights.id
-        self._threads = threads or 0  # 0: onnxruntime's own choice
+        # Left to itself onnxruntime takes all cores there are, whatever this process may use.
+        self._threads = threads or cores()
         self._arrays = weights.arrays
         self._decoder: Any = None
         self._encoder: Any = None

@@ -25,6 +25,7 @@ from palidecode.answers import Problem
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
+from palidecode.cores import cores
 from palidecode.decoding.boxes import check_divisor
 from palidecode.decoding.rle import Rle, check_rle
 from palidecode.detections import Detections
@@ -254,7 +255,7 @@ def evaluate_referring(
     # glibc hands memory back to the system, which is slow to get again, from twice the largest
     # block on that was ever freed. Now it keeps what one part after the other takes.
     np.empty(_KEPT_BYTES, np.uint8)
-    with ThreadPoolExecutor(threads or min(_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads or min(_THREADS, cores())) as pool:
         for start in range(0, len(pairs), _BATCH):
             samples += _measure(pairs[start : start + _BATCH], how, pool, problems)
     if not samples:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from palidecode.coco_shards import CocoShard, read_shard
 from palidecode.errors import PalidecodeError
+from palidecode.journal import unwritten
 from palidecode.ray_data.jobs import Job, Loaded
 from palidecode.ray_data.rows import to_table
 from palidecode.ray_data.sources import in_folder
@@ -98,8 +99,11 @@ class Actor:
                 f"something from {_name(records[0])} to {_name(records[-1])} killed its worker "
                 f"{_TRIES} times; find it with a smaller shard size, and take it out"
             )
-        with tries.open("ab") as file:
-            file.write(b"1")
+        try:
+            with tries.open("ab") as file:
+                file.write(b"1")
+        except OSError as error:
+            raise unwritten(tries, error) from error
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             shard = CocoShard(**plan.writing)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from palidecode.cores import cores
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"address": address or LOCAL, "log_to_driver": False}
     if options["address"] == LOCAL:
-        options |= {"include_dashboard": False, "num_cpus": _cores() + 1}
+        options |= {"include_dashboard": False, "num_cpus": cores() + 1}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -167,12 +168,6 @@ def _start(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"no Ray at {options['address']!r}: {reason}") from error
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from palidecode.codec import MaskCodec, load_codec
 from palidecode.codec.weights import CODEBOOK, DEMO_ID, SHAPES, CodecWeights
 from palidecode.runtime.tokenizer import Tokenizer
+from tests.coco_samples import dataset  # noqa: F401  (fixture)
 from tests.ray_samples import cluster, orphans, place  # noqa: F401  (fixtures)
 from training.model_tokenizer import build
 

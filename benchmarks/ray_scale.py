@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from answers import texts
-from measure import Table, Target, at_least, at_most, number, report
+from measure import Table, Target, at_least, at_most, in_turns, number, report
 from PIL import Image
 
 OBJECTS = 3
@@ -144,7 +144,6 @@ class RayRun:
     first: float = 0.0  # shard
     last: float = 0.0
     whole: float = 0.0
-    rows: int = 0
     memory: list[tuple[float, dict[int, float]]] = field(default_factory=list)
 
 
@@ -160,10 +159,9 @@ def on_ray(path: Path, output: Path, workers: int) -> RayRun:
         run.start = time.perf_counter() - began
         began = time.perf_counter()
 
-        def on_shard(row: dict[str, Any]) -> None:
+        def on_shard(_: dict[str, Any]) -> None:
             run.last = time.perf_counter() - began
             run.first = run.first or run.last
-            run.rows += row["rows"]
 
         stop = threading.Event()
         watching = threading.Thread(target=watch, args=(run, stop, began))
@@ -310,20 +308,10 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
             "merging": merged,
             "opening the picture (predict only)": lambda: [open_picture(file) for file in files],
         }
-        seconds = {name: timed(work) / SAMPLE for name, work in each.items()}
+        turns = in_turns(each, rounds=3, least=0.0)  # writing is a difference of two of them
+        seconds = {name: whole / SAMPLE for name, whole in turns.items()}
     seconds["writing"] = seconds.pop("RLE and writing") - seconds["masks to RLE"]
     return seconds
-
-
-def timed(work: Callable[[], object], rounds: int = 5) -> float:
-    """Median seconds of a call, after one that isn't counted."""
-    work()
-    turns = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        work()
-        turns.append(time.perf_counter() - began)
-    return statistics.median(turns)
 
 
 def startup() -> float:
@@ -358,7 +346,7 @@ def predicted(seconds: Seconds, rows: int) -> float:
 # -- the report --------------------------------------------------------------------------
 
 
-def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target], Seconds]:
+def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
     """One worker against Ray with two, and what that leaves in memory."""
     path = answers_file(folder / "answers.jsonl", count)
     alone, alone_peak = in_child(one_worker, path, folder / "one.json")
@@ -370,11 +358,11 @@ def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target], Second
     for workers in runs:
         same = (folder / f"ray{workers}.json").read_bytes() == (folder / "one.json").read_bytes()
         assert same, f"{workers} workers wrote another file"
+    none = (None, None, None)
     rows: list[list[Any]] = [
-        ["one process on one core", alone, count / alone, 1.0, None, None, alone_peak]
+        ["one process on one core", alone, count / alone, 1.0, None, None, alone_peak],
+        ["two such processes, half each", split, count / split, alone / split, *none],
     ]
-    rows.append(["two such processes, half each", split, count / split, alone / split])
-    rows[-1] += [None, None, None]
     for workers, run in runs.items():
         rate = count / run.whole
         name = f"Ray, {workers} worker{'s' if workers > 1 else ''}"
@@ -400,11 +388,10 @@ def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target], Second
         ),
     ]
     targets = [
-        at_least("Ray with two workers", alone / busy.whole, 1.6, "× one worker"),
+        at_least("Ray with two workers", alone / busy.whole, 1.6, "× one process without Ray"),
         at_most("memory: growth in the second half of the run", growth, 16.0, "MB"),
     ]
-    spent = {"rows": float(busy.rows), "steady": busy.last - busy.first, "start": busy.start}
-    return tables, targets, spent
+    return tables, targets
 
 
 def merging(folder: Path) -> tuple[Table, list[Target]]:
@@ -452,7 +439,7 @@ def kept_shards(folder: Path) -> Path:
     return place
 
 
-def model(folder: Path, count: int) -> tuple[list[Table], list[Target], Seconds]:
+def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
     """What each stage costs, and whether their sum predicts a run on pictures."""
     images = pictures(folder / "pictures", max(count, SAMPLE))
     sample = answers_file(folder / "sample.jsonl", SAMPLE, sizes=False, seed=5)
@@ -485,7 +472,7 @@ def model(folder: Path, count: int) -> tuple[list[Table], list[Target], Seconds]
         f"median of {ROUNDS}.",
     )
     targets = [at_most("model of throughput: off by", abs(off), NO_MORE_THAN, "%")]
-    return [table, check], targets, seconds
+    return [table, check], targets
 
 
 def run_all(count: int, checked: int) -> None:
@@ -493,15 +480,15 @@ def run_all(count: int, checked: int) -> None:
     # In the working folder: a temporary one may be memory, where the disk costs nothing.
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).resolve()
-        tables, targets, _ = scaling(folder, count)
+        tables, targets = scaling(folder, count)
         merged, more = merging(folder)
-        parts, checks, _ = model(folder, checked)
+        parts, checks = model(folder, checked)
         report("ray_scale", [*tables, merged, *parts], [*targets, *more, *checks])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--answers", type=int, default=20_000, metavar="N")
+    parser.add_argument("--answers", type=int, default=40_000, metavar="N")
     parser.add_argument("--pictures", type=int, default=5_000, metavar="N")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))

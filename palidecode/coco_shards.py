@@ -13,6 +13,7 @@ import os
 import re
 import uuid
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -163,7 +164,7 @@ class MergingCocoWriter(CocoWriter):
     def __init__(self, path: str | os.PathLike[str], *, once: bool = False, **options: Any) -> None:
         super().__init__(path, **options)
         self._once = once
-        self._sizes: dict[str, tuple[int, int]] = {}
+        self._sizes = array("q")  # width and height, in the order of the images' numbers
 
     def add_shard(self, shard: ReadShard) -> list[tuple[int, str]]:
         """Write a shard's images and annotations under new numbers.
@@ -178,7 +179,7 @@ class MergingCocoWriter(CocoWriter):
         images: list[int | None] = []
         for place, image in enumerate(shard.images):
             name, size = image["file_name"], (image["width"], image["height"])
-            first = self._sizes.get(name)
+            first = self._size_of(name)
             reason = ""
             if first is not None and self._once:
                 reason = f"a picture named {name!r} came before"
@@ -189,7 +190,8 @@ class MergingCocoWriter(CocoWriter):
                 left_out.append((place, reason))
                 images.append(None)
                 continue
-            self._sizes[name] = size
+            if first is None:
+                self._sizes.extend(size)
             images.append(self._add_image(image))
         self._add_annotations(shard, images)
         report, added = self.report, shard.report
@@ -197,6 +199,13 @@ class MergingCocoWriter(CocoWriter):
             setattr(report, count, getattr(report, count) + getattr(added, count))
         report.unmapped.update(added.unmapped)
         return left_out
+
+    def _size_of(self, name: str) -> tuple[int, int] | None:
+        """Of an image that is written."""
+        number = self._ids.get(name)
+        if number is None:
+            return None
+        return self._sizes[2 * number - 2], self._sizes[2 * number - 1]
 
     def _add_annotations(self, shard: ReadShard, images: Sequence[int | None]) -> None:
         categories = [self._mapping.id_of(label) for label in shard.labels]

@@ -336,7 +336,7 @@ def _drawn(run: _Run, item: PictureFile) -> Path:
     from palidecode.files import inside
 
     target = inside(run.args.overlay, run.drawn[item.name])
-    if target == item.path.resolve():
+    if target == Path(item.path).resolve():
         raise InputError(f"{item.path} would be drawn over; give another folder: --overlay DIR")
     return target
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,7 +42,7 @@ class PictureFile(NamedTuple):
     `data`, its file's content, goes before `path`.
     """
 
-    path: Path
+    path: str
     name: str
     data: bytes | None = None
 
@@ -82,27 +83,52 @@ def find_pictures(inputs: Sequence[str | os.PathLike[str]]) -> list[PictureFile]
     InputError
         If one isn't there, holds no picture, or two would have the same name.
     """
-    found: list[PictureFile] = []
+    return list(each_picture(inputs))
+
+
+def each_picture(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[PictureFile]:
+    """`find_pictures` one by one: of a folder of millions only the names are held."""
+    names: set[str] = set()
     for given in inputs:
         path = Path(given)
         if path.is_dir():
-            inside = [
-                PictureFile(file, file.relative_to(path).as_posix())
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in PICTURES and file.is_file()
-            ]
-            if not inside:
-                raise InputError(f"{path}: no picture in it ({', '.join(PICTURES)})")
-            found += inside
+            found = _inside(os.fspath(path), "")
         elif path.is_file():
-            found.append(PictureFile(path, path.name))
+            found = iter([PictureFile(os.fspath(path), path.name)])
         else:
             raise InputError(f"{path}: no such picture or folder")
-    names = [item.name for item in found]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two pictures would be named {twice!r}: predict their folders apart")
-    return found
+        none = True
+        for item in found:
+            none = False
+            if len(inputs) > 1:  # within one folder names differ
+                if item.name in names:
+                    text = f"two pictures would be named {item.name!r}: predict their folders apart"
+                    raise InputError(text)
+                names.add(item.name)
+            yield item
+        if none:
+            raise InputError(f"{path}: no picture in it ({', '.join(PICTURES)})")
+
+
+def _inside(folder: str, prefix: str) -> Iterator[PictureFile]:
+    """Pictures of a folder and the folders in it, by name; links to folders aren't followed."""
+    folders: set[str] = set()
+    names: list[str] = []
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() not in PICTURES:
+                continue
+            elif not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
+                continue  # a pipe, a link to nothing or to itself
+            names.append(entry.name)
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        if name in folders:
+            yield from _inside(path, f"{prefix}{name}/")
+        else:
+            yield PictureFile(path, prefix + name)
 
 
 def prompts_for(

@@ -173,7 +173,7 @@ def _pictures_of(records: Sequence[Record]) -> list[PictureFile | Unread]:
             found.append(Unread(name, f"a picture named {name!r} came before"))
         else:
             names.add(name)
-            found.append(PictureFile(Path(path or name), name, data))
+            found.append(PictureFile(path or name, name, data))
     return found
 
 
@@ -239,7 +239,7 @@ class _Decoder:
         made: dict[int, Row] = {}
         reasons: dict[int, str] = {}
         for rows, found, skipped in self._decoded(records):
-            pictures = [PictureFile(Path(row.name), row.name) for row in rows]
+            pictures = [PictureFile(row.name, row.name) for row in rows]
             lines = (row.line for row in rows)
             made |= zip(lines, found_rows(pictures, found), strict=True)
             reasons |= dict(skipped)

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.answers import AnswerRow, read_lines, read_object, read_row
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside, read_json
-from palidecode.prediction import find_pictures
+from palidecode.prediction import each_picture
 from palidecode.ray_data.cluster import in_order, need_ray
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ def read_pictures(paths: Paths) -> Dataset:
     InputError
         As `palidecode predict` does: no such folder, no picture, two of the same name.
     """
-    found = find_pictures(_listed(paths))
-    return _dataset({"image": item.name, "path": os.fspath(item.path)} for item in found)
+    return _dataset((item.name, item.path) for item in each_picture(_listed(paths)))
 
 
 def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> Dataset:
@@ -97,7 +97,7 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
             raise InputError(f"{path}: an image has no 'file_name'")
         inside(folder, name)
         names.append(name)
-    return _dataset({"image": name, "path": os.path.join(folder, name)} for name in names)
+    return _dataset((name, os.path.join(folder, name)) for name in names)
 
 
 def read_parquet(paths: Paths, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -236,19 +236,19 @@ def _files(paths: Paths, endings: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _dataset(rows: Iterator[dict[str, Any]]) -> Dataset:
+def _dataset(files: Iterator[tuple[str, str]]) -> Dataset:
+    """Names and paths, which go to Ray block by block."""
     need_ray()
     import pyarrow as pa
     import ray.data
 
-    listed = list(rows)
+    schema = pa.schema([source_schema().field(name) for name in ("image", "path")])
+    blocks = []
+    while some := list(islice(files, _BLOCK)):
+        columns = [list(column) for column in zip(*some, strict=True)]
+        blocks.append(ray.put(pa.table(columns, schema=schema)))
     with in_order():
-        return ray.data.from_arrow(
-            [
-                pa.Table.from_pylist(listed[start : start + _BLOCK], source_schema())
-                for start in range(0, len(listed), _BLOCK)
-            ]
-        )
+        return ray.data.from_arrow_refs(blocks)  # type: ignore[arg-type]  # of Ray's two ObjectRefs
 
 
 def _ranges(paths: list[str]) -> Iterator[dict[str, Any]]:

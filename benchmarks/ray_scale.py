@@ -13,7 +13,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -96,8 +95,9 @@ def on_one_core(which: int = 0) -> Iterator[None]:
 
 
 def peak() -> float:
-    """Of this process, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of this process, MB; what `resource` says begins with the peak of the process before."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def in_child(work: Callable[..., Any], *args: Any) -> Any:
@@ -144,6 +144,7 @@ class RayRun:
     first: float = 0.0  # shard
     last: float = 0.0
     whole: float = 0.0
+    driver: int = field(default_factory=os.getpid)
     memory: list[tuple[float, dict[int, float]]] = field(default_factory=list)
 
 
@@ -196,7 +197,7 @@ def resident(pid: int) -> float:
 def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
     """A process's memory at some moments of the run, and the largest growth of its second half."""
     busy = [(when, found) for when, found in run.memory if run.first <= when <= run.last]
-    pids = sorted({pid for _, found in busy for pid in found}, key=lambda pid: pid != os.getpid())
+    pids = sorted({pid for _, found in busy for pid in found}, key=lambda pid: pid != run.driver)
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     rows, growth = [], 0.0
     for place, pid in enumerate(pids):
@@ -204,7 +205,7 @@ def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
         if len(series) < 8:
             continue
         points = [series[min(int(share * len(series)), len(series) - 1)] for share in shares]
-        rows.append(["driver" if pid == os.getpid() else f"actor {place}", *points])
+        rows.append(["driver" if pid == run.driver else f"actor {place}", *points])
         middle = statistics.median(series[len(series) // 2 : len(series) // 2 + 4])
         growth = max(growth, statistics.median(series[-4:]) - middle)
     return rows, growth
@@ -406,7 +407,7 @@ def merging(folder: Path) -> tuple[Table, list[Target]]:
     (few, low), (many, high) = peaks
     each = 1e6 * (high - low) / (many - few)
     note = (
-        f"One shard is in memory at a time; what grows, {number(each)} bytes per picture, are the "
+        f"One shard is in memory at a time. What grows, {number(each)} bytes per picture, is the "
         "names: the writer of a single machine keeps them, too."
     )
     columns = ("merged", "s", "objects/s", "file, MB", "peak, MB")

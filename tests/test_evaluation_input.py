@@ -176,6 +176,16 @@ def test_missing_masks():
     assert evaluate_coco(sizeless, RESULTS).stats[0] > 0
 
 
+@pytest.mark.parametrize("mask", [[RING], RLE, {"size": [HEIGHT, WIDTH], "counts": [9]}])
+def test_a_mask_in_a_picture_without_a_size_says_nothing(mask):
+    truth = truth_with(segmentation=mask)
+    truth["annotations"][0].pop("bbox")
+    truth["images"][0]["width"] = 0
+    result = evaluate_coco(truth, RESULTS)
+    assert [(s.side, s.reason, s.count) for s in result.skipped] == [("truth", "bad_mask", 1)]
+    assert result.objects == 1
+
+
 def test_annotations_that_are_skipped():
     for changes, reason in (
         ({"image_id": 5}, "unknown_image"),

@@ -230,6 +230,8 @@ BAD_ROWS = [
     ({"output": "", "size": [8, 8], "segmentation": {"size": [8, 8], "counts": ""}}, "sum to 0"),
     ({"output": "", "size": [8, 8], "segmentation": SQUARE, "bbox": [0, 0, -1, 2]}, "bbox must"),
     ({"output": "", "size": [8, 8], "segmentation": SQUARE, "bbox": [0, math.nan, 1, 2]}, "bbox"),
+    ({"output": "", "size": [8, 8], "segmentation": [[10**400, *SQUARE[0][1:]]]}, "three x, y"),
+    ({"output": "", "size": [8, 8], "segmentation": SQUARE, "bbox": [0, 0, 10**400, 2]}, "width"),
 ]
 
 

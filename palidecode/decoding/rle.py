@@ -136,7 +136,10 @@ def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle
     limit = 4 * max(width, height) + 64
     clipped: list[list[float]] = []
     for ring in rings:
-        values = np.asarray(ring, np.float64)
+        try:
+            values = np.asarray(ring, np.float64)
+        except OverflowError:  # a number of hundreds of digits
+            values = np.empty(0)
         if values.ndim != 1 or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
             raise InputError("a polygon must be a flat list of at least three x, y pairs")
         points = np.clip(values, -limit, limit).reshape(-1, 2)

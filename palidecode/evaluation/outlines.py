@@ -56,17 +56,20 @@ def sound_outlines(outlines: Sequence[Any], sizes: Ints) -> Outlines:
     masks: list[Any] = [None] * count
     missing, damaged, bad_rings = (np.zeros(count, np.bool_) for _ in range(3))
     pixels = np.full(count, np.nan)
-    if _all_rings(outlines, sizes):
+    pictured: Bools = sizes.min(axis=1) > 0  # where a picture has no size, no mask can be drawn
+    if pictured.all() and _all_rings(outlines, sizes):
         return Outlines(list(outlines), missing, damaged, bad_rings, pixels)
     rows: list[int] = []
     shapes = list(zip(sizes[:, 1].tolist(), sizes[:, 0].tolist(), strict=True))
     odd: Iterable[tuple[int, Any]] = enumerate(outlines)
-    if _all_compressed(outlines, shapes):
+    if pictured.all() and _all_compressed(outlines, shapes):
         masks = [{"size": outline.size, "counts": outline.counts} for outline in outlines]
         rows, odd = list(range(count)), ()
     for row, outline in odd:
         if not outline:
             missing[row] = True
+        elif not pictured[row]:
+            damaged[row] = True
         elif isinstance(outline, RunLengths):
             if outline.size != shapes[row]:
                 damaged[row] = True
@@ -77,10 +80,7 @@ def sound_outlines(outlines: Sequence[Any], sizes: Ints) -> Outlines:
                 masks[row] = _listed(outline)
                 damaged[row] = masks[row] is None
         else:
-            rings = [ring for ring in outline if len(ring) >= 6 and len(ring) % 2 == 0]
-            bad_rings[row] = len(rings) < len(outline)
-            if rings and _finite(rings):
-                masks[row] = _bounded(rings, max(shapes[row]))
+            masks[row], bad_rings[row] = _sound_rings(outline, max(shapes[row]))
             damaged[row] = masks[row] is None
     if rows:
         sound, area = _fill([masks[row] for row in rows], sizes[rows].prod(axis=1))
@@ -88,6 +88,13 @@ def sound_outlines(outlines: Sequence[Any], sizes: Ints) -> Outlines:
     for row in np.flatnonzero(damaged).tolist():
         masks[row] = None
     return Outlines(masks, missing, damaged, bad_rings & ~damaged, pixels)
+
+
+def _sound_rings(outline: list[list[float]], side: int) -> tuple[list[list[float]] | None, bool]:
+    """What is left of some rings, and whether any are gone; None where nothing can be used."""
+    rings = [ring for ring in outline if len(ring) >= 6 and len(ring) % 2 == 0]
+    usable = _bounded(rings, side) if rings and _finite(rings) else None
+    return usable, len(rings) < len(outline)
 
 
 def _listed(outline: RunLengths) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from pycocotools import mask as coco_mask
 
@@ -90,6 +90,14 @@ class _PlainUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise pickle.UnpicklingError("it asks for objects outside of it")
+
+    def _load_bytearray(self) -> NoReturn:  # as large as nine bytes say, before any of it is read
+        raise pickle.UnpicklingError("it holds a bytearray")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+    }
 
 
 def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -266,7 +274,10 @@ def read_box(box: Any) -> tuple[float, float, float, float] | None:
     if box is None:
         return None
     numbers = isinstance(box, (list, tuple)) and all(isinstance(n, (int, float)) for n in box)
-    if not numbers or len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+    try:
+        values = tuple(map(float, box)) if numbers else ()
+    except OverflowError:  # a number of hundreds of digits
+        values = ()
+    if len(values) != 4 or not all(map(math.isfinite, values)) or min(values[2:]) < 0:
         raise ValueError(f"bbox must be x, y, width and height, got {box!r}")
-    x, y, width, height = map(float, box)
-    return x, y, width, height
+    return values

@@ -12,7 +12,13 @@ import torch
 from palidecode.errors import InputError
 from palidecode.pipeline import PaliDecoder
 from palidecode.runtime.config import PRESETS
-from palidecode.runtime.linear import Int4Linear, Int8Linear, PackedLinear, finisher
+from palidecode.runtime.linear import (
+    Int4Linear,
+    Int8Linear,
+    PackedLinear,
+    WideningLinear,
+    finisher,
+)
 from palidecode.runtime.memory import check_memory, free_bytes, weight_bytes
 from tests.tiny_models import (
     CONFIGS,
@@ -94,7 +100,8 @@ def random_linear(inputs, outputs, bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 9])
-def test_int8_products_are_those_of_the_rounded_numbers(rows, bias):
+@pytest.mark.parametrize("split", [None, True])
+def test_int8_products_are_those_of_the_rounded_numbers(split, rows, bias):
     linear = random_linear(96, 40, bias)
     x = torch.randn(2, rows, 96) * torch.logspace(-3, 1, rows)[:, None]
 
@@ -103,13 +110,31 @@ def test_int8_products_are_those_of_the_rounded_numbers(rows, bias):
         return ((numbers / scale).round() * scale).double()
 
     wanted = rounded(x) @ rounded(linear.weight).T + (linear.bias if bias else 0)
-    found = Int8Linear(linear)(x)
+    found = Int8Linear(linear, split)(x)
     assert found.dtype == torch.float32
     assert relative_error(found.double(), wanted) < 1e-5
     assert relative_error(found, linear(x)) < 0.01
-    assert Int8Linear(linear)(torch.zeros(1, 96)).abs().max() == (
+    assert Int8Linear(linear, split)(torch.zeros(1, 96)).abs().max() == (
         linear.bias.abs().max() if bias else 0
     )
+    # The largest numbers there are, which processors without VNNI can't add in pairs.
+    largest = torch.full((2, rows, 96), 3.0)
+    torch.nn.init.constant_(linear.weight, 0.5)
+    wanted = 144 + (linear.bias if bias else torch.zeros(40))
+    assert relative_error(Int8Linear(linear, split)(largest), wanted.expand(2, rows, 40)) < 1e-5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_products_in_bfloat16_are_exact_to_three_digits(rows, bias):
+    linear = random_linear(96, 40, bias).bfloat16()
+    x = torch.randn(2, rows, 96).bfloat16()
+    wanted = x.double() @ linear.weight.double().T + (linear.bias.double() if bias else 0)
+    chosen = finisher(torch.bfloat16, torch.device("cpu"), None)
+    for kind in {WideningLinear, chosen}:
+        found = kind(linear)(x)
+        assert found.dtype == torch.bfloat16
+        assert relative_error(found.double(), wanted) < 0.005
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -138,7 +163,8 @@ def test_what_stands_in_for_linear_layers(folders):
         return kinds_of_linear(PaliDecoder.from_pretrained(folders[1], *options))
 
     assert kinds("float32", "cpu") == {torch.nn.Linear}
-    assert kinds("bfloat16", "cpu") == {PackedLinear}
+    packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert kinds("bfloat16", "cpu") == {PackedLinear if packs else WideningLinear}
     assert kinds("float32", "cpu", "int8") == {Int8Linear}
     # The vision tower's widths are no multiples of a group.
     assert kinds("bfloat16", "cpu", "int4") == {Int4Linear, Int8Linear}

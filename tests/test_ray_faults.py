@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -62,6 +63,19 @@ def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
     same(place, tmp_path, name)
 
 
+def session_of(driver):
+    """The Ray session that a process has started: in the command lines of its children."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            found = re.search(r"/(session_[^/\0]+)", (path / "cmdline").read_text())
+        except (OSError, ValueError):
+            continue
+        if found and parent == driver:
+            return found[1]
+    return None
+
+
 def test_a_driver_that_is_killed_goes_on(place, orphans, tmp_path, capsys):
     output = tmp_path / "predicted.json"
     words = [*predict_words(place, output), "--shard-size", "4", "--ray"]
@@ -70,21 +84,14 @@ def test_a_driver_that_is_killed_goes_on(place, orphans, tmp_path, capsys):
     with log.open("wb") as file:
         command = [sys.executable, "-m", "palidecode.cli", *words, *more]
         driver = subprocess.Popen(command, stdout=file, stderr=file)
-        shards = shards_folder(output)
-        while len(list(shards.glob("*.json"))) < 3:
+        shards, session = shards_folder(output), None
+        while session is None or len(list(shards.glob("*.json"))) < 3:
             assert driver.poll() is None, log.read_text()
+            session = session or session_of(driver.pid)
             time.sleep(0.01)
-        # Its session is in the command lines of its children.
-        session = next(
-            part.split("=")[1].split("/")[3]
-            for pid in Path("/proc").glob("[0-9]*")
-            if (pid / "stat").exists() and child_of(pid, driver.pid)
-            for part in (pid / "cmdline").read_text().split("\0")
-            if part.startswith("--session_dir=") or part.startswith("--session-dir=")
-        )
-        processes = ray_processes(session)
         driver.kill()
         driver.wait()
+    processes = ray_processes(session)
     assert not output.exists()
     before = {path.name for path in shards.glob("*.json")}
     assert 3 <= len(before) < 11
@@ -181,13 +188,6 @@ def test_a_disk_that_is_full_when_shards_are_merged(place, tmp_path):
     written = write(found, output, options)
     assert written.kept == written.rows
     same(place, tmp_path, "decoded")
-
-
-def child_of(path, pid):
-    try:
-        return int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid
-    except (OSError, ValueError):
-        return False
 
 
 def test_only_what_is_missing_is_done(place, tmp_path, capsys):

@@ -8,6 +8,7 @@ All kernels are torch's own (oneDNN's packed bfloat16 and int8, and the int4 ker
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -23,6 +24,7 @@ FEW_ROWS = 4
 INT4_GROUP = 128  # weights that share a scale and an offset
 _ROWS_AT_ONCE = 8192  # of a weight that is being quantised
 _INT4_ROWS = 16  # the kernel wants a multiple of this many outputs
+_MANY_ROWS = 16  # from here on widening is worth it
 _LEVELS = 15  # of four bits, above the lowest
 
 
@@ -42,9 +44,9 @@ def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None
         return Int8Linear
     if quantize == "int4":
         return _int4_where_it_fits
-    packs: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type == "cpu" and dtype == torch.bfloat16 and packs:
-        return PackedLinear
+    one_dnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type == "cpu" and dtype == torch.bfloat16 and one_dnn:
+        return PackedLinear if torch.ops.mkldnn._is_mkldnn_bf16_supported() else WideningLinear
     return None
 
 
@@ -67,11 +69,55 @@ class PackedLinear(nn.Module):
         return out[: len(flat)].view(*x.shape[:-1], -1)
 
 
-class Int8Linear(nn.Module):
-    """int8 weights with a scale per output; inputs are quantised as they come, a scale a token."""
+class WideningLinear(nn.Module):
+    """bfloat16 weights on a processor that can't multiply them: x86 without AVX-512.
+
+    torch's own product reads half of float32's bytes, but computes at a fifth of its speed: good
+    for a few rows. For more the weights are made float32 on the way.
+    """
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
+        weight, bias = _parameters(linear)
+        self.out_features = weight.shape[0]
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        if x.shape[:-1].numel() < _MANY_ROWS:
+            return nn.functional.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+
+
+@cache
+def int8_saturates() -> bool:
+    """Whether oneDNN's int8 product is wrong where numbers are large.
+
+    Before AVX-VNNI and AVX-512 VNNI, x86 adds products in pairs, in 16 bits that hold 255 · 127
+    once but not twice.
+    """
+    linear = nn.Linear(128, 32, bias=False, device="meta")
+    linear.weight = nn.Parameter(torch.ones(32, 128), requires_grad=False)
+    product = Int8Linear(linear, split=False)(torch.ones(2 * FEW_ROWS, 128))
+    return not torch.allclose(product, torch.full_like(product, 128.0), rtol=1e-4)
+
+
+class Int8Linear(nn.Module):
+    """int8 weights with a scale per output; inputs are quantised as they come, a scale a token.
+
+    Parameters
+    ----------
+    linear : nn.Linear
+    split : bool, optional
+        Inputs go in two rows of seven bits and one, which the sum of pairs can hold; by default
+        where `int8_saturates`. The result is the same.
+    """
+
+    def __init__(self, linear: nn.Module, split: bool | None = None) -> None:
+        super().__init__()
+        self._split = int8_saturates() if split is None else split
         weight, bias = _parameters(linear)
         self._scales = weight.abs().amax(1).float().clamp_min(1e-12) / 127
         whole = torch.empty_like(weight, dtype=torch.int8)
@@ -89,13 +135,23 @@ class Int8Linear(nn.Module):
         scale = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / 127
         # The kernel takes unsigned inputs: 128 stands for 0.
         levels = (flat / scale + 128).round_().clamp_(0, 255).to(torch.uint8)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            fill_up(levels, FEW_ROWS), 1.0, 128, self._packed, self._scales, self._zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        out = out[: len(flat)] * scale
+        if self._split:
+            # 128 = 2 · 64: what is counted from 64 in both halves is counted from 128 in all.
+            halves = self._product(torch.cat([levels >> 1, (levels & 1) + 64]), 64)
+            out = 2 * halves[: len(flat)] + halves[len(flat) : 2 * len(flat)]
+        else:
+            out = self._product(levels, 128)[: len(flat)]
+        out = out * scale
         out = out if self._bias is None else out + self._bias
         return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+    def _product(self, levels: Tensor, zero: int) -> Tensor:
+        """Of unsigned inputs, in float32; at least `FEW_ROWS` rows."""
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            fill_up(levels, FEW_ROWS), 1.0, zero, self._packed, self._scales, self._zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return out
 
 
 class Int4Linear(nn.Module):

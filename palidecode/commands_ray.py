@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from palidecode import commands, commands_predict
@@ -174,6 +176,8 @@ def _run(
         if shards:
             say_resumed(args, f"{shards} shards", journal_path(args.output))
 
+    done: list[tuple[WrittenCoco, float]] = []
+
     def work(stopping: Stopping) -> int:
         began = time.perf_counter()
         with progress_bar(args, doing) as bar:
@@ -191,8 +195,11 @@ def _run(
                 on_begin=go_on,
                 on_shard=on_shard,
             )
-        return say(found, written, time.perf_counter() - began)
+        done.append((written, time.perf_counter() - began))
+        return 0
 
-    with connected(args.ray):
+    # Ray prints what it has to say of workers that died; standard output may be read as JSON.
+    with redirect_stdout(sys.stderr), connected(args.ray):
         found = find()
-        return run_stoppable(work, GO_ON)
+        code = run_stoppable(work, GO_ON)
+    return say(found, *done[0]) if done else code

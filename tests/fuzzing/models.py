@@ -157,7 +157,7 @@ def change_tokenizer(rng: random.Random, data: bytes) -> bytes:
         file["model"] = changed_value(rng, file["model"])
         if isinstance(file["model"], dict):
             file["model"].setdefault("vocab", words)
-    else:
+    elif parts:
         name = rng.choice(parts)
         file[name] = changed_value(rng, [file[name]])[0:1] or None
         file[name] = file[name][0] if file[name] else None

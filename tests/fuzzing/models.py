@@ -146,7 +146,7 @@ def change_tokenizer(rng: random.Random, data: bytes) -> bytes:
     except (ValueError, TypeError, RecursionError):
         return change_json(rng, data)
     how = rng.random()
-    if how < 0.2:
+    if how < 0.2 or not isinstance(file, dict):
         return change_json(rng, data)
     if how < 0.4:
         file["pre_tokenizer"] = rng.choice(_SPLITS)

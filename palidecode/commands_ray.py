@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from palidecode import commands, commands_predict
@@ -198,8 +198,9 @@ def _run(
         done.append((written, time.perf_counter() - began))
         return 0
 
-    # Ray prints what it has to say of workers that died; standard output may be read as JSON.
-    with redirect_stdout(sys.stderr), connected(args.ray):
+    # Ray prints what it has to say of workers that died, which is no JSON.
+    aside = redirect_stdout(sys.stderr) if args.json else nullcontext()
+    with aside, connected(args.ray):
         found = find()
         code = run_stoppable(work, GO_ON)
     return say(found, *done[0]) if done else code

@@ -24,7 +24,7 @@ FEW_ROWS = 4
 INT4_GROUP = 128  # weights that share a scale and an offset
 _ROWS_AT_ONCE = 8192  # of a weight that is being quantised
 _INT4_ROWS = 16  # the kernel wants a multiple of this many outputs
-_MANY_ROWS = 16  # from here on widening is worth it
+_MANY_ROWS = 48  # from about here on widening is worth it
 _LEVELS = 15  # of four bits, above the lowest
 
 

@@ -86,7 +86,7 @@ class ModelReport:
         """The printed report."""
         lines = [
             f"{self.pictures} pictures it has never seen with {self.objects} objects: "
-            f"{self.found} found in {self.seconds:.1f} s",
+            f"{self.found} predictions, right and wrong, in {self.seconds:.1f} s",
             "",
             "        " + "".join(f"{name:>7}" for name in self.boxes),
         ]

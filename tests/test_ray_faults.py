@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from palidecode.coco import MaskFormat
 from palidecode.errors import InputError
 from palidecode.journal import FAILURES, journal_path
 from palidecode.ray_data.running import CocoOptions, shards_folder, write
+from palidecode.stopping import StopAsked
 from tests.ray_samples import (
     ANSWERS,
     MAKE,
@@ -128,6 +130,31 @@ def test_a_driver_that_is_stopped_goes_on(place, cluster, tmp_path, number, code
     assert len(list(shards_folder(output).glob("*.json"))) >= 2
     assert main([*words, "auto"]) == 1
     same(place, tmp_path, "predicted")
+
+
+def test_a_stopped_run_leaves_no_thread_that_calls_ray(place, tmp_path, monkeypatch):
+    # Ray ends a process that calls it after its shutdown: exit code 1 instead of 130.
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    stopped = threading.Event()
+    step = StreamingExecutor._scheduling_loop_step
+
+    def slow(self, topology):
+        more = step(self, topology)
+        if stopped.is_set():
+            time.sleep(4)  # Ray itself waits for two seconds
+        return more
+
+    def stop(_):
+        stopped.set()
+        raise StopAsked
+
+    monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", slow)
+    found = decoded(place, shard_size=2)
+    with pytest.raises(StopAsked):
+        write(found, tmp_path / "a.json", CocoOptions(form=MaskFormat("rle")), on_shard=stop)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("StreamingExecutor", "iter_threaded"))]
 
 
 @dataclass

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from palidecode.cores import cores
 from palidecode.errors import InputError
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
 
 LOCAL = "local"
+# Names of Ray Data's threads, and seconds that they are given to end in.
+_THREADS = ("StreamingExecutor", "iter_threaded")
+_PATIENCE = 60
 
 
 @dataclass(frozen=True)
@@ -194,3 +198,21 @@ def ordered(dataset: Dataset) -> Dataset:
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset
+
+
+@contextmanager
+def reading(dataset: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+    """The rows; after the ``with`` block no thread of Ray Data's is at work for them.
+
+    Ray Data 2.60 doesn't wait for the threads of an iteration that is left early. One that
+    calls Ray after `ray.shutdown` has it started anew, or the process ended with exit code 1.
+    """
+    before = set(threading.enumerate())
+    rows = cast("Generator[dict[str, Any], None, None]", iter(dataset.iter_rows()))
+    try:
+        yield rows
+    finally:
+        rows.close()
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith(_THREADS):
+                thread.join(_PATIENCE)

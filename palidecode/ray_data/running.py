@@ -27,7 +27,7 @@ from palidecode.journal import (
     write_failures,
 )
 from palidecode.ray_data.actor import TRIES, Actor, ShardPlan
-from palidecode.ray_data.cluster import Workers, ordered
+from palidecode.ray_data.cluster import Workers, ordered, reading
 from palidecode.ray_data.jobs import Job
 
 if TYPE_CHECKING:
@@ -193,11 +193,12 @@ def _run(found: Found, plan: ShardPlan, on_shard: OnShard) -> list[Row]:
         with warnings.catch_warnings():
             # Advice for runs that have fewer shards than workers.
             warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
-            for row in found._mapped(plan).iter_rows():
-                if row["error"] is not None:
-                    raise InputError(row["error"])
-                rows.append(row)
-                on_shard(row)
+            with reading(found._mapped(plan)) as done:
+                for row in done:
+                    if row["error"] is not None:
+                        raise InputError(row["error"])
+                    rows.append(row)
+                    on_shard(row)
     except RayError as error:
         reason = str(error).strip().splitlines()
         raise PalidecodeError(

@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import DEMO_ID
-from palidecode.decoding.rle import Rle
-from palidecode.encoding import crop_rles, encode_masks
-from palidecode.finetune import to_finetuning_rows
+from palidecode.finetune.encoding import crop_rles, encode_masks
+from palidecode.finetune.rows import to_finetuning_rows
+from palidecode.geometry.rle import Rle
 from palidecode.vocab import MASK_SIDE
 
 COUNT = 1000

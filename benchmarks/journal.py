@@ -22,13 +22,13 @@ from typing import Any
 from answers import texts
 from measure import Cell, Table, Target, at_most, in_turns, report
 
-from palidecode import commands, decode
-from palidecode.cli import main
-from palidecode.coco import CocoWriter
-from palidecode.coco_resuming import ResumableCocoWriter
+from palidecode import decode
+from palidecode.cli import commands, main
+from palidecode.coco.writing import CocoWriter
 from palidecode.codec.weights import DEMO_ID
-from palidecode.journal import Header, Journal, journal_path
-from palidecode.prediction import FinishedPictures, PictureFile, detections_of, picture_rows
+from palidecode.runs.journal import Header, Journal, journal_path
+from palidecode.runs.prediction import FinishedPictures, PictureFile, detections_of, picture_rows
+from palidecode.runs.resuming import ResumableCocoWriter
 
 OBJECTS = 3
 RUNS = {"boxes": (40_000, False), "masks": (400, True)}

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from answers import detokenize, texts, token_ids
 from measure import Cell, Table, Target, at_least, at_most, in_turns, missing, optional, report
 
-from palidecode.decoding.batch import parse_batch
-from palidecode.decoding.parsing import parse
+from palidecode.answers.batch import parse_batch
+from palidecode.answers.parsing import parse
 
 DEMO_TARGETS = {1: 0.7, 10: 1.3, 100: 2.0}  # times the demo's rate
 SIZE = (1280, 960)

@@ -151,7 +151,7 @@ class RayRun:
 def on_ray(path: Path, output: Path, workers: int) -> RayRun:
     """The same on a Ray of its own, with memory looked at twice a second."""
     from palidecode import ray_data
-    from palidecode.coco import MaskFormat
+    from palidecode.coco.writing import MaskFormat
     from palidecode.ray_data.running import CocoOptions, write
 
     run = RayRun()
@@ -213,7 +213,7 @@ def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
 
 def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
     """Merge the shards of a folder over and over: seconds, annotations, peak MB."""
-    from palidecode.coco_shards import MergingCocoWriter, read_shard
+    from palidecode.coco.shards import MergingCocoWriter, read_shard
 
     names = sorted(shards.glob("*.json"))
     began = time.perf_counter()
@@ -235,11 +235,12 @@ def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
 def stages(path: Path, images: Path, folder: Path) -> Seconds:
     """Seconds of each stage for one answer of three masks, on one core."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    from palidecode.answers import decode_rows, load_options, read_rows
-    from palidecode.coco import CocoWriter, MaskFormat
-    from palidecode.coco_shards import CocoShard, MergingCocoWriter, read_shard
+    from palidecode.answers.jsonl import read_rows
+    from palidecode.coco.shards import CocoShard, MergingCocoWriter, read_shard
+    from palidecode.coco.writing import CocoWriter, MaskFormat
     from palidecode.detections import Detections
     from palidecode.files import open_picture
+    from palidecode.runs.answers import decode_rows, load_options
 
     with on_one_core():
         options = load_options("palidecode-demo", threads=1)
@@ -320,9 +321,9 @@ def startup() -> float:
     os.environ["OMP_NUM_THREADS"] = "1"
     with on_one_core():
         began = time.perf_counter()
-        from palidecode.answers import decode_rows, load_options  # noqa: F401
         from palidecode.cli import main  # noqa: F401
-        from palidecode.coco_resuming import ResumableCocoWriter  # noqa: F401
+        from palidecode.runs.answers import decode_rows, load_options  # noqa: F401
+        from palidecode.runs.resuming import ResumableCocoWriter  # noqa: F401
 
         codec = load_options("palidecode-demo", threads=1).codec
         assert codec is not None
@@ -419,7 +420,7 @@ def kept_shards(folder: Path) -> Path:
     """Four shards, written without Ray by what the actors call."""
     import pyarrow as pa
 
-    from palidecode.coco import MaskFormat
+    from palidecode.coco.writing import MaskFormat
     from palidecode.ray_data.actor import Actor, ShardPlan
     from palidecode.ray_data.jobs import DecodeJob
     from palidecode.ray_data.sources import source_schema

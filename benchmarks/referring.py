@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 
 from palidecode import ReferringResult, evaluate_referring
 from palidecode.cores import cores
-from palidecode.decoding.masks import paste
-from palidecode.decoding.rle import Rle, crop_to_rle
+from palidecode.geometry.masks import paste
+from palidecode.geometry.rle import Rle, crop_to_rle
 from palidecode.vocab import LOC_COUNT, MASK_SIDE, PALIGEMMA, SEG_COUNT, SEG_PER_MASK
 
 COUNT, SHAPES = 10_000, 500

@@ -11,9 +11,9 @@ from measure import Cell, Table, Target, at_least, in_turns, missing, optional, 
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from palidecode.decoding.masks import MaskCrop, paste
-from palidecode.decoding.polygons import exact_polygons, smooth_polygons
-from palidecode.decoding.rle import Rle, crop_to_rle
+from palidecode.geometry.masks import MaskCrop, paste
+from palidecode.geometry.polygons import exact_polygons, smooth_polygons
+from palidecode.geometry.rle import Rle, crop_to_rle
 from palidecode.vocab import MASK_SIDE
 
 COUNT = 1000

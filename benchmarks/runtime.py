@@ -158,9 +158,9 @@ def run_transformers(folder: Path, answers: Path) -> dict[str, Any]:
 @torch.inference_mode()
 def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
     """PaliDecoder's parts."""
-    from palidecode.pipeline import PaliDecoder
+    from palidecode.pipeline.decoder import PaliDecoder
     from palidecode.runtime.kv_cache import KVCache
-    from training.model_tokenizer import build
+    from training.model.tokenizer import build
 
     words = folder / "words.json"
     if not words.exists():

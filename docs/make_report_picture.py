@@ -17,7 +17,7 @@ from playwright.sync_api import BrowserContext, sync_playwright
 
 from palidecode.cli import main as palidecode
 from palidecode.files import replacing
-from training.scenes import HELD_OUT_SEED, write_scenes
+from training.scenes.draw import HELD_OUT_SEED, write_scenes
 
 HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"

@@ -9,67 +9,62 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from palidecode.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from palidecode.categories import CategoryMap
-    from palidecode.coco import (
-        CocoReport,
-        CocoWriter,
-        MaskFormat,
-        to_coco,
-        to_coco_results,
-    )
-    from palidecode.coco_reading import from_coco, from_coco_results
+    from palidecode.answers.assembler import IssueKind, ParsedObject, ParseIssue
+    from palidecode.answers.batch import parse_batch
+    from palidecode.answers.parsing import ParseResult, format_objects, parse
+    from palidecode.answers.stream import StreamParser
+    from palidecode.coco.categories import CategoryMap
+    from palidecode.coco.loading import from_coco, from_coco_results
+    from palidecode.coco.writing import CocoReport, CocoWriter, MaskFormat, to_coco, to_coco_results
     from palidecode.codec import load_codec
-    from palidecode.decoding.assembler import IssueKind, ParsedObject, ParseIssue
-    from palidecode.decoding.batch import parse_batch
-    from palidecode.decoding.boxes import box_iou, loc_to_xyxy, xyxy_to_loc
-    from palidecode.decoding.parsing import ParseResult, format_objects, parse
-    from palidecode.decoding.stream import StreamParser
     from palidecode.detections import CodecMismatchWarning, Detections, decode
     from palidecode.drawing import draw
-    from palidecode.encoding import encode_boxes, encode_masks
     from palidecode.errors import InputError, PalidecodeError, ParseError, WeightsError
-    from palidecode.evaluation.coco import UnscoredWarning, evaluate_coco
-    from palidecode.evaluation.comparison import CocoComparison, compare_coco
-    from palidecode.evaluation.referring import ReferringResult, evaluate_referring
-    from palidecode.evaluation.result import CocoEvaluation
-    from palidecode.finetune import to_finetuning_rows
-    from palidecode.generated import Generated
-    from palidecode.ground_truth import EncodeReport
-    from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning
+    from palidecode.evaluation.coco.comparison import CocoComparison, compare_coco
+    from palidecode.evaluation.coco.evaluate import UnscoredWarning, evaluate_coco
+    from palidecode.evaluation.coco.result import CocoEvaluation
+    from palidecode.evaluation.referring.evaluate import ReferringResult, evaluate_referring
+    from palidecode.finetune.encoding import encode_boxes, encode_masks
+    from palidecode.finetune.objects import EncodeReport
+    from palidecode.finetune.rows import to_finetuning_rows
+    from palidecode.geometry.boxes import box_iou, loc_to_xyxy, xyxy_to_loc
+    from palidecode.pipeline.decoder import PaliDecoder, UnreadablePictureWarning
+    from palidecode.pipeline.reading import Generated
     from palidecode.runtime.grammar import GrammarOptions
     from palidecode.vocab import Vocabulary
 
-__version__ = "0.1.0"
 
 _HOMES = {
-    "categories": ("CategoryMap",),
-    "coco": (
+    "coco.categories": ("CategoryMap",),
+    "coco.writing": (
         "CocoReport",
         "CocoWriter",
         "MaskFormat",
         "to_coco",
         "to_coco_results",
     ),
-    "coco_reading": ("from_coco", "from_coco_results"),
+    "coco.loading": ("from_coco", "from_coco_results"),
     "codec": ("load_codec",),
-    "decoding.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
-    "decoding.batch": ("parse_batch",),
-    "decoding.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
-    "decoding.parsing": ("ParseResult", "format_objects", "parse"),
-    "decoding.stream": ("StreamParser",),
+    "answers.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
+    "answers.batch": ("parse_batch",),
+    "geometry.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
+    "answers.parsing": ("ParseResult", "format_objects", "parse"),
+    "answers.stream": ("StreamParser",),
     "detections": ("CodecMismatchWarning", "Detections", "decode"),
     "drawing": ("draw",),
-    "encoding": ("encode_boxes", "encode_masks"),
+    "finetune.encoding": ("encode_boxes", "encode_masks"),
     "errors": ("InputError", "PalidecodeError", "ParseError", "WeightsError"),
-    "evaluation.coco": ("UnscoredWarning", "evaluate_coco"),
-    "evaluation.comparison": ("CocoComparison", "compare_coco"),
-    "evaluation.result": ("CocoEvaluation",),
-    "evaluation.referring": ("ReferringResult", "evaluate_referring"),
-    "finetune": ("to_finetuning_rows",),
-    "generated": ("Generated",),
-    "ground_truth": ("EncodeReport",),
-    "pipeline": ("PaliDecoder", "UnreadablePictureWarning"),
+    "evaluation.coco.evaluate": ("UnscoredWarning", "evaluate_coco"),
+    "evaluation.coco.comparison": ("CocoComparison", "compare_coco"),
+    "evaluation.coco.result": ("CocoEvaluation",),
+    "evaluation.referring.evaluate": ("ReferringResult", "evaluate_referring"),
+    "finetune.rows": ("to_finetuning_rows",),
+    "pipeline.reading": ("Generated",),
+    "finetune.objects": ("EncodeReport",),
+    "pipeline.decoder": ("PaliDecoder", "UnreadablePictureWarning"),
     "runtime.grammar": ("GrammarOptions",),
     "vocab": ("Vocabulary",),
 }

@@ -15,16 +15,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from palidecode.answers.assembler import ParseIssue
+from palidecode.answers.batch import parse_batch
+from palidecode.answers.parsing import Answer, Detokenize
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
-from palidecode.decoding.assembler import ParseIssue
-from palidecode.decoding.batch import parse_batch
-from palidecode.decoding.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
-from palidecode.decoding.masks import DEFAULT_THRESHOLD, MaskCrop, paste
-from palidecode.decoding.parsing import Answer, Detokenize
-from palidecode.decoding.polygons import Holes, Polygons, exact_polygons, smooth_polygons
-from palidecode.decoding.rle import Rle, crop_to_rle, rle_to_crop
 from palidecode.errors import InputError
+from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
+from palidecode.geometry.masks import DEFAULT_THRESHOLD, MaskCrop, paste
+from palidecode.geometry.polygons import Holes, Polygons, exact_polygons, smooth_polygons
+from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop
 from palidecode.vocab import MASK_SIDE, PALIGEMMA, SEG_PER_MASK, Vocabulary
 
 Rows: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice | Sequence[int]

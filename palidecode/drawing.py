@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from palidecode.decoding.masks import DEFAULT_THRESHOLD
-from palidecode.decoding.polygons import Polygons
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import open_picture
+from palidecode.geometry.masks import DEFAULT_THRESHOLD
+from palidecode.geometry.polygons import Polygons
 
 Color: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[int, int, int, int]

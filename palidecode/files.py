@@ -29,7 +29,11 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # What Pillow is let to look for. It knows forty more, most of them nobody's, and gives one of
 # them (EPS) to Ghostscript, which runs it as the program that it is.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a picture
+MAX_PIXELS = 1 << 29  # of a picture: COCO's RLE counts them in 32 bits
 _LONGEST_NAME = 255  # bytes, in every usual file system
+
+KEPT = "what is finished is kept: make room and start the same command again"
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
@@ -71,6 +75,11 @@ def _aside(target: Path) -> Path:
         # A name that is as long as names can be has no room for more.
         return target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{end}")
     return target.with_name(f".{target.name}{end}")
+
+
+def unwritten(path: Path, error: OSError) -> InputError:
+    """The error of a full disk, where what was done so far is kept."""
+    return InputError(f"{path}: can't be written: {error.strerror or error}; {KEPT}")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -157,6 +166,16 @@ def open_encoded(data: bytes, name: str) -> Image.Image:
     """The same of a picture's file that is in memory; `name` is for messages."""
     with _opened(name, data) as image:
         return _rgb(image)
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """A positive width and height, or an `InputError`."""
+    whole = isinstance(size, (list, tuple)) and all(type(side) is int for side in size)
+    if not whole or len(size) != 2 or not all(0 < side <= MAX_SIDE for side in size):
+        raise InputError(f"a size must be a width and a height in pixels, both ≥ 1, got {size!r}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"{size[0]}×{size[1]} is more than a mask's {MAX_PIXELS} pixels")
+    return size[0], size[1]
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:

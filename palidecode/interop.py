@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.decoding.rle import rle_to_window
 from palidecode.errors import InputError
+from palidecode.geometry.rle import rle_to_window
 
 if TYPE_CHECKING:
     from palidecode.detections import Detections

@@ -12,9 +12,9 @@ import pytest
 from palidecode.codec import MaskCodec, load_codec
 from palidecode.codec.weights import CODEBOOK, DEMO_ID, SHAPES, CodecWeights
 from palidecode.runtime.tokenizer import Tokenizer
-from tests.coco_samples import dataset  # noqa: F401  (fixture)
-from tests.ray_samples import cluster, orphans, place  # noqa: F401  (fixtures)
-from training.model_tokenizer import build
+from tests.coco.samples import dataset  # noqa: F401  (fixture)
+from tests.ray_data.samples import cluster, orphans, place  # noqa: F401  (fixtures)
+from training.model.tokenizer import build
 
 SHARED = Path(
     os.environ.get("PALIDECODE_SHARED", Path(__file__).parents[2] / "shared" / "data")

@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from palidecode import CodecMismatchWarning, Detections, InputError, ParseError, decode, load_codec
-from palidecode.decoding.boxes import box_iou
+from palidecode.geometry.boxes import box_iou
 from tests.samples import CODES, answer
 
 

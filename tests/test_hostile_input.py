@@ -16,16 +16,17 @@ from PIL import Image, features
 
 import palidecode
 from palidecode import InputError, WeightsError
-from palidecode.answers import DecodeOptions, Problem, decode_rows, read_rows
+from palidecode.answers.jsonl import Problem, read_rows
+from palidecode.answers.parsing import parse
 from palidecode.cli import main
-from palidecode.coco_reading import from_coco, from_coco_results
-from palidecode.decoding.parsing import parse
-from palidecode.decoding.rle import MAX_OUTLINE, rings_to_rle
+from palidecode.coco.loading import from_coco, from_coco_results
 from palidecode.drawing import draw
-from palidecode.evaluation.coco import evaluate_coco
-from palidecode.evaluation.refcoco import read_refcoco
+from palidecode.evaluation.coco.evaluate import evaluate_coco
+from palidecode.evaluation.referring.refcoco import read_refcoco
 from palidecode.files import open_picture, picture_size, png_names, read_json, replacing
-from palidecode.prediction import detections_of, prompts_for
+from palidecode.geometry.rle import MAX_OUTLINE, rings_to_rle
+from palidecode.runs.answers import DecodeOptions, decode_rows
+from palidecode.runs.prediction import detections_of, prompts_for
 from palidecode.runtime.config import config_from_hf, config_to_hf
 from palidecode.runtime.grammar import Grammar, asked_labels
 from palidecode.runtime.image import to_pixels
@@ -34,8 +35,8 @@ from tests.fuzzing import prompts, refused
 from tests.fuzzing.bombs import dataset, laughs
 from tests.fuzzing.guard import Forbidden, watched
 from tests.fuzzing.pictures import saved
+from tests.runtime.tiny_models import CONFIGS, write_folder
 from tests.samples import CODES, answer
-from tests.tiny_models import CONFIGS, write_folder
 
 RING = [8.0, 8.0, 30.0, 8.0, 30.0, 30.0, 8.0, 30.0]
 HALF = "\ud800"  # of a surrogate pair: JSON can say it, no encoding can

@@ -1,6 +1,6 @@
 """``palidecode demo``: bundled answers about a bundled picture, through the whole chain.
 
-The picture, its truth and the answers are made by ``training/demo_picture.py``.
+The picture, its truth and the answers are made by ``training/scenes/harbour.py``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from palidecode.answers import AnswerRow, DecodeOptions, by_picture, decode_rows, read_rows
-from palidecode.coco import to_coco
-from palidecode.coco_reading import from_coco
+from palidecode.answers.jsonl import AnswerRow, read_rows
+from palidecode.coco.loading import from_coco
+from palidecode.coco.writing import to_coco
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
-from palidecode.decoding.boxes import box_iou
 from palidecode.detections import Detections
 from palidecode.drawing import draw
 from palidecode.files import replacing
+from palidecode.geometry.boxes import box_iou
+from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows
 
 PICTURE, TRUTH, ANSWERS = "harbour.png", "truth.json", "answers.jsonl"
 

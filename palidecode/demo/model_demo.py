@@ -1,8 +1,8 @@
 """``palidecode demo``: the bundled model on scenes it has never seen, or on one's own picture.
 
-The model is ``demo/model``, made by ``training/model.py``; it knows sixteen kinds of drawn
+The model is ``demo/model``, made by ``training/model/train.py``; it knows sixteen kinds of drawn
 objects in nine colours, and nothing else. The pictures and their truth are held-out scenes, made
-by ``training/demo_scenes.py``.
+by ``training/scenes/demo.py``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from palidecode.coco import to_coco
+from palidecode.coco.writing import to_coco
 from palidecode.drawing import draw
 from palidecode.errors import InputError
-from palidecode.evaluation.coco import evaluate_coco
+from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import open_picture, read_json, replacing
-from palidecode.loading import DEMO_MODEL, locate
-from palidecode.pipeline import PaliDecoder
+from palidecode.pipeline.checkpoint import DEMO_MODEL, locate
+from palidecode.pipeline.decoder import PaliDecoder
 
 SCENES, TRUTH = "scenes", "instances.json"
 _COLUMNS, _TILE, _GAP = 4, 448, 12  # of the sheet, in pixels
@@ -145,7 +145,7 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
     output : Path
         The folder to write to.
     model : str or path
-        The bundled one, or a folder of ``training/model_report.py``.
+        The bundled one, or a folder of ``training/model/report.py``.
 
     Raises
     ------

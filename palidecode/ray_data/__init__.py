@@ -16,19 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from palidecode.answers import CHUNK
-from palidecode.categories import Match, Unmapped
-from palidecode.coco import Categories, MaskFormat, Segmentation
+from palidecode.coco.categories import Match, Unmapped
+from palidecode.coco.reading import Source
+from palidecode.coco.writing import Categories, MaskFormat, Segmentation
 from palidecode.codec.weights import find_weights
-from palidecode.decoding.boxes import DEFAULT_DIVISOR
 from palidecode.errors import InputError, WeightsError
-from palidecode.evaluation.coco import evaluate_coco
-from palidecode.evaluation.engine import IouType
-from palidecode.evaluation.result import CocoEvaluation
-from palidecode.evaluation.rows import Source
-from palidecode.journal import Header, hash_files
-from palidecode.loading import describe
-from palidecode.prediction import PredictOptions, Task, coco_info, header_of, what_to_ask
+from palidecode.evaluation.coco.engine import IouType
+from palidecode.evaluation.coco.evaluate import evaluate_coco
+from palidecode.evaluation.coco.result import CocoEvaluation
+from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.pipeline.checkpoint import describe
 from palidecode.ray_data.cluster import Workers, connected, gpus_there, need_ray
 from palidecode.ray_data.jobs import DecodeJob, PredictJob, RowsJob
 from palidecode.ray_data.running import CocoOptions, Found, WrittenCoco, write
@@ -41,6 +38,9 @@ from palidecode.ray_data.sources import (
     read_pictures,
     read_webdataset,
 )
+from palidecode.runs.answers import CHUNK
+from palidecode.runs.journal import Header, hash_files
+from palidecode.runs.prediction import PredictOptions, Task, coco_info, header_of, what_to_ask
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -192,7 +192,7 @@ def decode(
     shard_size : int
         Answers that are finished, and lost, together; rounded up to whole batches.
     weights, backend, tokenizer
-        See `palidecode.answers.load_options`. Files must be seen by every machine.
+        See `palidecode.runs.answers.load_options`. Files must be seen by every machine.
     divisor, clip
         See `palidecode.decode`.
     label_from_prompt : bool

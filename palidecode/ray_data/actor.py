@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.coco_shards import CocoShard, read_shard
+from palidecode.coco.shards import CocoShard, read_shard
 from palidecode.errors import PalidecodeError
-from palidecode.journal import unwritten
+from palidecode.files import unwritten
 from palidecode.ray_data.jobs import Job, Loaded
 from palidecode.ray_data.rows import to_table
 from palidecode.ray_data.sources import in_folder

@@ -12,25 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from palidecode.answers import (
-    CHUNK,
-    AnswerRow,
-    DecodeOptions,
-    Problem,
-    check_sizes_agree,
-    decode_rows,
-    load_options,
-    read_row,
-)
-from palidecode.coco_shards import CocoShard
+from palidecode.answers.jsonl import AnswerRow, Problem, check_sizes_agree, read_row
+from palidecode.coco.shards import CocoShard
 from palidecode.codec import load_codec
-from palidecode.decoding.boxes import DEFAULT_DIVISOR
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import picture_size
-from palidecode.journal import Row
-from palidecode.pipeline import PaliDecoder
-from palidecode.prediction import (
+from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.pipeline.decoder import PaliDecoder
+from palidecode.ray_data.rows import failed_row, found_rows, journal_row, row_schema
+from palidecode.runs.answers import CHUNK, DecodeOptions, decode_rows, load_options
+from palidecode.runs.journal import Row
+from palidecode.runs.prediction import (
     PictureFile,
     PredictOptions,
     Unread,
@@ -40,7 +33,6 @@ from palidecode.prediction import (
     readable,
     write_pictures,
 )
-from palidecode.ray_data.rows import failed_row, found_rows, journal_row, row_schema
 
 Record = Mapping[str, Any]
 _SIZES = ("width", "height", "size", "image_size_wh")
@@ -182,7 +174,7 @@ def _pictures_of(records: Sequence[Record]) -> list[PictureFile | Unread]:
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """Decode answers; see `palidecode.answers.load_options`."""
+    """Decode answers; see `palidecode.runs.answers.load_options`."""
 
     images: str | None = None
     size: tuple[int, int] | None = None

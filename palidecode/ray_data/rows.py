@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from palidecode.detections import Detections
-from palidecode.journal import Row
-from palidecode.prediction import PictureFile, picture_rows
+from palidecode.runs.journal import Row
+from palidecode.runs.prediction import PictureFile, picture_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

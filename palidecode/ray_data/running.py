@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.categories import check_categories
-from palidecode.coco import Categories, CocoReport, MaskFormat
-from palidecode.coco_shards import MergingCocoWriter, ReadShard, read_shard
+from palidecode.coco.categories import check_categories
+from palidecode.coco.shards import MergingCocoWriter, ReadShard, read_shard
+from palidecode.coco.writing import Categories, CocoReport, MaskFormat
 from palidecode.detections import CodecMismatchWarning
 from palidecode.errors import InputError, PalidecodeError
-from palidecode.journal import (
-    KEPT,
+from palidecode.files import KEPT
+from palidecode.ray_data.actor import TRIES, Actor, ShardPlan
+from palidecode.ray_data.cluster import Workers, ordered, reading
+from palidecode.ray_data.jobs import Job
+from palidecode.runs.journal import (
     Header,
     Journal,
     Row,
@@ -26,9 +29,6 @@ from palidecode.journal import (
     remove_leftovers,
     write_failures,
 )
-from palidecode.ray_data.actor import TRIES, Actor, ShardPlan
-from palidecode.ray_data.cluster import Workers, ordered, reading
-from palidecode.ray_data.jobs import Job
 
 if TYPE_CHECKING:
     from ray.data import Dataset

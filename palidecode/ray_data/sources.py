@@ -26,11 +26,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.answers import AnswerRow, read_lines, read_object, read_row
+from palidecode.answers.jsonl import AnswerRow, read_lines, read_object, read_row
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside, read_json
-from palidecode.prediction import each_picture
 from palidecode.ray_data.cluster import in_order, need_ray
+from palidecode.runs.prediction import each_picture
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from palidecode.decoding.rle import Rle, rle_to_crop
+from palidecode.coco.reading import ImageRow
+from palidecode.coco.segmentations import as_rle
 from palidecode.errors import InputError
-from palidecode.evaluation.matches import KINDS
-from palidecode.evaluation.outlines import as_rle
-from palidecode.evaluation.result import CocoEvaluation
-from palidecode.evaluation.rows import ImageRow
-from palidecode.evaluation.tables import Table
+from palidecode.evaluation.coco.matches import KINDS
+from palidecode.evaluation.coco.result import CocoEvaluation
+from palidecode.evaluation.coco.tables import Table
 from palidecode.files import inside, open_picture
+from palidecode.geometry.rle import Rle, rle_to_crop
 
 Ints = npt.NDArray[np.int64]
 

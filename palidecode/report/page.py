@@ -19,12 +19,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from palidecode import __version__
-from palidecode.evaluation.measures import Confusion
-from palidecode.evaluation.result import CocoEvaluation
+from palidecode.evaluation.coco.measures import Confusion
+from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.files import replacing
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
 from palidecode.report.plots import calibration_svg, curves_svg, kinds_svg, sizes_svg
+from palidecode.version import __version__
 
 MOST_CONFUSED = 30
 """Classes that have a row of their own in the confusion matrix; the others share one."""

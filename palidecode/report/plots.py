@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from palidecode.evaluation.measures import Curve
+from palidecode.evaluation.coco.measures import Curve
 
 _INK, _MUTED, _LINE, _ACCENT, _WARM, _CARD = (f"#0{n}0{n}0{n}" for n in range(1, 7))
 _VARIABLES = {

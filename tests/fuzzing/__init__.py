@@ -2,7 +2,7 @@
 
 A target is a function of bytes that returns nothing. It raises nothing but a failed check: what
 the package may refuse (`PalidecodeError`) is caught inside. Two drivers run the same targets:
-``pytest tests/test_fuzzing.py`` a fixed number of seeded rounds of each, and
+``pytest tests/fuzzing`` a fixed number of seeded rounds of each, and
 ``python -m tests.fuzzing TARGET`` as many as one likes, guided by coverage (atheris).
 """
 

@@ -8,14 +8,15 @@ from itertools import groupby
 
 import numpy as np
 
-from palidecode.answers import DecodeOptions, Problem, decode_rows, read_rows
-from palidecode.coco import to_coco
-from palidecode.decoding.batch import parse_batch
-from palidecode.decoding.boxes import loc_to_xyxy
-from palidecode.decoding.parsing import IssueKind, ParseResult, format_objects, parse
-from palidecode.decoding.rle import check_rle, rle_to_crop, rle_to_window
-from palidecode.decoding.stream import StreamParser
+from palidecode.answers.batch import parse_batch
+from palidecode.answers.jsonl import Problem, read_rows
+from palidecode.answers.parsing import IssueKind, ParseResult, format_objects, parse
+from palidecode.answers.stream import StreamParser
+from palidecode.coco.writing import to_coco
 from palidecode.errors import InputError
+from palidecode.geometry.boxes import loc_to_xyxy
+from palidecode.geometry.rle import check_rle, rle_to_crop, rle_to_window
+from palidecode.runs.answers import DecodeOptions, decode_rows
 from palidecode.vocab import loc_token, seg_token
 from tests.fuzzing import Target, folder, refused, written
 from tests.fuzzing.mutation import TEXTS, change_bytes, change_rows

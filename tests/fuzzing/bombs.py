@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from palidecode import parse_batch
-from palidecode.answers import DecodeOptions, decode_rows, read_rows
-from palidecode.coco_reading import from_coco
+from palidecode.answers.jsonl import read_rows
+from palidecode.coco.loading import from_coco
 from palidecode.codec.weights import load_weights
-from palidecode.decoding.rle import check_rle
-from palidecode.evaluation.coco import evaluate_coco
-from palidecode.evaluation.refcoco import read_refcoco
+from palidecode.evaluation.coco.evaluate import evaluate_coco
+from palidecode.evaluation.referring.refcoco import read_refcoco
 from palidecode.files import open_picture, read_json
+from palidecode.geometry.rle import check_rle
+from palidecode.runs.answers import DecodeOptions, decode_rows
 from palidecode.runtime.big_vision import BigVisionNpz
 from palidecode.runtime.config import config_from_hf
 from palidecode.runtime.tokenizer import Tokenizer

@@ -10,16 +10,16 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from palidecode.coco_reading import from_coco
-from palidecode.decoding.parsing import parse
+from palidecode.answers.parsing import parse
+from palidecode.coco.loading import from_coco
 from palidecode.drawing import draw
 from palidecode.errors import InputError
-from palidecode.evaluation.coco import evaluate_coco
-from palidecode.evaluation.refcoco import load_refs, read_refcoco
-from palidecode.evaluation.referring import evaluate_referring
-from palidecode.finetune import to_finetuning_rows
-from palidecode.journal import Header, Journal, encode_row
-from palidecode.prediction import FinishedPictures, detections_of
+from palidecode.evaluation.coco.evaluate import evaluate_coco
+from palidecode.evaluation.referring.evaluate import evaluate_referring
+from palidecode.evaluation.referring.refcoco import load_refs, read_refcoco
+from palidecode.finetune.rows import to_finetuning_rows
+from palidecode.runs.journal import Header, Journal, encode_row
+from palidecode.runs.prediction import FinishedPictures, detections_of
 from tests.fuzzing import Target, folder, refused, written
 from tests.fuzzing.guard import watched
 from tests.fuzzing.mutation import (

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save
 
 from palidecode.codec.weights import SHAPES, load_weights
-from palidecode.loading import _notes
+from palidecode.pipeline.checkpoint import _notes
 from palidecode.runtime.big_vision import BigVisionNpz
 from palidecode.runtime.config import (
     PaliGemmaConfig,
@@ -38,8 +38,8 @@ from tests.fuzzing.mutation import (
     change_safetensors,
     changed_value,
 )
-from tests.test_big_vision import exported
-from training.model_tokenizer import build
+from tests.runtime.test_big_vision import exported
+from training.model.tokenizer import build
 
 _CPU, _FLOAT = torch.device("cpu"), torch.float32
 _SMALL = PaliGemmaConfig(

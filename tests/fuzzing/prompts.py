@@ -7,15 +7,15 @@ from functools import cache
 
 import numpy as np
 
-from palidecode.decoding.assembler import ParsedObject
-from palidecode.decoding.parsing import format_objects, parse
-from palidecode.ground_truth import name_problem
-from palidecode.prediction import prompts_for
+from palidecode.answers.assembler import ParsedObject
+from palidecode.answers.parsing import format_objects, parse
+from palidecode.finetune.objects import name_problem
+from palidecode.runs.prediction import prompts_for
 from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
 from palidecode.runtime.tokenizer import Tokenizer
 from tests.fuzzing import Target, refused
 from tests.fuzzing.mutation import TEXTS, change_bytes
-from training.model_tokenizer import build
+from training.model.tokenizer import build
 
 _TYPED = (
     *(

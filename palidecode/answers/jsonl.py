@@ -1,0 +1,213 @@
+"""JSON Lines of answers in, detections out, chunk by chunk.
+
+A row is ``{"image": "cat.jpg", "output": "<loc…> cat"}``; see `AnswerRow` for the keys. A row
+that can't be used is a `Problem` with its line number; the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from palidecode.answers.parsing import Answer
+from palidecode.errors import InputError
+from palidecode.files import check_size, inside, picture_size
+
+CHUNK = 256
+MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a picture
+_MAX_SCORE = float(np.finfo(np.float32).max)
+_LONGEST_LINE = 1 << 24
+_VERBS = ("detect ", "segment ")
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One answer and its picture.
+
+    Attributes
+    ----------
+    line : int
+        Number of the line, from 1.
+    name : str
+        ``image``, or ``line-<number>`` where the row has none.
+    size : tuple of 2 int
+        Width and height: ``width`` and ``height``, ``size`` or ``image_size_wh``, the
+        picture's own, or the default.
+    answer : str or list of int
+        ``output``, ``token_ids``, or a fine-tuning row's ``suffix``.
+    prompt : str
+        ``prompt`` or ``prefix``, or ``""``.
+    scores : list of float or None
+        ``scores``: one per box.
+    codec : str
+        ``codec``: the id of the weights that the seg codes belong to, ``""`` if not said.
+    """
+
+    line: int
+    name: str
+    size: tuple[int, int]
+    answer: Answer
+    prompt: str = ""
+    scores: list[float] | None = None
+    codec: str = ""
+
+
+class Problem(NamedTuple):
+    """A row, or a part of one, that was left out."""
+
+    line: int
+    reason: str
+
+
+def read_rows(
+    path: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[AnswerRow | Problem]:
+    """Rows of a JSONL file in order.
+
+    Parameters
+    ----------
+    path : str or path
+    images : str or path, optional
+        The folder of the pictures. Names that lead out of it are problems.
+    size : tuple of 2 int, optional
+        Width and height for rows that name neither a size nor a picture.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read.
+    """
+    seen: dict[str, tuple[int, int]] = {}
+    for line, text in read_lines(path):
+        try:
+            row = read_row(line, read_object(text), images, size)
+            check_sizes_agree(row, seen)
+        except InputError as error:
+            yield Problem(line, str(error))
+        else:
+            yield row
+
+
+def check_sizes_agree(row: AnswerRow, seen: dict[str, tuple[int, int]]) -> None:
+    """One picture has one size: an `InputError` where `seen` says otherwise of an earlier row."""
+    if seen.setdefault(row.name, row.size) != row.size:
+        raise InputError(
+            f"{row.name!r} is {row.size[0]}×{row.size[1]} here but "
+            f"{seen[row.name][0]}×{seen[row.name][1]} in an earlier row"
+        )
+
+
+def read_lines(
+    path: str | os.PathLike[str], start: int = 0, stop: int | None = None, number: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file that aren't empty, with their numbers from ``number + 1``.
+
+    `start` and `stop` are bytes; `start` is where a line begins, and no line begins at `stop`.
+
+    Raises
+    ------
+    InputError
+        If it can't be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if start:  # a pipe can't
+                file.seek(start)
+            while (stop is None or file.tell() < stop) and (text := file.readline(_LONGEST_LINE)):
+                number += 1
+                piece = text
+                while len(piece) == _LONGEST_LINE and not piece.endswith(b"\n"):
+                    piece = file.readline(_LONGEST_LINE)  # the rest of a line too long to be one
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+    """The JSON object of a line, or an `InputError`."""
+    try:
+        row = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError("not a JSON object with 'output' or 'token_ids'")
+    return row
+
+
+def read_row(
+    line: int,
+    row: Mapping[str, Any],
+    images: str | os.PathLike[str] | None = None,
+    default: tuple[int, int] | None = None,
+) -> AnswerRow:
+    """A row of these keys, see `AnswerRow`; an `InputError` where it can't be used."""
+    image = row.get("image")
+    if image is not None and (not isinstance(image, str) or not image):
+        raise InputError(f"'image' must be a file name, got {image!r}")
+    prompt, codec = row.get("prompt", row.get("prefix")), row.get("codec")
+    return AnswerRow(
+        line=line,
+        name=image or f"line-{line}",
+        size=_size_of(row, image, images, default),
+        answer=_answer_of(row),
+        prompt=prompt if isinstance(prompt, str) else "",
+        scores=_scores_of(row.get("scores")),
+        codec=codec if isinstance(codec, str) else "",
+    )
+
+
+def _answer_of(row: Mapping[str, Any]) -> Answer:
+    output, ids = row.get("output"), row.get("token_ids")
+    if output is None and ids is None:
+        output = row.get("suffix")  # a fine-tuning row
+    if isinstance(output, str):
+        return output
+    if isinstance(ids, list) and all(type(token) is int and abs(token) < 1 << 62 for token in ids):
+        return ids
+    raise InputError("needs 'output' (text) or 'token_ids' (a list of integers)")
+
+
+def _scores_of(scores: Any) -> list[float] | None:
+    if scores is None:
+        return None
+    if not isinstance(scores, list):
+        raise InputError("'scores' must be a list with one number per box")
+    return [
+        float(score)
+        if isinstance(score, (int, float))
+        and not isinstance(score, bool)
+        and abs(score) <= _MAX_SCORE
+        else math.nan
+        for score in scores
+    ]
+
+
+def _size_of(
+    row: Mapping[str, Any],
+    image: str | None,
+    images: str | os.PathLike[str] | None,
+    default: tuple[int, int] | None,
+) -> tuple[int, int]:
+    given = row.get("size") or row.get("image_size_wh")
+    if row.get("width") is not None or row.get("height") is not None:
+        given = [row.get("width"), row.get("height")]
+    if image is not None and images is not None:
+        path = inside(images, image)
+        if given is None:
+            return picture_size(path)
+    if given is None and default is None:
+        raise InputError(
+            "the size of the picture is not known: give 'width' and 'height', or 'image' and "
+            "the folder (--images), or one size for all (--size)"
+        )
+    return check_size(given if given is not None else default)

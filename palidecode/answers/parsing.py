@@ -1,0 +1,342 @@
+"""Answers to objects, and back: `parse` and `format_objects`.
+
+Clean text takes a shortcut that only slices and looks up; as soon as anything is odd the
+whole answer is read again by the `Assembler`, which knows every oddity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.answers.assembler import Assembler, IssueKind, ParsedObject, ParseIssue, Span
+from palidecode.errors import InputError, ParseError
+from palidecode.vocab import (
+    CONTROL_TOKENS,
+    LOC_BINS,
+    LOC_COUNT,
+    LOC_PER_BOX,
+    PALIGEMMA,
+    SEG_CODES,
+    SEG_COUNT,
+    SEG_PER_MASK,
+    Vocabulary,
+    loc_token,
+    seg_token,
+)
+
+Detokenize: TypeAlias = Callable[[list[int]], str]
+Answer: TypeAlias = str | Sequence[int] | npt.NDArray[np.integer[Any]]
+
+_SEPARATOR = " ; "
+_EOS = "<eos>"
+_TOKEN = re.compile(r"<loc([0-9]{1,8})>|<seg([0-9]{1,8})>|<eos>|<pad>|<bos>|;|\n")
+_LABEL_BREAK = re.compile(r"[;\n]")
+_CUT_TOKEN = re.compile(r"<(?:loc|seg)[0-9]{0,8}\Z")
+_CUT_TOKEN_LENGTH = 12
+
+_LOC_LENGTH = len(loc_token(0))
+_LOC_BLOCK = LOC_PER_BOX * _LOC_LENGTH
+_SEG_LENGTH = len(seg_token(0))
+_SEG_BLOCK = SEG_PER_MASK * _SEG_LENGTH
+_SEG_START, _SEG_STOP = "<seg", ">"
+# Codes by their digits: splitting a block of seg tokens at what stands between the digits
+# is faster than slicing it. Sixteen keys fit the block's length only if all are whole.
+_CODES_BY_DIGITS = {
+    token.removeprefix(_SEG_START).removesuffix(_SEG_STOP): code
+    for token, code in SEG_CODES.items()
+}
+_DIGITS = slice(_LOC_BLOCK + len(_SEG_START), _LOC_BLOCK + _SEG_BLOCK - len(_SEG_STOP))
+_new_object = tuple.__new__  # the class's own __new__ takes twice as long
+
+
+class ParseResult(NamedTuple):
+    """What `parse` found: the objects in order, and every oddity in order."""
+
+    objects: tuple[ParsedObject, ...]
+    issues: tuple[ParseIssue, ...]
+
+
+def parse(
+    answer: Answer,
+    *,
+    strict: bool = False,
+    vocabulary: Vocabulary = PALIGEMMA,
+    detokenize: Detokenize | None = None,
+) -> ParseResult:
+    """Read one answer of a PaliGemma model.
+
+    Nothing a model can emit raises, and nothing is dropped in silence: whatever doesn't
+    fit ``<loc>×4 [<seg>×16] label`` joined by `` ; `` becomes a `ParseIssue`.
+
+    Parameters
+    ----------
+    answer : str, or sequence or 1-D array of int
+        The text of the answer, special tokens included, or its token ids.
+        Negative ids count as padding.
+    strict : bool
+        Raise on the first issue instead of listing it.
+    vocabulary : Vocabulary
+        Token ids, for answers of ids; PaliGemma's by default.
+    detokenize : callable, optional
+        Turns a list of label token ids into text, for answers of ids. Without it labels
+        are ``""`` and an issue says so. What it returns is never read as tokens.
+
+    Raises
+    ------
+    ParseError
+        With ``strict=True``, on the first issue.
+    InputError
+        If `answer` is neither text nor integer ids.
+
+    Examples
+    --------
+    >>> result = parse("<loc0046><loc0538><loc0795><loc1022> cat")
+    >>> result.objects[0].label, result.objects[0].loc
+    ('cat', (46, 538, 795, 1022))
+    >>> parse("Sure! <loc0001><loc0002><loc0003><loc0004> dog").issues[0].kind.value
+    'stray_text'
+    """
+    if isinstance(answer, str):
+        objects = _parse_clean(answer)
+        if objects is not None:
+            return ParseResult(objects, ())
+        assembler = Assembler()
+        feed_text(assembler, answer, 0)
+        close_text(assembler, answer)
+        result = result_of(assembler, answer)
+    else:
+        ids = as_ids(answer)
+        assembler = Assembler(spaces_known=False)
+        feed_ids(assembler, ids, 0, vocabulary, detokenize)
+        assembler.close()
+        result = result_of(assembler, "")
+    if strict and result.issues:
+        kind, span, text = result.issues[0]
+        shown = f": {text[:80]!r}" if text else ""
+        raise ParseError(f"{kind.value} at {span[0]}–{span[1]} of the answer{shown}")
+    return result
+
+
+def format_objects(objects: Iterable[ParsedObject]) -> str:
+    """Write objects as the text a model would answer, the inverse of `parse`.
+
+    Parameters
+    ----------
+    objects : iterable of ParsedObject
+        Their spans are ignored.
+
+    Returns
+    -------
+    str
+        ``<loc>×4 <seg>×16 label`` joined by `` ; ``, without ``<eos>``.
+
+    Raises
+    ------
+    InputError
+        For a label that would not survive (a ``;``, a newline, token-like text, white
+        space at its ends), for numbers out of range, and for an object that has neither
+        box nor mask.
+    """
+    return _SEPARATOR.join([_format_object(index, item) for index, item in enumerate(objects)])
+
+
+def label_problem(label: str) -> str | None:
+    """Why a label can't be written into an answer, or None if it can."""
+    if label != label.strip():
+        return "white space at its ends"
+    if ";" in label or "\n" in label:
+        return "a ';' or a newline, which end a label"
+    if "<" in label and (_TOKEN.search(label) or _CUT_TOKEN.search(label)):
+        return "text that reads as a token"
+    return None
+
+
+def _format_object(index: int, item: ParsedObject) -> str:
+    label, loc, seg, _ = item
+    problem = label_problem(label)
+    if problem:
+        raise InputError(f"object {index}: the label {label!r} has {problem}; rename it")
+    parts: list[str] = []
+    if loc is not None:
+        _check_numbers(index, "loc", loc, LOC_PER_BOX, LOC_COUNT)
+        parts.extend(map(loc_token, loc))
+    if seg is not None:
+        _check_numbers(index, "seg", seg, SEG_PER_MASK, SEG_COUNT)
+        parts.extend(map(seg_token, seg))
+    if not parts:
+        raise InputError(f"object {index} ({label!r}) has neither loc nor seg: nothing to write")
+    if label:
+        parts.append(" " + label)
+    return "".join(parts)
+
+
+def _check_numbers(index: int, name: str, values: Sequence[int], length: int, count: int) -> None:
+    integers = isinstance(values, Sequence | np.ndarray) and all(
+        isinstance(value, int | np.integer) for value in values
+    )
+    if not integers or len(values) != length or not all(0 <= value < count for value in values):
+        raise InputError(
+            f"object {index}: {name} must be {length} integers in 0 … {count - 1}, got {values}"
+        )
+
+
+def _parse_clean(text: str) -> tuple[ParsedObject, ...] | None:
+    """Objects of text without any oddity; None where the `Assembler` must look."""
+    body = text[: -len(_EOS)] if text.endswith(_EOS) else text
+    segments = body.split(_SEPARATOR)
+    count = len(segments)
+    if body.count(";") != count - 1 or "\n" in body:
+        return None
+    if count > 1 and len(set(segments)) != count:
+        return None
+    bins, codes, start = LOC_BINS, _CODES_BY_DIGITS, 0
+    objects = []
+    try:
+        for segment in segments:
+            loc = (
+                bins[segment[:9]],
+                bins[segment[9:18]],
+                bins[segment[18:27]],
+                bins[segment[27:36]],
+            )
+            if loc[2] <= loc[0] or loc[3] <= loc[1]:
+                return None
+            label_start, seg = _LOC_BLOCK, None
+            if segment.startswith(_SEG_START, _LOC_BLOCK):
+                digits = segment[_DIGITS].split(_SEG_STOP + _SEG_START)
+                seg = tuple([codes[code] for code in digits])
+                label_start += _SEG_BLOCK
+                if segment[label_start - 1 : label_start] != _SEG_STOP:
+                    return None
+            label = segment[label_start + 1 :]
+            length = len(segment)
+            if length > label_start and (
+                segment[label_start] != " " or not label or label.strip() != label or "<" in label
+            ):
+                return None
+            span = (start, start + length)
+            objects.append(_new_object(ParsedObject, (label, loc, seg, span)))
+            start += length + 3
+    except KeyError:
+        return None
+    return tuple(objects)
+
+
+def feed_text(assembler: Assembler, text: str, base: int) -> None:
+    """Send the events of a piece of text that starts at `base` of the answer."""
+    done = 0
+    for match in _TOKEN.finditer(text):
+        start, end = match.span()
+        if start > done:
+            assembler.text(text[done:start], base + done, base + start)
+        done = end
+        token = match.group()
+        if token == ";":
+            assembler.separator(base + start, base + end)
+        elif token == "\n":
+            assembler.newline(base + start, base + end)
+        elif token in CONTROL_TOKENS:
+            assembler.control(token, base + start, base + end)
+        elif match.group(1) is not None:
+            assembler.loc(LOC_BINS.get(token, -1), base + start, base + end)
+        else:
+            assembler.seg(SEG_CODES.get(token, -1), base + start, base + end)
+    if done < len(text):
+        assembler.text(text[done:], base + done, base + len(text))
+
+
+def close_text(assembler: Assembler, text: str, base: int = 0) -> None:
+    """End an answer whose last piece `text` began at `base`; it may end inside a token."""
+    tail = _CUT_TOKEN.search(text, max(0, len(text) - _CUT_TOKEN_LENGTH))
+    if tail is None:
+        assembler.close()
+        return
+    assembler.drop_text_from(base + tail.start())
+    assembler.close((base + tail.start(), base + len(text)))
+
+
+def feed_ids(
+    assembler: Assembler,
+    ids: npt.NDArray[np.int64],
+    base: int,
+    vocabulary: Vocabulary,
+    detokenize: Detokenize | None,
+) -> None:
+    """Send the events of token ids that start at `base` of the answer."""
+    text_start: int | None = None
+    control = {vocabulary.pad: "<pad>", vocabulary.eos: _EOS, vocabulary.bos: "<bos>"}
+    values = ids.tolist()
+    for place, token in enumerate(values):
+        loc, seg = token - vocabulary.loc_offset, token - vocabulary.seg_offset
+        if not vocabulary.is_special(token):
+            text_start = place if text_start is None else text_start
+            continue
+        if text_start is not None:
+            _feed_run(assembler, values[text_start:place], base + text_start, detokenize)
+            text_start = None
+        here = base + place
+        if 0 <= loc < LOC_COUNT:
+            assembler.loc(loc, here, here + 1)
+        elif 0 <= seg < SEG_COUNT:
+            assembler.seg(seg, here, here + 1)
+        else:
+            assembler.control(control.get(token, "<pad>"), here, here + 1)
+    if text_start is not None:
+        _feed_run(assembler, values[text_start:], base + text_start, detokenize)
+
+
+def _feed_run(
+    assembler: Assembler, run: list[int], start: int, detokenize: Detokenize | None
+) -> None:
+    """Label tokens: their text may hold separators, but never a token."""
+    end = start + len(run)
+    if detokenize is None:
+        assembler.undecoded(start, end)
+        return
+    # A token that reads as nothing is white space to us: never nothing at all.
+    text, done = detokenize(run) or " ", 0
+    for match in _LABEL_BREAK.finditer(text):
+        assembler.text(text[done : match.start()], start, end)
+        if match.group() == ";":
+            assembler.separator(start, end)
+        else:
+            assembler.newline(start, end)
+        done = match.end()
+    assembler.text(text[done:], start, end)
+
+
+def as_ids(answer: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """One answer's token ids as a 1-D int64 array, or an `InputError`."""
+    try:
+        ids = np.asarray(answer)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"an answer must be text or integer token ids: {error}") from error
+    if ids.size == 0 and ids.ndim == 1:
+        return np.zeros(0, np.int64)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(
+            f"an answer must be text or a flat list of integer token ids, got "
+            f"{type(answer).__name__} of shape {ids.shape} and dtype {ids.dtype}; "
+            "for several answers at once use parse_batch or decode"
+        )
+    return ids.astype(np.int64, copy=False)
+
+
+def result_of(assembler: Assembler, text: str) -> ParseResult:
+    """The objects and the issues, in the order of the answer."""
+    return ParseResult(tuple(assembler.objects), issues_of(assembler, text))
+
+
+def issues_of(assembler: Assembler, text: str) -> tuple[ParseIssue, ...]:
+    """The issues in order, each with the text it stands for."""
+    ordered = sorted(assembler.issues, key=lambda issue: issue[1:])
+    return tuple(_issue(kind, (start, end), text) for kind, start, end in ordered)
+
+
+def _issue(kind: IssueKind, span: Span, text: str) -> ParseIssue:
+    return ParseIssue(kind, span, text[span[0] : span[1]])

@@ -1,0 +1,1 @@
+"""COCO files: read, checked, written."""

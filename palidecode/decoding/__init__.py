@@ -1,1 +1,0 @@
-"""Tokens in, detections out. Needs numpy, OpenCV, shapely and pycocotools; never torch."""

@@ -1,0 +1,1 @@
+"""COCO's mAP, with what vision-language models need around it."""

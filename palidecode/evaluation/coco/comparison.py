@@ -1,0 +1,182 @@
+"""Two sets of predictions on the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.coco.categories import Match
+from palidecode.coco.reading import Source
+from palidecode.coco.skips import Skips
+from palidecode.evaluation.coco.bootstrap import (
+    RATES,
+    Interval,
+    centred,
+    percentiles,
+    resampled_rates,
+    resampled_stats,
+    share_above,
+)
+from palidecode.evaluation.coco.engine import METRICS, NOTHING, IouType
+from palidecode.evaluation.coco.evaluate import check_options, evaluate_scene
+from palidecode.evaluation.coco.result import CocoEvaluation
+from palidecode.evaluation.coco.tables import read_scene
+
+
+@dataclass(frozen=True)
+class CocoComparison:
+    """Second predictions minus first; made by `compare_coco`.
+
+    Attributes
+    ----------
+    first, second : CocoEvaluation
+    differences : ndarray of float64, shape (12,)
+        Of COCO's numbers, in COCO's order; NaN where there is nothing to compute one from.
+    intervals : dict of str to Interval
+        Of the differences, those of ``precision``, ``recall`` and ``F1`` too, from resampling the
+        images for both at once: what is hard about a picture is hard for both and cancels out.
+    better : dict of str to float
+        Share of the resamples in which the second is better; ties count half.
+    """
+
+    first: CocoEvaluation
+    second: CocoEvaluation
+    differences: npt.NDArray[np.float64]
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    better: dict[str, float] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each class, the largest change of AP first.
+
+        Returns
+        -------
+        list of dict
+            ``category``, ``category_id``, ``objects``, ``AP_first``, ``AP_second``,
+            ``AP_difference``, ``F1_first``, ``F1_second``, ``F1_difference``; None where a
+            number can't be computed.
+        """
+        before = {row["category_id"]: row for row in self.first.rows()}
+        after = {row["category_id"]: row for row in self.second.rows()}
+        rows = []
+        for number in sorted(before.keys() | after.keys()):
+            a, b = before.get(number, {}), after.get(number, {})
+            row: dict[str, Any] = {"category": (a or b)["category"], "category_id": number}
+            row["objects"] = (a or b)["objects"]
+            for name in ("AP", "F1"):
+                row[f"{name}_first"], row[f"{name}_second"] = a.get(name), b.get(name)
+                row[f"{name}_difference"] = _minus(b.get(name), a.get(name))
+            rows.append(row)
+        return sorted(rows, key=lambda row: -abs(row["AP_difference"] or 0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        changes = zip(METRICS, self.differences.tolist(), strict=True)
+        return {
+            "first": self.first.as_dict(),
+            "second": self.second.as_dict(),
+            "differences": {n: None if np.isnan(v) else v for n, v in changes},
+            "intervals": {name: found.as_dict() for name, found in self.intervals.items()},
+            "better": self.better,
+            "classes": self.rows(),
+        }
+
+
+def compare_coco(
+    gt: Source,
+    first: Source,
+    second: Source,
+    iou_type: IouType = "bbox",
+    *,
+    categories: Sequence[str | int] | None = None,
+    match: Match = "exact",
+    merge_duplicates: float | None = None,
+    scores: Literal["file", "ignore"] = "file",
+    orders: int = 10,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> CocoComparison:
+    """Two sets of predictions against the same ground truth, paired image by image.
+
+    Parameters
+    ----------
+    gt, iou_type, categories, match, merge_duplicates, scores, orders, seed
+        As for `evaluate_coco`.
+    first, second : path, list or dict
+        Predictions; the differences are second minus first.
+    bootstrap : int
+        Resamples for the intervals; 0 for none.
+    confidence : float
+        Of the intervals.
+
+    Returns
+    -------
+    CocoComparison
+
+    Warns
+    -----
+    UnscoredWarning
+        If one of them has no scores. Then both are compared without, as an AP of random
+        orders and one of scores are different things.
+
+    Raises
+    ------
+    InputError
+        As `evaluate_coco`.
+    """
+    check_options(iou_type, scores, orders)
+    results = []
+    for source in (first, second):
+        skips = Skips()
+        # Read twice: what is skipped belongs to one of the two.
+        scene = read_scene(gt, iou_type == "segm", skips)
+        results.append(
+            evaluate_scene(
+                scene,
+                source,
+                skips,
+                categories=categories,
+                match=match,
+                merge_duplicates=merge_duplicates,
+                scores=scores,
+                orders=orders,
+                seed=seed,
+            )
+        )
+    a, b = results
+    if a.unscored != b.unscored and len(a.found) and len(b.found):
+        return compare_coco(
+            gt,
+            first,
+            second,
+            iou_type,
+            categories=categories,
+            match=match,
+            merge_duplicates=merge_duplicates,
+            scores="ignore",
+            orders=orders,
+            bootstrap=bootstrap,
+            confidence=confidence,
+            seed=seed,
+        )
+    known = (a.stats != NOTHING) & (b.stats != NOTHING)
+    differences = np.where(known, b.stats - a.stats, np.nan)
+    if not bootstrap:
+        return CocoComparison(a, b, differences)
+    # The same halves for both, as the pictures are the same; what prompts asked for may differ.
+    samples = [resampled_stats(r.engine, r.scored(), bootstrap, seed) for r in results]
+    drawn = samples[1] - samples[0]
+    intervals = centred(drawn, differences, a.images, confidence, (-1.0, 1.0))
+    better = share_above(drawn, METRICS, intervals)
+    rates = [resampled_rates(r.image_counts, bootstrap, seed) for r in results]
+    changes = percentiles(rates[1] - rates[0], b.rates.values - a.rates.values, confidence)
+    better |= share_above(rates[1] - rates[0], RATES, changes)
+    return CocoComparison(a, b, differences, intervals | changes, better)
+
+
+def _minus(second: float | None, first: float | None) -> float | None:
+    return None if first is None or second is None else second - first

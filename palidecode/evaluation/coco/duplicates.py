@@ -1,0 +1,55 @@
+"""The same answer twice: exact and near repeats within an image and class."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.coco.segmentations import as_rle
+from palidecode.errors import InputError
+from palidecode.evaluation.coco.engine import overlaps
+from palidecode.evaluation.coco.tables import Scene, Table
+
+
+def repeats(found: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool_]:
+    """Which predictions repeat a better one of the same image and class.
+
+    Parameters
+    ----------
+    found : Table
+    scene : Scene
+    threshold : float
+        Least IoU of a repeat, in (0, 1].
+
+    Returns
+    -------
+    ndarray of bool, shape (N,)
+        Of several repeats the best scored one stays; without scores, the first.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"merge_duplicates is an IoU in (0, 1], got {threshold!r}")
+    out = np.zeros(len(found), np.bool_)
+    if not len(found):
+        return out
+    score = np.where(np.isnan(found.score), 0.0, found.score)
+    key = found.image * len(scene.categories) + found.category
+    order = np.lexsort((np.arange(len(found)), -score, key))
+    for rows in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
+        if len(rows) == 1:
+            continue
+        if scene.masks and found.masks is not None:
+            size = scene.images[found.image[rows[0]]]
+            width, height = int(size.width), int(size.height)
+            shapes = [as_rle(found.masks[row], width, height) for row in rows.tolist()]
+            iou = overlaps(shapes, shapes, np.zeros(len(rows), np.bool_))
+        else:
+            boxes = found.box[rows]
+            iou = overlaps(boxes, boxes, np.zeros(len(rows), np.bool_))
+        kept: list[int] = []
+        for place, row in enumerate(rows.tolist()):
+            # Identical boxes may come out a rounding below 1.
+            if kept and iou[place, kept].max() >= threshold - 1e-9:
+                out[row] = True
+            else:
+                kept.append(place)
+    return out

@@ -1,0 +1,270 @@
+"""COCO evaluation of what vision-language models answer; hotcoco computes the numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.coco.categories import Match
+from palidecode.coco.reading import Source, no_collection
+from palidecode.coco.skips import Skips
+from palidecode.errors import InputError
+from palidecode.evaluation.coco.duplicates import repeats
+from palidecode.evaluation.coco.engine import BEST, Engine, IouType, class_numbers, stats_of
+from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
+from palidecode.evaluation.coco.tables import Scene, Table, read_predictions, read_scene
+
+
+class UnscoredWarning(UserWarning):
+    """Predictions have no scores, so their AP is a mean over random orders."""
+
+
+def evaluate_coco(
+    gt: Source,
+    predictions: Source,
+    iou_type: IouType = "bbox",
+    *,
+    categories: Sequence[str | int] | None = None,
+    match: Match = "exact",
+    merge_duplicates: float | None = None,
+    scores: Literal["file", "ignore"] = "file",
+    orders: int = 10,
+    bootstrap: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> CocoEvaluation:
+    """Boxes or masks against COCO ground truth.
+
+    Parameters
+    ----------
+    gt : path or dict
+        A COCO dataset.
+    predictions : path, list or dict
+        A COCO results list, or a dataset as `palidecode decode` writes it. A dataset has ids
+        of its own, so its images are found by ``file_name`` and its categories by name. Where
+        its ``info``, or an image of it, has ``asked``, a list of names, only these categories
+        were asked for, and nothing else is evaluated there.
+    iou_type : {"bbox", "segm"}
+    categories : sequence of str or int, optional
+        Names or ids; evaluate only these.
+    match : {"exact", "loose"}
+        How a dataset's names find their category: see `CategoryMap`.
+    merge_duplicates : float, optional
+        Leave out predictions that overlap a better one of the same image and class by at
+        least this IoU.
+    scores : {"file", "ignore"}
+        ``"ignore"`` treats all predictions as unscored.
+    orders : int
+        Without scores, AP is the mean over so many random orders.
+    bootstrap : int
+        Resamples for intervals; 0 for none. They can be had later, of the result.
+    confidence : float
+        Of the intervals.
+    seed : int
+        Of the orders and of the bootstrap.
+
+    Returns
+    -------
+    CocoEvaluation
+
+    Warns
+    -----
+    UnscoredWarning
+        If the predictions have no scores, or all the same.
+
+    Raises
+    ------
+    InputError
+        For files that can't be used as what they are given for; see also
+        `CocoEvaluation.skipped` for single rows.
+
+    Examples
+    --------
+    >>> cats = [{"id": 1, "name": "cat"}]
+    >>> image = {"id": 7, "file_name": "a.jpg", "width": 64, "height": 64}
+    >>> box = {"image_id": 7, "category_id": 1, "bbox": [8, 8, 32, 32]}
+    >>> truth = {"images": [image], "categories": cats, "annotations": [box | {"id": 1}]}
+    >>> result = evaluate_coco(truth, [box | {"score": 0.9}])
+    >>> round(float(result.stats[0]), 6), result.rates.right
+    (1.0, 1)
+    """
+    check_options(iou_type, scores, orders)
+    skips = Skips()
+    with no_collection():
+        scene = read_scene(gt, iou_type == "segm", skips)
+    return evaluate_scene(
+        scene,
+        predictions,
+        skips,
+        categories=categories,
+        match=match,
+        merge_duplicates=merge_duplicates,
+        scores=scores,
+        orders=orders,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def evaluate_scene(
+    scene: Scene,
+    predictions: Source,
+    skips: Skips,
+    *,
+    categories: Sequence[str | int] | None = None,
+    match: Match = "exact",
+    merge_duplicates: float | None = None,
+    scores: Literal["file", "ignore"] = "file",
+    orders: int = 10,
+    bootstrap: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> CocoEvaluation:
+    """`evaluate_coco` of a ground truth that is read."""
+    iou_type: IouType = "segm" if scene.masks else "bbox"
+    with no_collection():
+        found, asked = read_predictions(predictions, scene, match, skips)
+    if asked:
+        scene, found = _only_asked(scene, found, asked, skips)
+    if categories is not None:
+        scene, found = _only_categories(scene, found, categories)
+    unscored = _unscored(found, scores, skips)
+    if merge_duplicates is not None:
+        again = repeats(found, scene, merge_duplicates)
+        skips.add_many("prediction", "merged", found.place[again])
+        found = found.take(~again)
+    _note_extremes(scene, found, skips)
+    engine = Engine(scene, iou_type)
+    drawn = random_orders(len(found), orders, seed) if unscored else [found.score]
+    evaluator = engine.evaluate(found, drawn[0])
+    stats, means = stats_of(evaluator)[None], None
+    if unscored:
+        # One evaluator at a time: each holds a copy of the predictions.
+        each = [(stats_of(evaluator), *class_numbers(evaluator))]
+        for order in drawn[1:]:
+            other = engine.evaluate(found, order)
+            each.append((stats_of(other), *class_numbers(other)))
+        stats, ap, ar = (np.array(column) for column in zip(*each, strict=True))
+        means = ap.mean(axis=0), ar.mean(axis=0)
+    result = CocoEvaluation(
+        iou_type=iou_type,
+        stats=stats.mean(axis=0),
+        spread=stats.std(axis=0),
+        unscored=unscored,
+        orders=orders if unscored else 0,
+        skipped=skips.skipped,
+        noted=skips.noted,
+        seed=seed,
+        engine=engine,
+        found=found,
+        _evaluator=evaluator,
+        _class_means=means,
+    )
+    if bootstrap:
+        result.intervals.update(result.bootstrap(bootstrap, seed, confidence))
+    return result
+
+
+def check_options(iou_type: str, scores: str, orders: int) -> None:
+    """An `InputError` for options that `evaluate_coco` and `compare_coco` don't have."""
+    if iou_type not in ("bbox", "segm"):
+        raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
+    if scores not in ("file", "ignore"):
+        raise InputError(f"scores must be 'file' or 'ignore', got {scores!r}")
+    if orders < 1:
+        raise InputError(f"orders must be at least 1, got {orders}")
+
+
+def _unscored(found: Table, scores: str, skips: Skips) -> bool:
+    """Whether the scores say nothing about the order; warns where they should have."""
+    if not len(found):
+        return False
+    unknown = np.isnan(found.score)
+    if scores == "ignore":
+        return True
+    if unknown.any() and not unknown.all():
+        first = skips.where("prediction", int(found.place[unknown][0]))
+        raise InputError(
+            f"{int(unknown.sum()):,} of {len(found):,} predictions have no score (the first is "
+            f"{first}); give all of them one, or evaluate without: scores='ignore'"
+        )
+    if unknown.all():
+        why = "have no scores"
+    elif len(found) > 1 and (found.score == found.score[0]).all():
+        why = f"all have the score {found.score[0]:g}"
+    else:
+        return False
+    warnings.warn(
+        f"the predictions {why}: AP depends on their order, so it is the mean over random "
+        "orders, and can't be compared with AP of scored predictions; precision, recall and F1 "
+        "can",
+        UnscoredWarning,
+        stacklevel=4,
+    )
+    return True
+
+
+def _only_asked(
+    scene: Scene, found: Table, asked: dict[int, set[int]], skips: Skips
+) -> tuple[Scene, Table]:
+    """Truths and predictions of the categories that each image's prompt asked for."""
+    allowed = np.ones((len(scene.images), len(scene.categories)), np.bool_)
+    for image, categories in asked.items():
+        allowed[image] = False
+        allowed[image, list(categories)] = True
+    truths = scene.truths
+    keep = allowed[truths.image, truths.category]
+    skips.add_many("truth", "not_asked", truths.place[~keep])
+    said = allowed[found.image, found.category]
+    skips.add_many("prediction", "not_asked", found.place[~said])
+    return replace(scene, truths=truths.take(keep)), found.take(said)
+
+
+def _only_categories(
+    scene: Scene, found: Table, wanted: Sequence[str | int]
+) -> tuple[Scene, Table]:
+    """Truths and predictions of some categories; the others are gone."""
+    keys = {item["name"]: n for n, item in enumerate(scene.categories)}
+    keys |= {item["id"]: n for n, item in enumerate(scene.categories)}
+    unknown = [name for name in wanted if name not in keys]
+    if unknown or not wanted:
+        shown = ", ".join(repr(item["name"]) for item in scene.categories[:8])
+        what = f"no category is called {unknown[0]!r}" if unknown else "no category is named"
+        raise InputError(f"{what}; the ground truth has {shown} …")
+    places = np.array(sorted({keys[name] for name in wanted}))
+    renamed = np.full(len(scene.categories), -1)
+    renamed[places] = np.arange(len(places))
+    kept = replace(
+        scene,
+        categories=[scene.categories[place] for place in places.tolist()],
+        truths=_of_categories(scene.truths, renamed),
+    )
+    return kept, _of_categories(found, renamed)
+
+
+def _of_categories(table: Table, renamed: npt.NDArray[np.int64]) -> Table:
+    kept = table.take(renamed[table.category] >= 0)
+    return replace(kept, category=renamed[kept.category])
+
+
+def _note_extremes(scene: Scene, found: Table, skips: Skips) -> None:
+    """Pictures without an answer, and answers beyond what COCO looks at."""
+    silent = np.ones(len(scene.images), np.bool_)
+    silent[found.image] = False
+    silent &= np.bincount(scene.truths.image, minlength=len(silent)) > 0
+    places = np.flatnonzero(silent)
+    names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, places))
+    skips.note("image", "no_answer", places, names)
+    key = found.image * len(scene.categories) + found.category
+    if len(found) and np.bincount(key).max() > BEST:
+        # Without scores these are the last ones of the file; each order has others.
+        order = np.lexsort((np.arange(len(key)), -np.nan_to_num(found.score), key))
+        firsts = np.searchsorted(key[order], key[order])
+        beyond = order[np.arange(len(order)) - firsts >= BEST]
+        skips.note("prediction", "clipped", np.sort(found.place[beyond]))

@@ -1,0 +1,225 @@
+"""Which prediction found which object, and what is wrong with those that found none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.coco.segmentations import as_rle
+from palidecode.evaluation.coco.engine import Engine, overlaps
+from palidecode.evaluation.coco.tables import Scene, Table
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+FOUND_AT = 0.5
+"""IoU from which a prediction counts as right."""
+
+BACKGROUND_BELOW = 0.1
+"""IoU below which a prediction is about nothing that is there (TIDE's threshold)."""
+
+KINDS = ("ok", "localisation", "class", "both", "duplicate", "background", "ignored", "missed")
+"""What a prediction, or an object of the ground truth, can be; see `Matches.kind`."""
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The objects that each prediction lies on best.
+
+    Attributes
+    ----------
+    same, other : ndarray of float64, shape (N,)
+        Largest IoU with an object of the same class, and of another one; crowds left out.
+    same_truth, other_truth : ndarray of int64, shape (N,)
+        Row of that object in the ground truth's table; -1 where the IoU is 0.
+    """
+
+    same: Floats
+    other: Floats
+    same_truth: Ints
+    other_truth: Ints
+
+
+def best_overlaps(engine: Engine, found: Table) -> Overlaps:
+    """IoU of every prediction with the objects of its picture."""
+    scene, truths = engine.scene, engine.scene.truths
+    count = len(found)
+    best = Overlaps(np.zeros(count), np.zeros(count), np.full(count, -1), np.full(count, -1))
+    solid = np.flatnonzero(~truths.crowd)
+    by_image = _groups(truths.image[solid], len(scene.images))
+    for image, rows in enumerate(_groups(found.image, len(scene.images))):
+        objects = solid[by_image[image]]
+        if not len(rows) or not len(objects):
+            continue
+        iou = _iou(engine, found, rows, objects, image)
+        alike = found.category[rows, None] == truths.category[objects]
+        for chosen, value, truth in (
+            (alike, best.same, best.same_truth),
+            (~alike, best.other, best.other_truth),
+        ):
+            kept = np.where(chosen, iou, 0.0)
+            column = kept.argmax(axis=1)
+            value[rows] = kept[np.arange(len(rows)), column]
+            truth[rows] = np.where(value[rows] > 0, objects[column], -1)
+    return best
+
+
+def _groups(of: Ints, count: int) -> list[Ints]:
+    """Rows of each image, in their order."""
+    order = np.argsort(of, kind="stable")
+    return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
+
+
+def _iou(engine: Engine, found: Table, rows: Ints, objects: Ints, image: int) -> Floats:
+    truths = engine.scene.truths
+    none = np.zeros(len(objects), np.bool_)
+    if engine.iou_type == "bbox":
+        return overlaps(found.box[rows], truths.box[objects], none)
+    assert found.masks is not None
+    assert truths.masks is not None
+    size = engine.scene.images[image]
+    width, height = int(size.width), int(size.height)
+    dt = [as_rle(found.masks[row], width, height) for row in rows.tolist()]
+    gt = [as_rle(truths.masks[row], width, height) for row in objects.tolist()]
+    return overlaps(dt, gt, none)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Every prediction and every object with what became of it, at IoU 0.5.
+
+    Attributes
+    ----------
+    kind : ndarray of str, shape (N,)
+        Of each prediction: ``ok``; ``localisation`` (right class, IoU 0.1 to 0.5); ``class``
+        (on an object of another class, IoU ≥ 0.5); ``both`` (another class, IoU 0.1 to 0.5);
+        ``duplicate`` (of an object that a better prediction found); ``background`` (on
+        nothing); ``ignored`` (inside a crowd, or beyond the 100 best of its image and class).
+        The words are TIDE's (Bolya et al. 2020).
+    truth : ndarray of int64, shape (N,)
+        Row of the object it found, or else lies on best; -1 for none.
+    iou : ndarray of float64, shape (N,)
+        With that object.
+    missed : ndarray of bool, shape (M,)
+        Of each object: nobody found it. Crowds can't be missed.
+    """
+
+    kind: npt.NDArray[np.str_]
+    truth: Ints
+    iou: Floats
+    missed: npt.NDArray[np.bool_]
+
+
+def match(evaluator: Any, engine: Engine, found: Table, best: Overlaps) -> Matches:
+    """The engine's matching at IoU 0.5, and TIDE's reason for what didn't match."""
+    found_at = evaluator.image_diagnostics(iou_thr=FOUND_AT)
+    count, objects = len(found), len(engine.scene.truths)
+    truth = np.full(count, -1)
+    for number, its in found_at["dt_match"].items():
+        truth[number - 1] = its - 1
+    status = found_at["dt_status"]
+    seen = np.array([status.get(row + 1, "") for row in range(count)], dtype="<U2")
+    kind = np.full(count, "background", dtype="<U12")
+    far = (best.same < BACKGROUND_BELOW) & (best.other < BACKGROUND_BELOW)
+    kind[~far] = "both"
+    kind[best.same >= FOUND_AT] = "duplicate"
+    kind[(best.other >= FOUND_AT) & (best.same < FOUND_AT)] = "class"
+    kind[(best.same >= BACKGROUND_BELOW) & (best.same < FOUND_AT)] = "localisation"
+    kind[seen == ""] = "ignored"
+    kind[seen == "tp"] = "ok"
+    closer = best.other > best.same
+    nearest = np.where(closer, best.other_truth, best.same_truth)
+    iou = np.where(closer, best.other, best.same)
+    on_same = np.isin(kind, ("localisation", "duplicate"))
+    nearest = np.where(on_same, best.same_truth, nearest)
+    iou = np.where(on_same, best.same, iou)
+    hit = np.flatnonzero(kind == "ok")
+    iou[hit] = _iou_of(engine, found, hit, truth[hit], best)
+    nearest[hit] = truth[hit]
+    missed = np.zeros(objects, np.bool_)
+    lost = [number - 1 for number, what in found_at["gt_status"].items() if what == "fn"]
+    missed[lost] = True
+    return Matches(kind, nearest, iou, missed)
+
+
+def _iou_of(engine: Engine, found: Table, rows: Ints, objects: Ints, best: Overlaps) -> Floats:
+    """IoU of pairs: mostly the best one, which is known."""
+    iou = best.same[rows].copy()
+    for place in np.flatnonzero(best.same_truth[rows] != objects).tolist():
+        row, other = rows[place : place + 1], objects[place : place + 1]
+        iou[place] = _iou(engine, found, row, other, int(found.image[row[0]]))[0, 0]
+    return iou
+
+
+def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[dict[str, Any]]:
+    """A row for each prediction, and one for each missed object; worst first.
+
+    Returns
+    -------
+    list of dict
+        ``image_id``, ``file_name``, ``category``, ``score`` (None where unknown), ``bbox``
+        (x, y, width, height), ``kind``, ``iou``, ``truth_id``, ``truth_category``,
+        ``truth_bbox`` (None for none), ``place`` in the file's list. The most confident
+        mistakes stand first, then missed objects from the largest, then what is right, from
+        the worst fit.
+    """
+    truths = scene.truths
+    names = [item["name"] for item in scene.categories]
+    rows = []
+    for row in range(len(found)):
+        score = float(found.score[row])
+        image = scene.images[found.image[row]]
+        rows.append(
+            {
+                "image_id": image.id,
+                "file_name": image.file_name,
+                "category": names[found.category[row]],
+                "score": None if np.isnan(score) else score,
+                "bbox": found.box[row].tolist(),
+                "kind": str(matches.kind[row]),
+                "iou": float(matches.iou[row]),
+                **_truth_of(truths, names, int(matches.truth[row])),
+                "place": int(found.place[row]),
+            }
+        )
+    for row in np.flatnonzero(matches.missed).tolist():
+        image = scene.images[truths.image[row]]
+        told = _truth_of(truths, names, row)
+        rows.append(
+            {
+                "image_id": image.id,
+                "file_name": image.file_name,
+                "category": told["truth_category"],
+                "score": None,
+                "bbox": None,
+                "kind": "missed",
+                "iou": 0.0,
+                **told,
+                "place": None,
+            }
+        )
+    return sorted(rows, key=_badness)
+
+
+def _truth_of(truths: Table, names: list[str], row: int) -> dict[str, Any]:
+    if row < 0:
+        return {"truth_id": None, "truth_category": None, "truth_bbox": None}
+    assert truths.ids is not None
+    return {
+        "truth_id": truths.ids[row],
+        "truth_category": names[truths.category[row]],
+        "truth_bbox": truths.box[row].tolist(),
+    }
+
+
+def _badness(row: dict[str, Any]) -> tuple[int, float]:
+    if row["kind"] == "ok":
+        return 2, row["iou"]
+    if row["kind"] == "ignored":
+        return 3, 0.0
+    if row["kind"] == "missed":
+        return 1, -row["truth_bbox"][2] * row["truth_bbox"][3]
+    return 0, -(1.0 if row["score"] is None else row["score"])

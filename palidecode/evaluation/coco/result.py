@@ -1,0 +1,436 @@
+"""What an evaluation found: COCO's numbers at once, everything else when it is asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.coco.skips import Skip
+from palidecode.evaluation.coco import engine as eng
+from palidecode.evaluation.coco.bootstrap import (
+    Interval,
+    centred,
+    percentiles,
+    resampled_rates,
+    resampled_stats,
+)
+from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, IouType
+from palidecode.evaluation.coco.matches import (
+    FOUND_AT,
+    Matches,
+    Overlaps,
+    best_overlaps,
+    gallery_rows,
+    match,
+)
+from palidecode.evaluation.coco.measures import Confusion, Curve, Rates, best_f1
+from palidecode.evaluation.coco.tables import Scene, Table
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+SIZES = (("small", "below 32² px"), ("medium", "32² to 96² px"), ("large", "above 96² px"))
+
+
+@dataclass(frozen=True)
+class CocoEvaluation:
+    """Detections or masks held against ground truth; made by `evaluate_coco`.
+
+    Attributes
+    ----------
+    iou_type : {"bbox", "segm"}
+    stats : ndarray of float64, shape (12,)
+        AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl: COCO's numbers in
+        COCO's order; -1 where there is no object to compute one from. Without scores, means
+        over random orders.
+    spread : ndarray of float64, shape (12,)
+        Standard deviation over those orders; 0 with scores.
+    unscored : bool
+        The predictions have no scores, or all have the same.
+    orders : int
+        Random orders that `stats` is the mean of; 0 with scores.
+    intervals : dict of str to Interval
+        Bootstrap intervals of COCO's numbers (AR1 and AR10 have none), ``precision``, ``recall``
+        and ``F1``, where they were asked for.
+    skipped : tuple of Skip
+        Rows that are in no number.
+    noted : tuple of Skip
+        Rows that are odd and count.
+    images, objects, predictions : int
+        How many were evaluated; crowds are not objects.
+    """
+
+    iou_type: IouType
+    stats: Floats
+    spread: Floats
+    unscored: bool
+    orders: int
+    skipped: tuple[Skip, ...]
+    noted: tuple[Skip, ...]
+    seed: int
+    engine: Engine = field(repr=False)
+    found: Table = field(repr=False)
+    intervals: dict[str, Interval] = field(default_factory=dict, repr=False)
+    _evaluator: Any = field(repr=False, default=None)  # without scores, of the first order
+    _class_means: tuple[Floats, Floats] | None = field(repr=False, default=None)
+
+    @property
+    def scene(self) -> Scene:
+        """The ground truth that was evaluated."""
+        return self.engine.scene
+
+    @property
+    def images(self) -> int:
+        """Images of the ground truth."""
+        return len(self.scene.images)
+
+    @property
+    def objects(self) -> int:
+        """Objects of the ground truth, crowds left out."""
+        return int((~self.scene.truths.crowd).sum())
+
+    @property
+    def predictions(self) -> int:
+        """Predictions that were evaluated."""
+        return len(self.found)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`stats` by name."""
+        return dict(zip(METRICS, self.stats.tolist(), strict=True))
+
+    # -- matching, which needs no order of the predictions ------------------------------
+
+    @cached_property
+    def overlaps(self) -> Overlaps:
+        """The objects that each prediction lies on best."""
+        return best_overlaps(self.engine, self.found)
+
+    @cached_property
+    def _matching(self) -> Any:
+        """The engine's evaluator that says what matched.
+
+        Without scores the predictions take their objects in the order of how well they fit,
+        so that the result doesn't depend on the order of the file.
+        """
+        if not self.unscored:
+            return self._evaluator
+        return self.engine.evaluate(self.found, self.overlaps.same)
+
+    @cached_property
+    def matches(self) -> Matches:
+        """What became of every prediction and every object."""
+        return match(self._matching, self.engine, self.found, self.overlaps)
+
+    @cached_property
+    def rates(self) -> Rates:
+        """Precision, recall and F1 over all classes together."""
+        kinds = Counter(self.matches.kind.tolist())
+        wrong = len(self.found) - kinds["ok"] - kinds["ignored"]
+        return Rates(kinds["ok"], wrong, int(self.matches.missed.sum()))
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """How many predictions are of each kind, and how many objects were missed."""
+        counts = Counter(self.matches.kind.tolist())
+        return {**counts, "missed": int(self.matches.missed.sum())}
+
+    @cached_property
+    def tide(self) -> dict[str, Any]:
+        """TIDE's errors as hotcoco computes them.
+
+        ``delta_ap`` says how much AP50 would rise if nothing but this error were mended,
+        ``counts`` how often it happens, ``ap_base`` is AP50. Without scores AP depends on an
+        order, so there only the counts mean something.
+        """
+        found: dict[str, Any] = self._matching.tide_errors()
+        return {key: found[key] for key in ("counts",)} if self.unscored else found
+
+    @cached_property
+    def confusion(self) -> Confusion:
+        """Which class is taken for which."""
+        found = self._matching.confusion_matrix(FOUND_AT)
+        counts = np.asarray(found["matrix"], np.int64)
+        used = np.flatnonzero(counts[:-1].sum(axis=1) + counts[:, :-1].sum(axis=0))
+        names = [self.scene.categories[place]["name"] for place in used.tolist()]
+        kept = np.append(used, len(counts) - 1)
+        return Confusion([*names, "background"], counts[np.ix_(kept, kept)])
+
+    # -- what needs scores ----------------------------------------------------------------
+
+    @cached_property
+    def _class_ap(self) -> Floats:
+        """AP of each class, shape (10 IoU thresholds, K); NaN without objects."""
+        ap = self._numbers[0]
+        return np.where(ap == NOTHING, np.nan, ap)
+
+    @cached_property
+    def _class_ar(self) -> Floats:
+        """AR100 of each class; NaN without objects."""
+        ar = self._numbers[1]
+        return np.where(ar == NOTHING, np.nan, ar)
+
+    @cached_property
+    def _numbers(self) -> tuple[Floats, Floats]:
+        return self._class_means or eng.class_numbers(self._evaluator)
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Precision over recall at IoU 0.5 and 0.75: the mean over classes, then each class.
+
+        Empty without scores: the order of the predictions is what such a curve shows.
+        """
+        if self.unscored:
+            return []
+        precision = eng.class_precision(self._evaluator)
+        used = np.flatnonzero(precision[0, 0] != NOTHING)
+        recall = np.linspace(0, 1, precision.shape[1])
+        found = []
+        for row, iou in ((0, 0.5), (5, 0.75)):
+            if len(used):
+                mean = precision[row][:, used].mean(axis=1)
+                found.append(Curve("all classes", iou, recall, mean))
+            for place in used.tolist():
+                name = self.scene.categories[place]["name"]
+                found.append(Curve(name, iou, recall, precision[row, :, place]))
+        return found
+
+    @cached_property
+    def calibration(self) -> dict[str, Any] | None:
+        """Whether a score of 0.8 is right eight times in ten, in ten bins at IoU 0.5.
+
+        Returns
+        -------
+        dict or None
+            ``ece`` and ``mce`` (mean and largest gap), ``bins`` (list of dict). None without
+            scores, or where they aren't probabilities.
+        """
+        scores = self.found.score
+        if self.unscored or not len(scores) or scores.min() < 0 or scores.max() > 1:
+            return None
+        found: dict[str, Any] = self._evaluator.calibration()
+        return found
+
+    @cached_property
+    def best_threshold(self) -> dict[str, float] | None:
+        """The score from which keeping predictions gives the best F1 at IoU 0.5.
+
+        Returns
+        -------
+        dict or None
+            ``score``, ``f1``, ``precision``, ``recall``; None without scores.
+        """
+        seen = self.matches.kind != "ignored"
+        if self.unscored or not seen.any() or not self.objects:
+            return None
+        return best_f1(self.found.score[seen], self.matches.kind[seen] == "ok", self.objects)
+
+    # -- tables ---------------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each class that has objects or predictions, ready for a DataFrame.
+
+        Returns
+        -------
+        list of dict
+            ``category``, ``category_id``, ``objects``, ``predictions``, ``AP``, ``AP50``,
+            ``AP75``, ``AR100`` (None without objects), ``precision``, ``recall``, ``F1`` at
+            IoU 0.5, and ``best_score`` with its ``best_F1`` (None without scores).
+        """
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        truths, found, matches = self.scene.truths, self.found, self.matches
+        solid = ~truths.crowd
+        rows = []
+        for place, category in enumerate(self.scene.categories):
+            of = (truths.category == place) & solid
+            said = found.category == place
+            if not of.any() and not said.any():
+                continue
+            kinds = matches.kind[said]
+            seen = kinds != "ignored"
+            right = int((kinds == "ok").sum())
+            rates = Rates(right, int(seen.sum()) - right, int(matches.missed[of].sum()))
+            best = None
+            if not self.unscored and of.any() and seen.any():
+                best = best_f1(found.score[said][seen], kinds[seen] == "ok", int(of.sum()))
+            ap = self._class_ap[:, place]
+            rows.append(
+                {
+                    "category": category["name"],
+                    "category_id": category["id"],
+                    "objects": int(of.sum()),
+                    "predictions": int(said.sum()),
+                    "AP": _number(ap.mean()),
+                    "AP50": _number(ap[0]),
+                    "AP75": _number(ap[5]),
+                    "AR100": _number(self._class_ar[place]),
+                    "precision": _number(rates.precision),
+                    "recall": _number(rates.recall),
+                    "F1": _number(rates.f1),
+                    "best_score": None if best is None else best["score"],
+                    "best_F1": None if best is None else best["f1"],
+                }
+            )
+        return rows
+
+    @cached_property
+    def sizes(self) -> list[dict[str, Any]]:
+        """Small, medium and large objects: ``size``, ``range``, ``objects``, ``AP``, ``AR``."""
+        area = self.scene.truths.area[~self.scene.truths.crowd]
+        counts = np.histogram(area, [0, 32**2, 96**2, np.inf])[0]
+        return [
+            {
+                "size": name,
+                "range": text,
+                "objects": int(counts[place]),
+                "AP": _metric(self.stats[3 + place]),
+                "AR": _metric(self.stats[9 + place]),
+            }
+            for place, (name, text) in enumerate(SIZES)
+        ]
+
+    @cached_property
+    def image_rows(self) -> list[dict[str, Any]]:
+        """One row for each image, the worst F1 first.
+
+        Returns
+        -------
+        list of dict
+            ``image_id``, ``file_name``, ``objects``, ``predictions``, ``right``, ``wrong``,
+            ``missed``, ``F1`` (None where there is neither object nor prediction).
+        """
+        truths = self.scene.truths
+        columns = zip(
+            self.scene.images,
+            self._per_image(truths.image[~truths.crowd]).tolist(),
+            self._per_image(self.found.image).tolist(),
+            *self.image_counts.T.tolist(),
+            strict=True,
+        )
+        rows = [
+            {
+                "image_id": image.id,
+                "file_name": image.file_name,
+                "objects": objects,
+                "predictions": predictions,
+                "right": right,
+                "wrong": wrong,
+                "missed": missed,
+                "F1": _number(Rates(right, wrong, missed).f1),
+            }
+            for image, objects, predictions, right, wrong, missed in columns
+        ]
+        return sorted(
+            rows, key=lambda row: (2.0 if row["F1"] is None else row["F1"], -row["missed"])
+        )
+
+    @cached_property
+    def image_counts(self) -> Ints:
+        """Right and wrong predictions and missed objects of each image, shape (B, 3)."""
+        kind, image = self.matches.kind, self.found.image
+        right, counted = kind == "ok", kind != "ignored"
+        places = image[right], image[counted & ~right], self.scene.truths.image[self.matches.missed]
+        return np.stack([self._per_image(of) for of in places], axis=1)
+
+    def _per_image(self, places: Ints) -> Ints:
+        return np.bincount(places, minlength=self.images)
+
+    @cached_property
+    def match_rows(self) -> list[dict[str, Any]]:
+        """One row for each prediction and each missed object, worst first.
+
+        Returns
+        -------
+        list of dict
+            ``image_id``, ``file_name``, ``category``, ``score``, ``bbox``, ``kind`` (see
+            `Matches`), ``iou``, ``truth_id``, ``truth_category``, ``truth_bbox``, ``place``.
+        """
+        return gallery_rows(self.scene, self.found, self.matches)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the rows of images and predictions, as JSON takes it."""
+        rates = self.rates
+        return {
+            "iou_type": self.iou_type,
+            "images": self.images,
+            "objects": self.objects,
+            "predictions": self.predictions,
+            "metrics": {name: _metric(value) for name, value in self.metrics.items()},
+            "intervals": {name: found.as_dict() for name, found in self.intervals.items()},
+            "unscored": self.unscored,
+            "orders": self.orders,
+            "spread": dict(zip(METRICS, self.spread.tolist(), strict=True)),
+            "at_iou_50": {
+                "right": rates.right,
+                "wrong": rates.wrong,
+                "missed": rates.missed,
+                "precision": _number(rates.precision),
+                "recall": _number(rates.recall),
+                "F1": _number(rates.f1),
+            },
+            "best_threshold": self.best_threshold,
+            "kinds": self.kinds,
+            "tide": self.tide,
+            "calibration": self.calibration,
+            "sizes": self.sizes,
+            "classes": self.rows(),
+            "confusion": {
+                "names": self.confusion.names,
+                "counts": self.confusion.counts.tolist(),
+            },
+            "skipped": [skip.as_dict() for skip in self.skipped],
+            "noted": [skip.as_dict() for skip in self.noted],
+            "seed": self.seed,
+        }
+
+    def bootstrap(
+        self, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+    ) -> dict[str, Interval]:
+        """Intervals of COCO's numbers and of precision, recall and F1, from resampling images.
+
+        Parameters
+        ----------
+        resamples : int
+        seed : int
+        confidence : float
+            Share of other sets of as many images whose number the interval should hold.
+
+        Returns
+        -------
+        dict of str to Interval
+            By the names of `metrics`, and ``precision``, ``recall`` and ``F1``; for all but AR1
+            and AR10, and without those that can't be computed.
+        """
+        samples = resampled_stats(self.engine, self.scored(), resamples, seed)
+        stats = np.where(self.stats == NOTHING, np.nan, self.stats)
+        found = centred(samples, stats, self.images, confidence, (0.0, 1.0))
+        rates = resampled_rates(self.image_counts, resamples, seed)
+        return found | percentiles(rates, self.rates.values, confidence)
+
+    def scored(self) -> Table:
+        """The predictions; without scores, in the first of the random orders."""
+        if not self.unscored:
+            return self.found
+        return replace(self.found, score=random_orders(len(self.found), 1, self.seed)[0])
+
+
+def random_orders(count: int, orders: int, seed: int) -> list[Floats]:
+    """Scores, all different, that put predictions into random orders."""
+    rng = np.random.default_rng(seed)
+    return [(rng.permutation(count) + 1) / (count + 1) for _ in range(orders)]
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _metric(value: float) -> float | None:
+    return None if value == NOTHING else float(value)

@@ -1,0 +1,1 @@
+"""Referring segmentation: mIoU and its relatives."""

@@ -1,0 +1,451 @@
+"""Referring segmentation: one expression, one mask, as big_vision's evaluator counts it.
+
+The protocol is that of PaliGemma's RefCOCO numbers: the first four loc and sixteen seg tokens
+of an answer, bins divided by 1023, corners truncated with ``int()``, the field resized
+bilinearly and compared with 0, the IoU taken in the full resolution of the image. An answer
+that can't be used has IoU 0.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from palidecode.answers.jsonl import Problem
+from palidecode.coco.reading import no_collection
+from palidecode.codec import load_codec
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import GOOGLE_ID
+from palidecode.cores import cores
+from palidecode.detections import Detections
+from palidecode.errors import InputError
+from palidecode.evaluation.referring.overlap import CHUNK, overlaps, read_runs
+from palidecode.evaluation.referring.refcoco import Truth, read_refcoco, union
+from palidecode.evaluation.referring.rows import (
+    MISSING,
+    ReferringAnswer,
+    answers_by_id,
+    bins_and_codes,
+    own_pairs,
+    read_lines,
+)
+from palidecode.geometry.boxes import check_divisor
+from palidecode.geometry.rle import Rle, check_rle
+from palidecode.vocab import LOC_PER_BOX, MASK_SIDE, PALIGEMMA, Vocabulary
+
+BOX_THRESHOLDS = (0.5, 0.75)
+PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+DIVISOR = 1023
+_BATCH = 1024  # samples whose answers are read at once
+_THREADS = 4
+_KEPT_BYTES = 1 << 24
+_AHEAD = 6  # parts that wait for a thread; their fields are large
+SCORES = (
+    *("miou", "ciou", "giou"),
+    *(f"boxacc@{at}" for at in BOX_THRESHOLDS),
+    *(f"precision@{at}" for at in PRECISION_THRESHOLDS),
+)
+"""The flat names of a result's shares."""
+
+Floats = npt.NDArray[np.float64]
+
+
+class ReferringSample(NamedTuple):
+    """One expression's answer against its truth.
+
+    Attributes
+    ----------
+    id : int or str
+        ``sent_id``, the row's ``id``, or the number of its line.
+    image, expression : str
+    iou : float
+        Of the masks, in the full resolution; 0 where the answer is invalid.
+    box_iou : float
+        Of the boxes, in fractions of the image.
+    intersection, union : int
+        In pixels.
+    target : bool
+        Whether the true mask has a pixel.
+    invalid : str
+        Why the answer can't be used; ``""`` where it can.
+    """
+
+    id: int | str
+    image: str
+    expression: str
+    iou: float
+    box_iou: float
+    intersection: int
+    union: int
+    target: bool
+    invalid: str = ""
+
+
+@dataclass(frozen=True)
+class ReferringResult:
+    """What `evaluate_referring` found; shares are in [0, 1].
+
+    Attributes
+    ----------
+    miou : float
+        Mean IoU of the masks over the samples with a target; invalid answers count 0.
+    ciou : float
+        Sum of the intersections over the sum of the unions, of all samples.
+    giou : float
+        Mean IoU over all samples as GRES defines it: where there is no target, 1 if the
+        prediction is empty too, else 0. Without such samples it equals `miou`.
+    boxacc : dict of float to float
+        Share of samples with a target whose box reaches an IoU of 0.5 and 0.75.
+    precision : dict of float to float
+        Share of samples with a target whose mask reaches an IoU of 0.5, 0.6 … 0.9.
+    invalid : int
+        Answers without a usable box and mask, of samples with a target; `missing` included.
+    missing : int
+        Expressions of the split that nothing was predicted for.
+    no_target : int
+        Samples whose true mask is empty.
+    total : int
+        Samples.
+    codec : str
+        Which weights decoded the masks.
+    samples : list of ReferringSample
+        Each sample's own numbers.
+    problems : list of Problem
+        Rows that were left out, with line and reason.
+    """
+
+    miou: float
+    ciou: float
+    giou: float
+    boxacc: dict[float, float]
+    precision: dict[float, float]
+    invalid: int
+    missing: int
+    no_target: int
+    total: int
+    codec: str
+    samples: list[ReferringSample]
+    problems: list[Problem]
+
+    def scores(self) -> dict[str, float]:
+        """The shares under flat names: ``miou``, ``boxacc@0.5``, ``precision@0.9`` …"""
+        shares = (self.miou, self.ciou, self.giou, *self.boxacc.values(), *self.precision.values())
+        return dict(zip(SCORES, shares, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the samples, ready for JSON; None where there is no number."""
+        reasons = Counter(sample.invalid for sample in self.samples if sample.invalid)
+        return {
+            **{k: None if math.isnan(v) else v for k, v in self.scores().items()},
+            "invalid": self.invalid,
+            "missing": self.missing,
+            "no_target": self.no_target,
+            "total": self.total,
+            "codec": self.codec,
+            "unusable": dict(reasons),
+            "problems": [problem._asdict() for problem in self.problems],
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per sample, ready for a DataFrame."""
+        return [sample._asdict() for sample in self.samples]
+
+
+@no_collection()
+def evaluate_referring(
+    predictions: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
+    refs: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
+    instances: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    split: str = "val",
+    *,
+    codec: MaskCodec | None = None,
+    divisor: int = DIVISOR,
+    threshold: float = 0.0,
+    missing: Literal["zero", "skip"] = "zero",
+    vocabulary: Vocabulary = PALIGEMMA,
+    threads: int | None = None,
+) -> ReferringResult:
+    """Hold answers to referring expressions against masks.
+
+    Follows big_vision's RefCOCO evaluator for ``miou``, ``boxacc`` and ``invalid``; ``ciou``,
+    ``giou`` and ``precision`` are those of the literature.
+
+    Parameters
+    ----------
+    predictions : path of a JSONL file, or list of dict
+        ``output`` (text) or ``token_ids`` (without the prompt). With `refs`: also ``sent_id``,
+        or ``ref_id`` and the expression in ``prompt``. Without: also ``segmentation`` (RLE or
+        polygons in the full resolution; null or [] for no target), ``bbox`` (x, y, width,
+        height in pixels; by default the mask's tight box) and ``width`` and ``height``, or
+        ``size``, unless an RLE says them.
+    refs, instances : path or content, optional
+        RefCOCO's ``refs(unc).p`` and ``instances.json``; see `read_refcoco`.
+    split : str
+        Which expressions of `refs`.
+    codec : MaskCodec, optional
+        Without it the default weights are loaded.
+    divisor : {1023, 1024}
+        Bins the image is divided into. 1023 is the protocol.
+    threshold : float
+        A pixel is mask where its field is above it. 0 is the protocol.
+    missing : {"zero", "skip"}
+        Expressions of the split without a prediction count as invalid, or not at all. Both
+        ways they are counted in the result.
+    vocabulary : Vocabulary
+        For ``token_ids``.
+    threads : int, optional
+        How many count pixels at once; by default as many as there are cores, at most four.
+
+    Returns
+    -------
+    ReferringResult
+
+    Raises
+    ------
+    InputError
+        For files that can't be read, and where nothing is left to evaluate.
+
+    Examples
+    --------
+    >>> from palidecode import load_codec
+    >>> row = {"output": "<loc0000><loc0000><loc1023><loc1023>" + "<seg040>" * 16,
+    ...        "size": [640, 480], "segmentation": [[0, 0, 640, 0, 640, 480, 0, 480]]}
+    >>> result = evaluate_referring([row], codec=load_codec("palidecode-demo"))
+    >>> result.boxacc[0.75], result.invalid, result.total
+    (1.0, 0, 1)
+    """
+    check_divisor(divisor)
+    if missing not in ("zero", "skip"):
+        raise InputError(f"missing must be 'zero' or 'skip', got {missing!r}")
+    if (refs is None) != (instances is None):
+        raise InputError("RefCOCO's truth is two files: give refs and instances, or neither")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
+    problems: list[Problem] = []
+    rows = read_lines(predictions, problems)
+    lacking = 0
+    if refs is None or instances is None:
+        pairs = list(own_pairs(rows, problems))
+    else:
+        found = read_refcoco(refs, instances, split)
+        answers = answers_by_id(rows, found, problems)
+        lacking = len(found.truths) - len(answers)
+        pairs = [
+            (truth, answers.get(number, MISSING))
+            for number, truth in found.truths.items()
+            if number in answers or missing == "zero"
+        ]
+    if not pairs:
+        raise InputError(_nothing(problems))
+    said = {answer.codec for _, answer in pairs} - {""}
+    codes_id = said.pop() if len(said) == 1 else codec.id if codec is not None else GOOGLE_ID
+    used = load_codec() if codec is None else codec
+    how = _Protocol(used, codes_id, divisor, threshold, vocabulary)
+    samples: list[ReferringSample] = []
+    # glibc hands memory back to the system, which is slow to get again, from twice the largest
+    # block on that was ever freed. Now it keeps what one part after the other takes.
+    np.empty(_KEPT_BYTES, np.uint8)
+    with ThreadPoolExecutor(threads or min(_THREADS, cores())) as pool:
+        for start in range(0, len(pairs), _BATCH):
+            samples += _measure(pairs[start : start + _BATCH], how, pool, problems)
+    if not samples:
+        raise InputError(_nothing(problems))
+    return _summary(samples, lacking, used.id, problems)
+
+
+def _nothing(problems: Sequence[Problem]) -> str:
+    said = "no prediction to evaluate"
+    return said + (f"; line {problems[0].line}: {problems[0].reason}" if problems else "")
+
+
+def _summary(
+    samples: list[ReferringSample], missing: int, codec: str, problems: list[Problem]
+) -> ReferringResult:
+    target = np.array([sample.target for sample in samples])
+    iou = np.array([sample.iou for sample in samples])
+    box_iou = np.array([sample.box_iou for sample in samples])[target]
+    unions = sum(sample.union for sample in samples)
+    shared = sum(sample.intersection for sample in samples)
+    # With no target the union is what was predicted: nothing predicted is right.
+    empty = np.array([sample.union == 0 for sample in samples])
+    return ReferringResult(
+        miou=_mean(iou[target]),
+        ciou=shared / unions if unions else math.nan,
+        giou=_mean(np.where(target, iou, empty)),
+        boxacc={at: _mean(box_iou >= at) for at in BOX_THRESHOLDS},
+        precision={at: _mean(iou[target] >= at) for at in PRECISION_THRESHOLDS},
+        invalid=sum(bool(sample.invalid) and sample.target for sample in samples),
+        missing=missing,
+        no_target=int((~target).sum()),
+        total=len(samples),
+        codec=codec,
+        samples=samples,
+        problems=problems,
+    )
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """How answers are read; see `evaluate_referring`."""
+
+    codec: MaskCodec
+    codes_id: str
+    divisor: int
+    threshold: float
+    vocabulary: Vocabulary
+
+
+def _measure(
+    pairs: Sequence[tuple[Truth, ReferringAnswer]],
+    how: _Protocol,
+    pool: Executor,
+    problems: list[Problem],
+) -> list[ReferringSample]:
+    """Some samples' numbers; those whose true mask is damaged become problems."""
+    numbers, invalid = bins_and_codes([answer for _, answer in pairs], how.vocabulary)
+    sizes = np.array([truth.size for truth, _ in pairs], np.int64)
+    # In this order of operations: v / 1023 · h and v · h / 1023 differ before int().
+    boxes = numbers[:, :LOC_PER_BOX] / how.divisor
+    pixels = (boxes * np.tile(sizes[:, ::-1], 2)).astype(np.int64)[:, [1, 0, 3, 2]]
+    empty = (pixels[:, 2:] <= pixels[:, :2]).any(axis=1)
+    for row in np.flatnonzero(empty).tolist():
+        invalid[row] = invalid[row] or "box without a whole pixel"
+    usable = np.array([not reason for reason in invalid])
+    pixels[~usable] = 0
+    rles = [truth.rle for truth, _ in pairs]
+    parts = _parts(numbers[:, LOC_PER_BOX:], usable, pixels, rles, how)
+    # numpy lets go of the interpreter while it counts, so threads help.
+    both, predicted, areas, damaged = zip(*_in_turn(pool, parts), strict=True)
+    reasons = list(chain.from_iterable(damaged))
+    shared, area = np.concatenate(both), np.concatenate(areas)
+    unions = np.concatenate(predicted) + area - shared
+    iou = shared / np.maximum(unions, 1)
+    keep = np.array([not reason for reason in reasons])
+    for row in np.flatnonzero(~keep).tolist():
+        problems.append(Problem(pairs[row][1].line, reasons[row]))
+    truths = [truth for (truth, _), reason in zip(pairs, reasons, strict=True) if not reason]
+    if not truths:
+        return []
+    box_iou = _box_iou(boxes[keep], _true_boxes(truths, sizes[keep]))
+    columns = zip(
+        truths,
+        iou[keep].tolist(),
+        box_iou.tolist(),
+        shared[keep].tolist(),
+        unions[keep].tolist(),
+        (area[keep] > 0).tolist(),
+        [why for why, reason in zip(invalid, reasons, strict=True) if not reason],
+        strict=True,
+    )
+    return [
+        ReferringSample(truth.id, truth.image, truth.expression, *values)
+        for truth, *values in columns
+    ]
+
+
+class _Part(NamedTuple):
+    """Samples that are counted in one go; see `overlaps`."""
+
+    fields: npt.NDArray[np.float32]
+    corners: npt.NDArray[np.int64]
+    rles: list[Rle]
+    threshold: float
+
+
+def _parts(
+    codes: npt.NDArray[np.int64],
+    usable: npt.NDArray[np.bool_],
+    corners: npt.NDArray[np.int64],
+    rles: list[Rle],
+    how: _Protocol,
+) -> Iterator[_Part]:
+    """Samples with the fields of their answers; those of unusable answers are 0."""
+    count = len(codes)
+    # `Detections` warns of a codec that isn't the codes' own.
+    coded = Detections(
+        xyxy=np.zeros((count, 4), np.float32),
+        labels=[""] * count,
+        scores=np.full(count, np.nan, np.float32),
+        image_index=np.zeros(count, np.int64),
+        sizes=np.ones((1, 2), np.int64),
+        codes=codes.astype(np.uint8),
+        has_mask=usable,
+        codec=how.codec,
+        codes_id=how.codes_id,
+    )
+    for start in range(0, count, CHUNK):
+        rows = np.arange(start, min(start + CHUNK, count))
+        found = coded.fields(rows[usable[rows]])
+        fields = found
+        if len(found) < len(rows):
+            fields = np.zeros((len(rows), MASK_SIDE, MASK_SIDE), np.float32)
+            fields[usable[rows]] = found
+        yield _Part(fields, corners[rows], rles[start : start + CHUNK], how.threshold)
+
+
+def _in_turn(pool: Executor, parts: Iterable[_Part]) -> Iterator[tuple[Any, ...]]:
+    """Counts of some parts, few of which are made ahead."""
+    ahead: deque[Future[tuple[Any, ...]]] = deque()
+    for part in parts:
+        ahead.append(pool.submit(_count, part))
+        if len(ahead) > _AHEAD:
+            yield ahead.popleft().result()
+    yield from (done.result() for done in ahead)
+
+
+def _count(
+    part: _Part,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
+    """Pixels shared, predicted and true, and what is wrong with each true mask."""
+    rles, damaged = part.rles, [""] * len(part.rles)
+    try:
+        runs = read_runs(rles)
+    except InputError:
+        damaged = [_damage(rle) for rle in rles]
+        pairs = zip(rles, damaged, strict=True)
+        rles = [union([], (r["size"][1], r["size"][0])) if bad else r for r, bad in pairs]
+        runs = read_runs(rles)
+    both, predicted = overlaps(part.fields, part.corners, rles, runs, threshold=part.threshold)
+    return both, predicted, runs.areas(), damaged
+
+
+def _damage(rle: Rle) -> str:
+    try:
+        check_rle(rle)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _true_boxes(truths: Sequence[Truth], sizes: npt.NDArray[np.int64]) -> Floats:
+    """y1, x1, y2, x2 in fractions of the image."""
+    xywh = np.array(
+        [coco_mask.toBbox(t.rle) if t.bbox is None else t.bbox for t in truths], np.float64
+    )
+    corners = np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
+    scaled: Floats = corners / np.tile(sizes[:, ::-1], 2)
+    return scaled
+
+
+def _box_iou(boxes: Floats, others: Floats) -> Floats:
+    """IoU row by row; 0 where both are empty."""
+    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=1)
+    areas = [np.maximum(box[:, 2:] - box[:, :2], 0).prod(axis=1) for box in (boxes, others)]
+    union_area = areas[0] + areas[1] - shared
+    found: Floats = np.divide(shared, union_area, out=np.zeros_like(shared), where=union_area > 0)
+    return found

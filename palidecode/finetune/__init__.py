@@ -1,0 +1,1 @@
+"""COCO datasets to fine-tuning rows."""

@@ -1,0 +1,159 @@
+"""What encoding costs: the IoU that a model without any mistake would reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from palidecode.codec.protocol import MaskCodec
+from palidecode.detections import Detections
+from palidecode.finetune.rows import EncodedImage
+from palidecode.geometry.boxes import DEFAULT_DIVISOR, box_area, loc_to_xyxy
+from palidecode.geometry.rle import Rle
+
+OVERALL = "all classes"
+
+
+@dataclass
+class IouSums:
+    """Objects of one class, and the sums of their IoU.
+
+    Attributes
+    ----------
+    objects, masks : int
+    box_iou, mask_iou : float
+        Sums, not means.
+    """
+
+    objects: int = 0
+    masks: int = 0
+    box_iou: float = 0.0
+    mask_iou: float = 0.0
+
+    def means(self) -> dict[str, Any]:
+        """Number of objects, mean box IoU, mean mask IoU (None without masks); in [0, 1]."""
+        return {
+            "objects": self.objects,
+            "box_iou": self.box_iou / self.objects if self.objects else None,
+            "mask_iou": self.mask_iou / self.masks if self.masks else None,
+        }
+
+
+class RoundTrip:
+    """Decodes what was encoded, and holds it against what it was made from.
+
+    Boxes are compared in pixels, masks at full resolution, pasted as big_vision's evaluator
+    does it; no image is ever built. Only sums are kept.
+
+    Parameters
+    ----------
+    codec : MaskCodec, optional
+        The one that made the codes.
+    divisor : {1024, 1023}
+        The one that made the bins.
+
+    Attributes
+    ----------
+    by_class : dict of str to IouSums
+        In order of appearance.
+    overall : IouSums
+    """
+
+    def __init__(self, codec: MaskCodec | None = None, divisor: int = DEFAULT_DIVISOR) -> None:
+        self.by_class: dict[str, IouSums] = {}
+        self.overall = IouSums()
+        self._codec = codec
+        self._divisor = divisor
+
+    def add(self, encoded: Sequence[EncodedImage]) -> None:
+        """Measure some images."""
+        labels = [label for image in encoded for label in image.labels]
+        if not labels:
+            return
+        truth = np.concatenate([image.xyxy for image in encoded])
+        sizes = np.array([(image.row["width"], image.row["height"]) for image in encoded])
+        index = np.repeat(np.arange(len(encoded)), [len(image.labels) for image in encoded])
+        loc = np.concatenate([image.loc for image in encoded])
+        xyxy = loc_to_xyxy(loc, sizes[index], divisor=self._divisor)
+        masks = self._mask_ious(encoded, labels, xyxy, index, sizes)
+        for label, box, mask in zip(labels, paired_iou(xyxy, truth).tolist(), masks, strict=True):
+            for sums in (self.overall, self.by_class.setdefault(label, IouSums())):
+                sums.objects += 1
+                sums.box_iou += box
+                if not math.isnan(mask):
+                    sums.masks += 1
+                    sums.mask_iou += mask
+
+    def _mask_ious(
+        self,
+        encoded: Sequence[EncodedImage],
+        labels: list[str],
+        xyxy: npt.NDArray[np.float32],
+        index: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+    ) -> list[float]:
+        """One number per object; NaN under detect."""
+        codes = [image.codes for image in encoded if image.codes is not None and len(image.codes)]
+        if self._codec is None or not codes:
+            return [math.nan] * len(labels)
+        found = Detections(
+            xyxy=xyxy,
+            labels=labels,
+            scores=np.full(len(labels), np.nan, np.float32),
+            image_index=index,
+            sizes=sizes,
+            codes=np.concatenate(codes),
+            has_mask=np.ones(len(labels), np.bool_),
+            codec=self._codec,
+            codes_id=self._codec.id,
+        )
+        truth = [rle for image in encoded for rle in image.rles]
+        return [_rle_iou(a, b) for a, b in zip(found.to_rle(), truth, strict=True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``: ``overall``, and ``classes`` by name."""
+        classes = {label: self.by_class[label].means() for label in sorted(self.by_class)}
+        return {"overall": self.overall.means(), "classes": classes}
+
+    def table(self) -> str:
+        """One line per class, the most frequent first, and one for all."""
+        ranked = sorted(self.by_class.items(), key=lambda item: (-item[1].objects, item[0]))
+        rows = [*ranked, (OVERALL, self.overall)]
+        width = max(len("class"), *(len(label) for label, _ in rows))
+        lines = [f"{'class':<{width}}  objects  box IoU  mask IoU"]
+        for label, sums in rows:
+            means = sums.means()
+            box, mask = (
+                "—" if means[name] is None else f"{means[name]:.3f}"
+                for name in ("box_iou", "mask_iou")
+            )
+            lines.append(f"{label:<{width}}  {sums.objects:>7}  {box:>7}  {mask:>8}")
+        return "\n".join(lines)
+
+
+def paired_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Intersection over union of the first box of `a` with the first of `b`, and so on.
+
+    Shapes (N, 4) and (N, 4), xyxy in pixels, to (N,); 0 where both are empty.
+    """
+    left, right = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    low = np.maximum(left[:, :2], right[:, :2])
+    high = np.minimum(left[:, 2:], right[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    union = box_area(left) + box_area(right) - shared
+    iou: npt.NDArray[np.float64] = np.divide(
+        shared, union, out=np.zeros_like(shared), where=union > 0
+    )
+    return iou
+
+
+def _rle_iou(a: Rle | None, b: Rle | None) -> float:
+    if a is None or b is None:
+        return math.nan
+    return float(coco_mask.iou([a], [b], [0])[0, 0])

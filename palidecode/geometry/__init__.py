@@ -1,0 +1,1 @@
+"""Boxes, masks, run lengths and polygons."""

@@ -1,0 +1,239 @@
+"""A checkpoint's folder, file or hub name to a `PaliDecoder`."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from palidecode.codec.protocol import MaskCodec
+from palidecode.codec.weights import GOOGLE_ID
+from palidecode.errors import InputError
+from palidecode.files import read_json
+from palidecode.pipeline.decoder import PaliDecoder
+from palidecode.runtime.config import PaliGemmaConfig, read_config
+from palidecode.runtime.image import ImageConfig, Resample, read_image_config
+from palidecode.runtime.tokenizer import FILE as TOKENIZER
+from palidecode.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from palidecode.runtime.weights import Source
+
+DEMO_MODEL = "demo"
+"""Name of the model in this package: tiny, trained from scratch on drawn scenes."""
+DTYPES = ("bfloat16", "float32", "float16")
+NOTES = "palidecode.json"
+"""Beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes": […]}``,
+the mask codec its seg tokens belong to, and what it can find."""
+_HUB_FILES = ["*.json", "*.safetensors"]
+
+
+class ModelNotes(NamedTuple):
+    """What is known of a checkpoint before it is loaded; see `PaliDecoder`."""
+
+    source: str
+    codes_id: str
+    classes: tuple[str, ...]
+
+
+def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> ModelNotes:
+    """What is known of a checkpoint without loading it.
+
+    Raises
+    ------
+    InputError
+        If it is neither here nor to be had.
+    """
+    path, name = locate(folder_or_id, revision)
+    codes_id, classes = _notes(path)
+    return ModelNotes(name, codes_id, tuple(classes))
+
+
+def load_decoder(
+    folder_or_id: str | os.PathLike[str],
+    dtype: str,
+    device: str | None,
+    quantize: Literal["int8", "int4"] | None,
+    *,
+    codec: MaskCodec | None,
+    tokenizer: str | os.PathLike[str] | None,
+    resample: Resample | None,
+    final_softcap: float | Literal["config"] | None,
+    revision: str | None,
+) -> PaliDecoder:
+    """See `PaliDecoder.from_pretrained`."""
+    place, wanted = _device(device), _dtype(dtype)
+    path, name = locate(folder_or_id, revision)
+    source, config, pictures = _open(path)
+    words = Tokenizer.from_file(_tokenizer_path(path, tokenizer))
+    if final_softcap != "config":
+        if final_softcap is not None and not 0 < final_softcap < math.inf:
+            raise InputError(f"final_softcap must be above 0, or None, got {final_softcap}")
+        config = replace(config, text=replace(config.text, final_softcap=final_softcap))
+    if resample is not None:
+        if resample not in get_args(Resample):
+            known = ", ".join(get_args(Resample))
+            raise InputError(f"resample must be one of {known}, got {resample!r}")
+        pictures = replace(pictures, resample=resample)
+    # A big_vision file doesn't say which token stands for the picture.
+    _check_ids(words, config, config.image_token if path.is_dir() else words.image, name)
+    codes_id, classes = _notes(path)
+    if codec is None and codes_id != GOOGLE_ID:
+        from palidecode.codec import load_codec
+
+        codec = load_codec(codes_id)
+
+    from palidecode.runtime.linear import finisher
+    from palidecode.runtime.memory import check_memory
+    from palidecode.runtime.weights import load_weights
+
+    finish = finisher(wanted, place, quantize)
+    check_memory(config, wanted, place, quantize)
+    model = load_weights(source, config, wanted, place, finish)
+    return PaliDecoder(
+        model, words, pictures, codec=codec, codes_id=codes_id, classes=classes, source=name
+    )
+
+
+def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
+    """Where a checkpoint lies, and its name with the revision that was taken.
+
+    ``demo`` is the model of this package; a folder of that name is ``./demo``.
+
+    Raises
+    ------
+    InputError
+        If it is neither here nor to be had.
+    """
+    text = os.fspath(folder_or_id)
+    if text == DEMO_MODEL:
+        return Path(str(resources.files("palidecode.demo"))) / "model", text
+    path = Path(text)
+    if path.exists():
+        return path, text
+    # A hub name has one slash and no other path syntax.
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise InputError(f"{text}: no such folder or file")
+    return _download(text, revision)
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise InputError(
+            f"{name}: no such folder, and downloading needs: pip install 'palidecode[runtime]'"
+        ) from error
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(
+            f"{name}: no such folder here, and the hub doesn't give it ({reason}). Google's "
+            "models need their licence accepted on the model's page and `hf auth login`"
+        ) from error
+    # The last part of a snapshot's path is the commit.
+    return path, f"{name}@{path.name}"
+
+
+def _open(path: Path) -> tuple[Source, PaliGemmaConfig, ImageConfig]:
+    _need_torch()
+    if path.is_dir():
+        from palidecode.runtime.weights import SafetensorsFolder
+
+        config = read_config(path / "config.json")
+        return SafetensorsFolder(path), config, read_image_config(path, config)
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: give a folder with config.json, or a big_vision .npz")
+    from palidecode.runtime.big_vision import BigVisionNpz
+
+    source = BigVisionNpz(path)
+    return source, source.config, ImageConfig(source.config.vision.image_size)
+
+
+def _need_torch() -> None:
+    try:
+        import tokenizers  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"running a model needs {error.name}: pip install 'palidecode[runtime]'"
+        ) from error
+
+
+def _tokenizer_path(path: Path, given: str | os.PathLike[str] | None) -> Path:
+    if given is not None:
+        return Path(given)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / TOKENIZER).exists():
+        raise InputError(
+            f"{folder}: no {TOKENIZER}; it comes with every PaliGemma on the hub: put it there "
+            "or give tokenizer="
+        )
+    return folder / TOKENIZER
+
+
+def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, image: int | None, name: str) -> None:
+    last = tokenizer.last_id
+    if last >= config.text.vocabulary:
+        raise InputError(
+            f"{name}: the tokenizer has ids up to {last}, the model {config.text.vocabulary} "
+            "rows: they don't belong together"
+        )
+    if tokenizer.image not in (None, image):
+        raise InputError(
+            f"{name}: <image> is {tokenizer.image} to the tokenizer and {image} to the model: "
+            "they don't belong together"
+        )
+
+
+def _notes(path: Path) -> tuple[str, list[str]]:
+    """The mask codec of a model's codes (Google's, unless a file says otherwise), its classes."""
+    file = (path if path.is_dir() else path.parent) / NOTES
+    if not file.exists():
+        return GOOGLE_ID, []
+    data = read_json(file)
+    codes = data.get("codes", GOOGLE_ID) if isinstance(data, dict) else None
+    classes = data.get("classes", []) if isinstance(data, dict) else None
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not isinstance(codes, str) or not named:
+        raise InputError(f"{file}: 'codes' must name a mask codec, 'classes' be a list of names")
+    return codes, classes or []
+
+
+def _dtype(name: str) -> torch.dtype:
+    _need_torch()
+    import torch
+
+    if name not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _device(name: str | None) -> torch.device:
+    _need_torch()
+    import torch
+
+    if name is None:
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}: cpu, cuda, cuda:1, mps …") from error
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # The first line says it; what follows is for those who build torch.
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"device {name!r} is not to be had here ({reason}); use 'cpu'") from error
+    return device

@@ -1,0 +1,148 @@
+"""What a model answered, and how it becomes detections with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.answers.assembler import ParsedObject
+from palidecode.answers.parsing import parse
+from palidecode.codec.protocol import MaskCodec
+from palidecode.detections import Detections, decode
+from palidecode.errors import InputError
+from palidecode.geometry.boxes import loc_to_xyxy
+from palidecode.pipeline.scoring import RECIPES, Score, check_score, evidence_of, expected_bins
+from palidecode.runtime.tokenizer import Tokenizer
+from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
+
+SUB_BIN_RADIUS = 12
+"""Bins to each side that count for a sub-bin box."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Attributes
+    ----------
+    prompt, text : str
+        The text has loc and seg tokens spelled out, and no control tokens.
+    token_ids : list of int
+        ``<eos>`` included where the model wrote it.
+    logprobs : list of float
+        Natural log of each token's probability.
+    end_logprobs : list of float
+        The same of ``<eos>`` in each token's place.
+    size : tuple of 2 int
+        Width and height of the picture in pixels; (0, 0) if it could not be read.
+    finished : bool
+        It ended with ``<eos>``, not at the limit.
+    loc_probabilities : ndarray of float32, shape (L, 1024), or None
+        The distribution each loc token was taken from, where asked for.
+    error : str
+        Why there is no answer: the picture can't be read. Else ``""``.
+    """
+
+    prompt: str
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    end_logprobs: list[float] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+    finished: bool = False
+    loc_probabilities: npt.NDArray[np.float32] | None = None
+    error: str = ""
+
+    def top_locs(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The k likeliest bins of every loc token, and their probabilities, (L, k) each.
+
+        Raises
+        ------
+        InputError
+            If they were not asked for: ``generate(…, loc_probabilities=True)``.
+        """
+        if self.loc_probabilities is None:
+            raise InputError("ask for them: generate(…, loc_probabilities=True)")
+        order = np.argsort(-self.loc_probabilities, axis=1, kind="stable")[:, :k]
+        return order, np.take_along_axis(self.loc_probabilities, order, 1)
+
+
+def read_answers(
+    answers: Sequence[Generated],
+    per_picture: int,
+    tokenizer: Tokenizer,
+    *,
+    codec: MaskCodec | None,
+    codes_id: str,
+    score: Score,
+    sub_bin: bool,
+    divisor: int,
+    clip: bool,
+) -> Detections:
+    """See `PaliDecoder.read`."""
+    recipe = RECIPES[check_score(score)]
+    vocabulary = tokenizer.vocabulary
+    objects = [
+        parse(answer.token_ids, vocabulary=vocabulary, detokenize=tokenizer.decode).objects
+        for answer in answers
+    ]
+    scores: list[list[float]] = []
+    for answer, parsed in zip(answers, objects, strict=True):
+        evidence = evidence_of(
+            parsed,
+            answer.token_ids,
+            answer.logprobs,
+            answer.end_logprobs,
+            tokenizer.is_separator,
+            vocabulary,
+        )
+        scores.append([recipe(item) for item in evidence])
+    found = decode(
+        [answer.token_ids for answer in answers],
+        [answer.size if not answer.error else (1, 1) for answer in answers],
+        codec,
+        divisor,
+        scores=scores,
+        clip=clip,
+        codes_id=codes_id,
+        vocabulary=vocabulary,
+        detokenize=tokenizer.decode,
+    )
+    if sub_bin and len(found):
+        bins = [
+            _sub_bins(answer, parsed, vocabulary.loc_offset)
+            for answer, parsed in zip(answers, objects, strict=True)
+        ]
+        sizes = found.sizes[found.image_index]
+        xyxy = loc_to_xyxy(np.concatenate(bins), sizes, divisor=divisor, clip=clip)
+        found = replace(found, xyxy=xyxy)
+    return replace(
+        found,
+        image_index=found.image_index // per_picture,
+        sizes=np.array([a.size for a in answers], np.int64).reshape(-1, 2)[::per_picture],
+        issues=[(number // per_picture, issue) for number, issue in found.issues],
+    )
+
+
+def _sub_bins(
+    answer: Generated, objects: Sequence[ParsedObject], loc_offset: int
+) -> npt.NDArray[np.float64]:
+    """Expected y1, x1, y2, x2 of every object with a box, (N, 4), in bins."""
+    starts = [item.span[0] for item in objects if item.loc is not None]
+    if not starts:
+        return np.zeros((0, LOC_PER_BOX))
+    if answer.loc_probabilities is None:
+        raise InputError("sub_bin needs answers made with loc_probabilities=True")
+    bins = np.array(answer.token_ids) - loc_offset
+    is_loc = (bins >= 0) & (bins < LOC_COUNT)
+    number = np.cumsum(is_loc) - 1  # of a loc token among the loc tokens
+    rows = (number[starts][:, None] + np.arange(LOC_PER_BOX)).ravel()
+    modes = bins[is_loc][rows]
+    mean = expected_bins(modes, answer.loc_probabilities[rows], SUB_BIN_RADIUS)
+    mean, modes = mean.reshape(-1, 2, 2), modes.reshape(-1, 2, 2)  # top left, bottom right
+    # Where two sides are nearer than the radius their means may cross: the bins stay there.
+    crossed = (mean[:, 1] <= mean[:, 0])[:, None]
+    return np.where(crossed, modes, mean).reshape(-1, LOC_PER_BOX)

@@ -1,0 +1,1 @@
+"""Many inputs, with stop and resume."""

@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+import palidecode
+from palidecode.cli import main
+from palidecode.demo.answers_demo import run
+from palidecode.files import read_json
+from tests.runtime.tiny_models import one_thread, write_folder
+from training.scenes.draw import HELD_OUT_SEED, scene
+from training.scenes.shapes import CLASSES
+
+
+def test_the_demo_finds_every_object_where_it_is(tmp_path):
+    report = run(tmp_path)
+    assert len(report.rows) == 7
+    assert min(row.box_iou for row in report.rows) > 0.95
+    masks = [row.mask_iou for row in report.rows if row.mask_pixels is not None]
+    assert len(masks) == 5
+    assert min(masks) > 0.8
+    assert np.mean(masks) > 0.88
+    assert any("stray_text" in issue for issue in report.issues)
+
+
+def test_the_answers_demo_writes_a_picture_and_a_coco_file(tmp_path, capsys):
+    assert main(["demo", "--answers", "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "lighthouse" in printed
+    assert "fisherman's hut" in printed
+    assert len(COCO(str(tmp_path / "out/coco.json")).anns) == 7
+    with Image.open(tmp_path / "out/overlay.png") as overlay:
+        assert overlay.size == (960, 600)
+
+
+def test_the_answers_demo_speaks_json(tmp_path, capsys):
+    main(["demo", "--answers", "-o", str(tmp_path), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert [row["mask_iou"] for row in said["rows"]].count(None) == 2
+
+
+def test_the_demo_runs_its_model_on_pictures_it_has_never_seen(tmp_path, capsys):
+    assert main(["demo", "-o", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "12 pictures it has never seen" in printed
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["coco.json", "metrics.json", "overlays", "sheet.png"]
+    assert len(list((tmp_path / "overlays").iterdir())) == 12
+    metrics = read_json(tmp_path / "metrics.json")
+    assert metrics["boxes"]["AP50"] > 0.5
+    assert metrics["mask_iou"] > 0.65
+    assert metrics["found"] == len(read_json(tmp_path / "coco.json")["annotations"])
+    assert len(metrics["examples"]) == 3
+
+
+def test_the_demo_with_another_model(tmp_path, capsys):
+    folder = write_folder(tmp_path / "model")
+    notes = {"codes": "palidecode-demo", "classes": list(CLASSES)}
+    (folder / "palidecode.json").write_text(json.dumps(notes))
+    with one_thread():
+        assert main(["demo", "--model", str(folder), "-o", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    # Random weights find nothing, and the numbers say so.
+    assert read_json(tmp_path / "out/metrics.json")["boxes"]["AP50"] < 0.1
+
+
+def test_the_demo_on_a_picture_of_ones_own(tmp_path, capsys):
+    drawn = scene(HELD_OUT_SEED, 40, 300)
+    Image.fromarray(drawn.image).save(tmp_path / "mine.png")
+    prompt = f"detect {drawn.labels[0]}"
+    command = ["demo", "--image", str(tmp_path / "mine.png"), "--prompt", prompt]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert prompt in printed
+    assert "On photographs it guesses" in " ".join(printed.split())
+    assert (tmp_path / "out/mine.png").exists()
+    assert main([*command, "-o", str(tmp_path / "out"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["objects"]) == len(palidecode.parse(said["answer"]).objects)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--prompt", "detect star"], "give --image"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--model", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_the_demo_cannot_do_is_said(given, said, tmp_path, capsys):
+    assert main(["demo", *given, "-o", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,346 @@
+"""COCO evaluation: the numbers, against pycocotools; and what answers of models need around it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import palidecode
+from palidecode import CocoWriter, InputError, UnscoredWarning, compare_coco, evaluate_coco
+from palidecode.cli import main
+from tests.evaluation.problems import problem
+
+GT = "instances_val2014_100.json"
+
+
+@pytest.fixture
+def coco100(shared_data):
+    return shared_data / "coco100"
+
+
+def results_of(coco100, kind):
+    return coco100 / f"instances_val2014_fake{kind}100_results.json"
+
+
+def pycocotools_stats(truth, results, kind):
+    """The reference's twelve numbers, its chatter thrown away."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO()
+        gt.dataset = copy.deepcopy({"info": {}, **truth})
+        gt.createIndex()
+        if not results:
+            dt = COCO()
+            dt.dataset = {**gt.dataset, "annotations": []}
+            dt.createIndex()
+        else:
+            dt = gt.loadRes(copy.deepcopy(results))
+        evaluator = COCOeval(gt, dt, kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_printed_numbers_of_coco100(coco100, kind):
+    text = (coco100 / "val2014_fake_eval_res.txt").read_text()
+    part = text.split(f"type={kind}")[1].split("type=")[0]
+    printed = [float(value) for value in re.findall(r"\] = (\d\.\d{3})", part)]
+    assert len(printed) == 12
+    result = evaluate_coco(coco100 / GT, results_of(coco100, kind), kind)
+    assert result.stats.round(3).tolist() == printed
+    assert result.skipped == ()
+    truth = json.loads((coco100 / GT).read_text())
+    results = json.loads(results_of(coco100, kind).read_text())
+    np.testing.assert_allclose(result.stats, pycocotools_stats(truth, results, kind), atol=1e-6)
+    again = evaluate_coco(truth, results, kind)
+    assert again.stats.tolist() == result.stats.tolist()
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+@pytest.mark.parametrize("block", range(6))
+def test_random_problems_agree_with_pycocotools(masks, block):
+    kind, compared = ("segm" if masks else "bbox"), 0
+    for seed in range(20 * block, 20 * block + 20):
+        truth, results = problem(seed, masks)
+        if not truth["annotations"]:
+            continue
+        tied = len(results) > 1 and len({row["score"] for row in results}) == 1
+        if tied:
+            results[0]["score"] += 0.01
+        ours = evaluate_coco(truth, results, kind)
+        want = pycocotools_stats(truth, results, kind)
+        np.testing.assert_allclose(ours.stats, want, atol=1e-6, err_msg=f"seed {seed}")
+        assert sum(ours.tide["counts"].values()) >= 0
+        compared += 1
+    assert compared >= 17  # 12 blocks: 204 problems or more
+
+
+def test_a_class_has_the_ap_of_its_own_evaluation(coco100):
+    truth, results = coco100 / GT, results_of(coco100, "bbox")
+    whole = {row["category"]: row for row in evaluate_coco(truth, results).rows()}
+    for name in ("person", "chair", "bicycle"):
+        alone = evaluate_coco(truth, results, categories=[name])
+        assert whole[name]["AP"] == pytest.approx(alone.stats[0], abs=1e-12)
+        assert whole[name]["AP50"] == pytest.approx(alone.stats[1], abs=1e-12)
+        assert whole[name]["AR100"] == pytest.approx(alone.stats[8], abs=1e-12)
+        assert [row["category"] for row in alone.rows()] == [name]
+    with pytest.raises(InputError, match="no category is called 'unicorn'"):
+        evaluate_coco(truth, results, categories=["unicorn"])
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_kinds_of_errors_are_those_of_tide(coco100, kind):
+    result = evaluate_coco(coco100 / GT, results_of(coco100, kind), kind)
+    names = {"Cls": "class", "Loc": "localisation", "Both": "both", "Dupe": "duplicate"}
+    names["Bkg"] = "background"
+    for tide, ours in names.items():
+        assert result.kinds.get(ours, 0) == result.tide["counts"][tide]
+    rows = result.match_rows
+    assert len(rows) == result.predictions + result.rates.missed
+    right = [row for row in rows if row["kind"] == "ok"]
+    assert len(right) == result.rates.right
+    assert all(row["iou"] >= 0.5 and row["truth_category"] == row["category"] for row in right)
+    assert rows[0]["kind"] not in ("ok", "missed")
+    assert rows[-1]["kind"] == "ok"
+    images = result.image_rows
+    assert sum(row["right"] for row in images) == result.rates.right
+    assert sum(row["missed"] for row in images) == result.rates.missed
+    assert result.rates.right + result.rates.missed == result.objects
+    counts = result.confusion.counts
+    assert counts[:-1].sum() == result.objects
+    assert result.confusion.names[-1] == "background"
+    assert np.trace(counts) > 0.7 * result.rates.right
+
+
+def test_curves_thresholds_and_calibration(coco100):
+    result = evaluate_coco(coco100 / GT, results_of(coco100, "bbox"))
+    mean = result.curves[0]
+    assert (mean.name, mean.iou) == ("all classes", 0.5)
+    assert mean.precision.mean() == pytest.approx(result.metrics["AP50"])
+    assert (np.diff(mean.precision) <= 1e-12).all()
+    best = result.best_threshold
+    kept = [row for row in result.match_rows if (row["score"] or 0) >= best["score"]]
+    right = sum(row["kind"] == "ok" for row in kept)
+    assert best["f1"] == pytest.approx(2 * right / (len(kept) + result.objects))
+    assert best["f1"] >= result.rates.f1
+    assert sum(found["count"] for found in result.calibration["bins"]) == result.predictions
+    json.dumps(result.as_dict(), allow_nan=False)
+
+
+def scene(boxes, found, names=("cat", "dog")):
+    """One image a row: truths and predictions as (class, x, score)."""
+    truth = {
+        "images": [
+            {"id": n, "file_name": f"pictures/{n}.jpg", "width": 400, "height": 100}
+            for n in range(len(boxes))
+        ],
+        "categories": [{"id": n + 1, "name": name} for n, name in enumerate(names)],
+        "annotations": [],
+    }
+    results = []
+    for n, (given, said) in enumerate(zip(boxes, found, strict=True)):
+        for category, x in given:
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": n,
+                    "category_id": category,
+                    "bbox": [x, 10, 40, 40],
+                    "area": 1600,
+                    "iscrowd": 0,
+                }
+            )
+        for category, x, score in said:
+            row = {"image_id": n, "category_id": category, "bbox": [x, 10, 40, 40]}
+            results.append(row if score is None else {**row, "score": score})
+    return truth, results
+
+
+def test_without_scores_no_order_is_privileged():
+    truth, results = scene(
+        [[(1, 0), (1, 100), (1, 200)], [(1, 0)]],
+        [[(1, 0, None), (1, 300, None), (1, 100, None)], [(1, 60, None), (1, 2, None)]],
+    )
+    with pytest.warns(UnscoredWarning, match="have no scores"):
+        result = evaluate_coco(truth, results, orders=200)
+    assert result.unscored
+    assert result.orders == 200
+    assert result.spread[0] > 0
+    want = (3, 2, 1)
+    assert (result.rates.right, result.rates.wrong, result.rates.missed) == want
+    with pytest.warns(UnscoredWarning):
+        turned = evaluate_coco(truth, results[::-1], orders=200)
+    assert turned.rates == result.rates
+    error = result.spread[0] / np.sqrt(200)
+    assert turned.stats[0] == pytest.approx(result.stats[0], abs=5 * error)
+    assert result.curves == []
+    assert result.calibration is None
+    assert result.best_threshold is None
+    json.dumps(result.as_dict(), allow_nan=False)
+    # All the same score is no score.
+    with pytest.warns(UnscoredWarning, match="all have the score 1"):
+        same = evaluate_coco(truth, [{**row, "score": 1.0} for row in results], orders=200)
+    assert same.stats.tolist() == result.stats.tolist()
+    ignored = evaluate_coco(truth, results, scores="ignore", orders=200)  # asked for: no warning
+    assert ignored.stats.tolist() == result.stats.tolist()
+
+
+def test_rates_do_not_depend_on_the_order_of_close_objects():
+    # The first prediction fits both objects, the second only one: a greedy matching in the
+    # order of the file would give the shared object away.
+    truth, results = scene([[(1, 100), (1, 112)]], [[(1, 108, None), (1, 96, None)]])
+    for rows in (results, results[::-1]):
+        found = evaluate_coco(truth, rows, scores="ignore")
+        assert (found.rates.right, found.rates.wrong) == (2, 0)
+
+
+def test_some_scores_are_an_error():
+    truth, results = scene([[(1, 0)]], [[(1, 0, 0.5), (1, 50, None)]])
+    with pytest.raises(InputError, match=r"1 of 2 predictions have no score .*results\[1\]"):
+        evaluate_coco(truth, results)
+
+
+def test_duplicates_are_merged_and_counted():
+    truth, results = scene(
+        [[(1, 0), (2, 100)]],
+        [[(1, 0, 0.5), (1, 1, 0.9), (1, 0, 0.4), (2, 0, 0.8), (2, 100, 0.7), (1, 30, 0.3)]],
+    )
+    plain = evaluate_coco(truth, results)
+    assert plain.kinds["duplicate"] == 2
+    merged = evaluate_coco(truth, results, merge_duplicates=0.9)
+    (skip,) = merged.skipped
+    assert (skip.reason, skip.count) == ("merged", 2)
+    assert merged.predictions == 4
+    assert "duplicate" not in merged.kinds
+    assert max(row["score"] for row in merged.match_rows if row["kind"] == "ok") == 0.9
+    exact = evaluate_coco(truth, results, merge_duplicates=1.0)
+    assert exact.skipped[0].count == 1
+    for bad in (0, 1.5):
+        with pytest.raises(InputError, match="merge_duplicates"):
+            evaluate_coco(truth, results, merge_duplicates=bad)
+
+
+def test_a_dataset_of_predictions_is_matched_by_names(tmp_path):
+    truth, _ = scene([[(1, 0), (2, 100)], [(2, 40)]], [[], []])
+    path = tmp_path / "answers.json"
+    # The second picture comes first, and the writer's own categories in another order.
+    answers = [
+        "<loc0102><loc0102><loc0512><loc0205> dog ; <loc0102><loc0700><loc0512><loc0800> cow"
+    ]
+    answers += ["<loc0102><loc0000><loc0512><loc0102> cat"]
+    with CocoWriter(path) as writer:
+        found = palidecode.decode(answers, [(400, 100)] * 2, scores=[[0.9, 0.8], [0.7]])
+        writer.add(found, ["1.jpg", "0.jpg"])
+    result = evaluate_coco(truth, path)
+    assert (result.rates.right, result.rates.missed) == (2, 1)
+    (skip,) = result.skipped
+    assert (skip.reason, skip.names) == ("unknown_category", {"cow": 1})
+    assert "'cow' 1" in str(skip)
+
+
+def test_only_what_prompts_asked_for_is_evaluated():
+    truth, results = scene(
+        [[(1, 0), (2, 100)], [(1, 0), (2, 100)]],
+        [[(1, 0, 0.9), (2, 300, 0.8)], [(1, 0, 0.9), (2, 100, 0.7)]],
+    )
+    said = {
+        "images": [{**truth["images"][0], "asked": ["cat"]}, truth["images"][1]],
+        "categories": truth["categories"],
+        "annotations": results,
+    }
+    result = evaluate_coco(truth, said)
+    assert (result.objects, result.rates.right, result.rates.wrong) == (3, 3, 0)
+    left_out = {(skip.side, skip.reason): skip.count for skip in result.skipped}
+    assert left_out == {("truth", "not_asked"): 1, ("prediction", "not_asked"): 1}
+    said["images"], said["info"] = truth["images"], {"asked": ["dog"]}
+    result = evaluate_coco(truth, said)
+    assert [row["category"] for row in result.rows()] == ["dog"]
+
+
+def test_boxes_of_results_that_only_have_masks(coco100):
+    boxes = evaluate_coco(coco100 / GT, results_of(coco100, "segm"), "bbox")
+    truth = json.loads((coco100 / GT).read_text())
+    results = json.loads(results_of(coco100, "segm").read_text())
+    want = pycocotools_stats(truth, results, "bbox")
+    np.testing.assert_allclose(boxes.stats[[0, 1, 2, 6, 7, 8]], want[[0, 1, 2, 6, 7, 8]], atol=1e-6)
+
+
+def test_comparison(coco100):
+    truth, first = coco100 / GT, results_of(coco100, "bbox")
+    results = json.loads(first.read_text())
+    worse = [row for row in results if row["category_id"] != 1]
+    found = compare_coco(truth, first, worse, bootstrap=50)
+    assert found.differences[0] < 0
+    assert found.intervals["AP"].high < 0
+    assert found.better["AP"] == 0
+    assert [row["category"] for row in found.rows() if row["AP_difference"]] == ["person"]
+    same = compare_coco(truth, first, first, bootstrap=20)
+    assert (same.differences == 0).all()
+    assert same.intervals["AP"].low == same.intervals["AP"].high == 0
+    json.dumps(found.as_dict(), allow_nan=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnscoredWarning)
+        bare = [{k: v for k, v in row.items() if k != "score"} for row in results]
+        mixed = compare_coco(truth, first, bare, bootstrap=0)
+    assert mixed.first.unscored
+    assert mixed.second.unscored
+    np.testing.assert_allclose(mixed.differences, 0)
+
+
+def test_command(coco100, tmp_path, capsys):
+    arguments = [str(coco100 / GT), str(results_of(coco100, "bbox"))]
+    assert main(["evaluate", *arguments, "-o", str(tmp_path), "--min", "AP=0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"AP +0\.505", shown)
+    assert "person" in shown
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert round(told["bbox"]["metrics"]["AP"], 3) == 0.505
+    gate = ["--min", "AP=0.51", "--min", "precision=0.8", "--json"]
+    assert main(["evaluate", *arguments, *gate]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["below"] == ["bbox AP is 0.505, below 0.51"]
+    assert "bbox AP is 0.505, below 0.51" in told.err
+    for wrong in ("mAP=0.5", "AP", "AP=high", "AP=nan"):
+        assert main(["evaluate", *arguments, "--min", wrong]) == 2
+        assert "--min" in capsys.readouterr().err
+
+
+def test_command_with_both_types_intervals_and_no_scores(coco100, capsys):
+    arguments = [str(coco100 / GT), str(results_of(coco100, "segm")), "--iou-type", "both"]
+    assert main(["evaluate", *arguments, "--bootstrap", "20", "--scores", "ignore"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("NO SCORES") == 2
+    assert "95%" in shown
+    assert main(["evaluate", *arguments, "--categories", "person", "dog", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sorted(row["category"] for row in told["segm"]["classes"]) == ["dog", "person"]
+
+
+def test_command_compare(coco100, capsys):
+    files = [str(results_of(coco100, kind)) for kind in ("segm", "bbox")]
+    options = ["--gt", str(coco100 / GT), "--bootstrap", "20"]
+    assert main(["compare", *files, *options]) == 0
+    shown = capsys.readouterr().out
+    assert "B - A" in shown
+    assert "95% interval" in shown
+    assert main(["compare", *files, *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bbox"]["differences"]["AP"] > 0
+
+
+def test_command_says_what_was_left_out(coco100, tmp_path, capsys):
+    results = json.loads(results_of(coco100, "bbox").read_text())
+    results[0]["category_id"] = 999
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    assert main(["evaluate", str(coco100 / GT), str(path)]) == 1
+    assert re.search(r"LEFT OUT:\n +1 prediction of categories .*'999' 1", capsys.readouterr().out)

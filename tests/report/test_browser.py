@@ -1,0 +1,393 @@
+"""The report in a real browser: Debian's chromium, without a screen and without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from palidecode import evaluate_coco
+from palidecode.report import write_report
+from palidecode.report.gallery import KINDS
+from tests.report.example import drawn_truth, noisy_predictions
+
+CHROMIUM = Path("/usr/bin/chromium")
+SWITCHES = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = (
+    "</script><script>window.hacked=1</script>",
+    '"><img src=x onerror="window.hacked=2">',
+    "javascript:window.hacked=3",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    assert CHROMIUM.exists(), f"these tests need {CHROMIUM}: apt-get install chromium"
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("browser"),
+            executable_path=CHROMIUM,
+            args=SWITCHES,
+            viewport={"width": 1280, "height": 900},
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A page with both tabs, 40 pictures, and what it holds."""
+    folder = tmp_path_factory.mktemp("report")
+    truth, pictures = drawn_truth(40)
+    for image, picture in zip(truth["images"], pictures, strict=True):
+        Image.fromarray(picture).save(folder / image["file_name"])
+    found = noisy_predictions(truth, 3)
+    results = {kind: evaluate_coco(truth, found, kind, bootstrap=20) for kind in ("bbox", "segm")}
+    write_report(folder / "index.html", results, images=folder)
+    return folder / "index.html", results
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens pages; at the end nothing may have been said on the console or asked of a network."""
+    pages, said, asked = [], [], []
+
+    def go(path):
+        page = browser.new_page()
+        pages.append(page)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield go
+    own = tuple(page.url for page in pages)
+    for page in pages:
+        page.evaluate("localStorage.clear()")
+        page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith((*own, "data:image/webp"))] == []
+
+
+@pytest.fixture
+def page(opened, report):
+    return opened(report[0])
+
+
+def names(page, panel="bbox"):
+    return page.locator(f"#panel-{panel} .shot .name").all_text_contents()
+
+
+def count(page, panel="bbox"):
+    return page.locator(f"#panel-{panel} .count").text_content()
+
+
+def look(page, selector, value):
+    page.locator(f"#panel-bbox [data-filter={selector}]").select_option(value)
+
+
+def embedded(page):
+    return json.loads(page.locator("#data").text_content())["kinds"]["bbox"]
+
+
+def test_it_opens_with_everything_in_place(page, report):
+    result = report[1]["bbox"]
+    assert page.title() == "predictions against ground truth"
+    panel = page.locator("#panel-bbox")
+    assert panel.locator(".hero .value").text_content() == f"{result.stats[0]:.3f}"
+    for section in ("numbers", "errors", "curves", "classes", "confusion", "gallery"):
+        box = panel.locator(f"[data-id={section}]").bounding_box()
+        assert box["height"] > 150
+        assert box["width"] > 900
+    assert panel.locator(".plot svg").count() == 5
+    picture = panel.locator(".shot img").first
+    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width == page.evaluate("document.documentElement.clientWidth")
+
+
+def test_pictures_come_in_chunks_worst_first(page):
+    data = embedded(page)
+    assert count(page) == "40 pictures"
+    assert len(names(page)) == 24
+    page.locator("#panel-bbox [data-more]").scroll_into_view_if_needed()
+    expect(page.locator("#panel-bbox .shot")).to_have_count(40)
+    assert names(page) == [picture["name"] for picture in data["pictures"]]
+    assert page.locator("#panel-bbox [data-more]").is_hidden()
+
+
+def test_filters_change_what_is_shown(page):
+    data = embedded(page)
+    pictures, classes = data["pictures"], data["classes"]
+
+    def fitting(test):
+        return [p["name"] for p in pictures if any(test(row, p) for row in p["found"])]
+
+    look(page, "kind", "class")
+    wanted = fitting(lambda row, _: KINDS[row[1]] == "class")
+    assert 0 < len(wanted) < 24
+    assert names(page) == wanted
+    assert count(page).startswith(f"{len(wanted)} of 40 pictures fit")
+    bright = page.locator("#panel-bbox .found .o.class:not(.dim):not(.tag)").count()
+    total = sum(KINDS[row[1]] == "class" for p in pictures for row in p["found"])
+    assert bright == total
+    assert page.locator("#panel-bbox .found .o.ok:not(.dim):not(.tag)").count() == 0
+    look(page, "kind", "")
+
+    look(page, "class", "disc")
+    look(page, "kind", "missed")
+    disc = classes.index("disc")
+    wanted = [p["name"] for p in pictures if any(t[:2] == [disc, 1] for t in p["truths"])]
+    assert 0 < len(wanted) < 24
+    assert names(page) == wanted
+    page.locator("#panel-bbox [data-reset]").click()
+    assert count(page) == "40 pictures"
+
+    page.locator("#panel-bbox [data-filter=iou-from]").fill("0.5")
+    page.locator("#panel-bbox [data-filter=iou-to]").fill("0.7")
+    wanted = fitting(lambda row, _: 0.5 <= row[3] <= 0.7)
+    assert 0 < len(wanted) < 24
+    assert names(page) == wanted
+    page.locator("#panel-bbox [data-filter=score-from]").fill("0.8")
+    wanted = fitting(lambda row, _: 0.5 <= row[3] <= 0.7 and row[2] >= 0.8)
+    assert names(page) == wanted
+    page.locator("#panel-bbox [data-filter=score-from]").fill("1.5")
+    assert names(page) == []
+    assert page.get_by_text("No picture fits these filters").is_visible()
+
+
+def test_orders(page):
+    pictures = embedded(page)["pictures"]
+    worst = names(page)
+    look(page, "order", "name")
+    assert names(page) == sorted(p["name"] for p in pictures)[:24]
+    look(page, "order", "best")
+    assert names(page) != worst
+    first = next(p for p in pictures if p["name"] == names(page)[0])
+    assert first["f1"] == max(p["f1"] for p in pictures if p["f1"] is not None)
+    look(page, "order", "mistake")
+    wrong = [
+        (row[2], p["name"])
+        for p in pictures
+        for row in p["found"]
+        if KINDS[row[1]] not in ("ok", "ignored")
+    ]
+    assert names(page)[0] in [name for score, name in wrong if score == max(wrong)[0]]
+
+
+def test_links_from_tables_lead_to_their_pictures(page):
+    page.locator("#panel-bbox [data-look-kind=duplicate]").click()
+    kinds = page.locator("#panel-bbox [data-filter=kind]")
+    assert kinds.input_value() == "duplicate"
+    assert page.evaluate("document.activeElement.className") == "shot"
+    page.locator("#panel-bbox [data-look-class=bar]").click()
+    assert kinds.input_value() == ""
+    assert page.locator("#panel-bbox [data-filter=class]").input_value() == "bar"
+
+
+def test_tables_sort_and_find(page, report):
+    rows = {row["category"]: row for row in report[1]["bbox"].rows()}
+
+    def order():
+        return page.locator("#panel-bbox .sortable tbody tr:visible th").all_text_contents()
+
+    assert order() == sorted(rows, key=lambda name: -rows[name]["objects"])
+    heading = page.locator("#panel-bbox .sortable th").filter(has_text="AP75")
+    heading.locator("button").click()
+    assert order() == sorted(rows, key=lambda name: -rows[name]["AP75"])
+    assert heading.get_attribute("aria-sort") == "descending"
+    heading.locator("button").press("Enter")
+    assert order() == sorted(rows, key=lambda name: rows[name]["AP75"])
+    assert heading.get_attribute("aria-sort") == "ascending"
+    page.locator("#panel-bbox .sortable th button").first.click()
+    assert order() == sorted(rows)
+    page.locator("#panel-bbox [data-find]").fill("BA")
+    assert order() == ["bar"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "selector"),
+    [
+        ("truth-boxes", ".truth .box"),
+        ("truth-masks", ".truth .mask"),
+        ("found-boxes", ".found .box"),
+        ("found-masks", ".found .mask"),
+        ("labels", ".tag:not(.dim)"),
+    ],
+)
+def test_layers_toggle(page, layer, selector):
+    page.locator("#tab-segm").click()
+    button = page.locator(f"#panel-segm [data-layer={layer}]")
+    shapes = page.locator(f"#panel-segm .shot {selector}")
+    others = page.locator(
+        "#panel-segm .shot :is(.truth .box, .truth .mask, .found .box, .found .mask, .tag)"
+    )
+
+    def shown(found):
+        return found.evaluate_all(
+            "all => all.filter(e => getComputedStyle(e).display !== 'none').length"
+        )
+
+    before, every = shown(shapes), shown(others)
+    assert before > 20
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert shown(shapes) == 0
+    assert shown(others) == every - before
+    button.press("Space")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert shown(others) == every
+
+
+def test_boxes_have_no_mask_layers_and_tabs_switch(page):
+    assert page.locator("#panel-bbox [data-layer=truth-masks]").count() == 0
+    assert page.locator("#panel-segm").is_hidden()
+    page.locator("#tab-bbox").press("ArrowRight")
+    assert page.locator("#panel-segm").is_visible()
+    assert page.locator("#panel-bbox").is_hidden()
+    assert page.evaluate("document.activeElement.id") == "tab-segm"
+    page.locator("nav").get_by_text("Classes").click()
+    top = page.locator("#panel-segm [data-id=classes]").bounding_box()["y"]
+    assert 0 < top < 120
+
+
+def test_boxes_lie_where_the_picture_has_them(page, report):
+    data = embedded(page)
+    picture = data["pictures"][0]
+    shot = page.locator("#panel-bbox .shot").first
+    frame = shot.locator(".truth svg").bounding_box()
+    scale = frame["width"] / picture["width"]
+    image = shot.locator(".truth img").bounding_box()
+    assert image == frame
+    for place, (_, _, x, y, width, height, _) in enumerate(picture["truths"]):
+        box = shot.locator(".truth rect.box").nth(place).bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        assert middle[0] == pytest.approx(frame["x"] + (x + width / 2) * scale, abs=1.5)
+        assert middle[1] == pytest.approx(frame["y"] + (y + height / 2) * scale, abs=1.5)
+
+
+def test_the_keyboard_is_enough(page):
+    shots = page.locator("#panel-bbox .shot")
+    shots.first.focus()
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(outline) == "solid"
+    assert page.evaluate("document.activeElement === document.querySelectorAll('.shot')[1]")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    assert shots.nth(1).evaluate("e => e === document.activeElement")
+    page.keyboard.press("End")
+    assert shots.nth(39).evaluate("e => e === document.activeElement")
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    dialog = page.locator("dialog")
+    assert dialog.is_visible()
+    all_names = [picture["name"] for picture in embedded(page)["pictures"]]
+    assert dialog.locator(".sides").inner_text().split() == ["truth", "prediction"]
+    assert dialog.locator("[data-name]").text_content() == all_names[0]
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert dialog.locator("[data-name]").text_content() == all_names[1]
+    picture = embedded(page)["pictures"][1]
+    assert dialog.locator("tbody tr").count() == len(picture["found"]) + picture["missed"]
+    page.keyboard.press("Escape")
+    assert dialog.is_hidden()
+    assert shots.nth(1).evaluate("e => e === document.activeElement")
+    # Tab leaves the pictures: one of them is a stop, not all.
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") != "shot"
+
+
+def test_dark_and_light(page):
+    def ground():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    def lightness():
+        return sum(map(int, ground()[4:-1].split(","))) / 3
+
+    def ink():
+        return page.evaluate("getComputedStyle(document.querySelector('.plot svg text')).fill")
+
+    assert lightness() > 230
+    light_ink = ink()
+    page.emulate_media(color_scheme="dark")
+    assert lightness() < 40
+    assert ink() != light_ink  # plots follow
+    button = page.locator("#theme")
+    button.click()
+    assert "light" in button.text_content()
+    assert lightness() > 230
+    assert ink() == light_ink
+    button.click()
+    assert lightness() < 40
+    page.emulate_media(color_scheme="light")
+    assert lightness() < 40
+    page.reload()
+    assert lightness() < 40  # and it is remembered
+    button.click()
+    assert lightness() > 230
+
+
+def test_a_class_lights_up_in_the_curves(page):
+    select = page.locator("#panel-bbox [data-curves]")
+    select.select_option("bar")
+    lit = page.locator("#panel-bbox g.lit")
+    assert lit.count() == 2  # IoU 0.5 and 0.75
+    assert lit.first.locator("title").text_content() == "bar"
+    plain = page.locator("#panel-bbox g[id*='-curve-']:not(.lit) path").first
+    color = "e => getComputedStyle(e).stroke"
+    assert lit.first.locator("path").evaluate(color) != plain.evaluate(color)
+    select.select_option("")
+    assert lit.count() == 0
+
+
+def test_a_phone_scrolls_one_way(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    left, right = (
+        page.locator("#panel-bbox .shot").first.locator(".frame").nth(n).bounding_box()
+        for n in (0, 1)
+    )
+    assert left["y"] == right["y"]
+    assert left["width"] > 150
+    page.locator("#panel-bbox .shot").first.click()
+    close = page.locator("dialog [data-close]").bounding_box()
+    assert close["x"] + close["width"] < 390
+    page.locator("dialog [data-close]").click()
+    assert page.locator("dialog").is_hidden()
+
+
+def test_hostile_names_stay_names(opened, tmp_path):
+    truth, _ = drawn_truth(6, names=HOSTILE)
+    for image in truth["images"]:
+        image["file_name"] = f"<img src=x onerror='window.hacked=4'>{image['id']}.png"
+    result = evaluate_coco(truth, noisy_predictions(truth, 2), bootstrap=20)
+    path = tmp_path / "index.html"
+    write_report(path, {"bbox": result}, truth_name=HOSTILE[0], predictions_name=HOSTILE[1])
+    page = opened(path)
+    page.locator(".shot").first.click()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    page.locator(".sortable th button").first.click()
+    page.locator("[data-filter=class]").select_option(HOSTILE[0])
+    page.locator("[data-curves]").select_option(HOSTILE[1])
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("h1").text_content() == HOSTILE[1]
+    found = page.locator(".sortable tbody th").all_text_contents()
+    assert set(found) == set(HOSTILE)

@@ -1,0 +1,400 @@
+"""What goes wrong in long runs, done for real: processes are killed, disks are full.
+
+Every run is a process of its own, forked from a server that has the libraries loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from palidecode.codec.weights import DEMO_ID, load_weights, shipped_path
+from palidecode.runs.journal import FAILURES, journal_path
+from tests.runtime.tiny_models import write_folder
+from tests.samples import CODES, answer
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="kills processes by POSIX signals, forked from a server"
+)
+
+_PATIENCE = 1200  # tenths of a second; counted, so that a machine that is frozen is no failure
+PICTURES = 500
+BATCH = 10
+PREDICT = ["--dtype", "float32", "--max-new-tokens", "14", "--max-objects", "1"]
+PREDICT += ["--batch-size", str(BATCH), "--prompt"]
+LOADED = ["torch", "palidecode.cli", "palidecode.pipeline.checkpoint", "palidecode.runs.prediction"]
+LOADED += ["palidecode.runtime.generate", "palidecode.runtime.weights", "palidecode.codec.onnx"]
+LOADED += ["palidecode.runs.resuming", "palidecode.answers.jsonl", "tests.runs.test_faults"]
+
+
+def child(arguments, log, limit):
+    """In the new process: the command line, as it is run in a terminal."""
+    from palidecode.cli import main
+
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.exit(main(arguments))
+
+
+class Run:
+    """A command in a process of its own."""
+
+    def __init__(self, arguments, folder, limit=None):
+        self.log = folder.parent / f"{folder.name}.log"
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LOADED)
+        words = [str(word) for word in arguments]
+        arguments = (words, str(self.log), limit)
+        self.process = context.Process(target=child, args=arguments, daemon=True)
+        self.process.start()
+
+    def wait(self):
+        """Its exit code and what it said."""
+        for _ in range(_PATIENCE):
+            if self.process.exitcode is not None:
+                break
+            self.process.join(0.1)
+        code = self.process.exitcode
+        assert code is not None, f"still running: {self.log.read_text()}"
+        self.process.close()
+        return code, self.log.read_text()
+
+    def signal(self, number):
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def wait_for(self, path, size):
+        """Until the file is larger."""
+        while not (path.exists() and path.stat().st_size > size):
+            assert self.process.is_alive(), self.log.read_text()
+            time.sleep(0.001)
+
+
+def run(arguments, folder, limit=None):
+    return Run(arguments, folder, limit).wait()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("PALIDECODE_WEIGHTS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """500 small pictures, every tenth cut short, answers about them, and a tiny model."""
+    folder = tmp_path_factory.mktemp("faults")
+    model = write_folder(folder / "model")
+    (model / "palidecode.json").write_text(json.dumps({"codes": DEMO_ID}))
+    rng = np.random.default_rng(5)
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    lines = []
+    for number in range(PICTURES):
+        path = pictures / f"{number:03}.png"
+        Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(path)
+        objects = [
+            answer(f"thing {rng.integers(9)}", sorted(rng.integers(0, 1024, 4).tolist()), CODES)
+            for _ in range(rng.integers(3))
+        ]
+        row = {"image": path.name, "width": 640, "height": 480, "output": " ; ".join(objects)}
+        lines.append(json.dumps(row))
+        if number % 10 == 3:
+            path.write_bytes(path.read_bytes()[:200])
+            lines[-1] = lines[-1][:30]
+    (folder / "answers.jsonl").write_text("\n".join(lines))
+    few = folder / "few"
+    few.mkdir()
+    for path in sorted(pictures.iterdir())[:60]:
+        shutil.copy(path, few)
+    return folder
+
+
+def command(name, place, output, few=False):
+    """A long run of either kind."""
+    if name == "decode":
+        words = ["decode", place / "answers.jsonl", "--weights", DEMO_ID]
+        return [*words, "--batch-size", BATCH, "-o", output]
+    pictures = place / ("few" if few else "pictures")
+    words = ["predict", pictures, "--model", place / "model", *PREDICT, "detect cat ; dog"]
+    return [*words, "-o", output]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    """What each command writes when nothing happens, and how long that takes."""
+    found = {}
+    for name, few in (("decode", False), ("predict", False), ("predict", True)):
+        folder = place / f"undisturbed-{name}-{few}"
+        folder.mkdir()
+        began = time.monotonic()
+        code, said = run(command(name, place, folder / "coco.json", few), folder)
+        assert code == 1, said  # every tenth is left out
+        seconds = time.monotonic() - began
+        found[name, few] = (contents(folder), seconds)
+    return found
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows_of(journal):
+    lines = journal.read_bytes().split(b"\n")[1:-1]
+    return [json.loads(line) for line in lines]
+
+
+def interrupted(words, folder, size=3000):
+    """A run that was killed in the middle; its journal."""
+    folder.mkdir()
+    journal = journal_path(folder / "coco.json")
+    running = Run(words, folder)
+    running.wait_for(journal, size)
+    running.signal(signal.SIGKILL)
+    assert running.wait()[0] == -signal.SIGKILL
+    assert not (folder / "coco.json").exists()
+    return journal
+
+
+@pytest.mark.parametrize(("name", "kills"), [("predict", 8), ("decode", 12)])
+def test_killed_at_random_moments_nothing_is_lost_or_done_twice(place, undisturbed, name, kills):
+    wanted, seconds = undisturbed[name, False]
+    rng = random.Random(f"{name} 7")
+    hits = series = 0
+    while hits < kills:
+        series += 1
+        assert series <= kills
+        folder = place / f"killed-{name}-{series}"
+        folder.mkdir()
+        journal = journal_path(folder / "coco.json")
+        words = command(name, place, folder / "coco.json")
+        finished = -1
+        while not (folder / "coco.json").exists() or journal.exists():
+            running = Run(words, folder)
+            if hits < kills:
+                running.process.join(rng.uniform(0, 0.4 * seconds))
+                running.signal(signal.SIGKILL)
+            code, said = running.wait()
+            if code != -signal.SIGKILL:
+                assert code == 1, said
+                assert f"{PICTURES - PICTURES // 10} pictures in" in said
+                continue
+            hits += 1
+            if journal.exists() and not (folder / "coco.json").exists():
+                before, finished = finished, len(rows_of(journal))
+                assert finished >= before
+                if name == "predict":
+                    names = [row["image"] for row in rows_of(journal)]
+                    assert len(set(names)) == len(names)
+        assert contents(folder) == wanted
+
+
+@pytest.mark.parametrize("name", ["predict", "decode"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_cleanly(place, undisturbed, tmp_path, name, number):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    journal = journal_path(folder / "coco.json")
+    words = command(name, place, folder / "coco.json")
+    running = Run(words, folder)
+    running.wait_for(journal, 3000)
+    running.signal(number)
+    code, said = running.wait()
+    assert code == 128 + number
+    assert said.splitlines()[-1] == "palidecode: stopped; the same command goes on from here"
+    assert "Traceback" not in said
+    done = len(rows_of(journal))
+    code, said = run(words, folder)
+    assert code == 1
+    assert said.startswith("palidecode: going on: ")
+    assert done > 0
+    assert contents(folder) == undisturbed[name, False][0]
+
+
+@pytest.mark.parametrize("name", ["predict", "decode"])
+def test_a_full_disk_is_one_clear_error(place, undisturbed, tmp_path, name):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    journal = journal_path(folder / "coco.json")
+    words = command(name, place, folder / "coco.json")
+    limit = len(undisturbed[name, False][0]["coco.json"]) // 4
+    code, said = run(words, folder, limit)
+    full = journal if name == "predict" else folder / "coco.json"
+    errors = [line for line in said.splitlines() if "going on" not in line]
+    assert code == 2
+    assert len(errors) == 1
+    assert errors[0].startswith(f"palidecode: {full}: can't be written: File too large; what is")
+    assert journal.read_bytes().endswith(b"\n")
+    assert len(rows_of(journal)) > 0
+    code, said = run(words, folder, limit)  # still full
+    assert code == 2
+    assert "can't be written: File too large" in said
+    code, said = run(words, folder)
+    assert code == 1, said
+    assert contents(folder) == undisturbed[name, False][0]
+
+
+def test_a_disk_that_is_full_at_the_very_end(place, undisturbed, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    output = folder / "coco.json"
+    words = command("predict", place, output, few=True)
+    wanted = undisturbed["predict", True][0]
+    # The journal first, so that only the output is to be written.
+    assert run([*words, "--keep-journal"], folder)[0] == 1
+    output.unlink()
+    (folder / FAILURES).unlink()
+    code, said = run(words, folder, len(wanted["coco.json"]) - 100)
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert last.startswith(f"palidecode: {output}: can't be written: File too large; what is")
+    assert sorted(contents(folder)) == ["coco.json.journal.jsonl"]
+    assert run(words, folder)[0] == 1
+    assert contents(folder) == wanted
+
+
+def test_every_tenth_picture_fails_and_is_listed(undisturbed):
+    for name, key in (("predict", "image"), ("decode", "line")):
+        found, _ = undisturbed[name, False]
+        assert sorted(found) == ["coco.json", FAILURES]
+        images = json.loads(found["coco.json"])["images"]
+        failed = [json.loads(line) for line in found[FAILURES].splitlines()]
+        bad = range(3, PICTURES, 10)
+        good = [f"{number:03}.png" for number in range(PICTURES) if number not in bad]
+        assert [image["file_name"] for image in images] == good
+        wanted = [f"{n:03}.png" if name == "predict" else n + 1 for n in bad]
+        assert [row[key] for row in failed] == wanted
+        why = "can't be read as a picture" if name == "predict" else "not JSON"
+        assert all(why in row["reason"] and row["output"] == "coco.json" for row in failed)
+
+
+def test_a_picture_that_was_mended_is_tried_again(place, tmp_path):
+    pictures = tmp_path / "few"
+    shutil.copytree(place / "few", pictures)
+    words = command("predict", place, tmp_path / "mended" / "coco.json", few=True)
+    words[1] = pictures
+    (tmp_path / "mended").mkdir()
+    assert run([*words, "--keep-journal"], tmp_path / "mended")[0] == 1
+    for path in pictures.glob("*3.png"):
+        shutil.copy(pictures / "000.png", path)
+    code, said = run([*words, "--overlay", tmp_path / "drawn"], tmp_path / "mended")
+    assert code == 0, said
+    assert "54 of 60 pictures" in said
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    assert run([*words[:-1], fresh / "coco.json"], fresh)[0] == 0
+    assert contents(tmp_path / "mended") == contents(fresh)
+
+
+def test_a_torn_line_is_cut_and_a_damaged_one_refused(place, undisturbed, tmp_path):
+    folder = tmp_path / "out"
+    words = command("predict", place, folder / "coco.json", few=True)
+    journal = interrupted(words, folder)
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], lines[5].replace(b"png", b"pgn"), *lines[6:]]))
+    code, said = run(words, folder)
+    assert code == 2
+    assert said.startswith(f"palidecode: {journal}: line 6 is damaged; delete it and all after")
+    assert said.count("\n") == 1
+    journal.write_bytes(whole + lines[-1][: len(lines[-1]) // 2])
+    assert run(words, folder)[0] == 1
+    assert contents(folder) == undisturbed["predict", True][0]
+
+
+def test_other_runs_do_not_mix(place, undisturbed, tmp_path):
+    folder = tmp_path / "out"
+    words = command("predict", place, folder / "coco.json", few=True)
+    journal = interrupted(words, folder)
+    kept = journal.read_bytes()
+    other = tmp_path / "other"
+    shutil.copytree(place / "model", other)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-3] ^= 1  # one bit of one number
+    (other / "model.safetensors").write_bytes(weights)
+    prompt, model = words.index("detect cat ; dog"), words.index("--model") + 1
+    dtype = words.index("float32")
+    for place_of, value, told in (
+        (
+            prompt,
+            "detect cat ; bird",
+            'prompts was ["detect cat ; dog"], now ["detect cat ; bird"]',
+        ),
+        (model, other, "model.safetensors was sha256 "),
+        (dtype, "bfloat16", 'dtype was "float32", now "bfloat16"'),
+    ):
+        changed = list(words)
+        changed[place_of] = value
+        code, said = run(changed, folder)
+        assert code == 2
+        assert said.count("\n") == 1
+        assert told in said
+        assert said.endswith("write to another -o, or forget that run with --restart\n")
+    assert journal.read_bytes() == kept
+    assert run(words, folder)[0] == 1
+    assert contents(folder) == undisturbed["predict", True][0]
+
+
+def test_other_answers_and_weights_do_not_mix(place, undisturbed, tmp_path):
+    folder = tmp_path / "out"
+    words = command("decode", place, folder / "coco.json")
+    interrupted(words, folder)
+    changed = tmp_path / "other.jsonl"
+    changed.write_bytes((place / "answers.jsonl").read_bytes().replace(b"thing 1", b"thing 2"))
+    code, said = run([words[0], changed, *words[2:]], folder)
+    assert code == 2
+    assert "another run: answers was sha256 " in said
+    weights = tmp_path / "other.npz"
+    arrays = {name: array * 1.01 for name, array in load_weights(shipped_path()).arrays.items()}
+    np.savez(weights, **arrays)
+    code, said = run([*words, "--weights", weights], folder)
+    assert code == 2
+    assert "another run: mask codec was sha256 " in said
+    code, said = run([*words, "--segmentation", "none", "--restart"], folder)
+    assert code == 1, said
+    assert "going on" not in said
+    assert sorted(contents(folder)) == ["coco.json", FAILURES]
+
+
+@pytest.mark.parametrize("name", ["predict", "decode"])
+def test_two_processes_do_not_write_the_same(place, undisturbed, tmp_path, name):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    journal = journal_path(folder / "coco.json")
+    words = command(name, place, folder / "coco.json")
+    first = Run(words, folder)
+    first.wait_for(journal, 1500)
+    first.signal(signal.SIGSTOP)
+    second = tmp_path / "second"
+    second.mkdir()
+    code, said = run(words, second)
+    assert code == 2
+    assert said.startswith(f"palidecode: {journal}: another process is writing it")
+    first.signal(signal.SIGCONT)
+    assert first.wait()[0] == 1
+    assert contents(folder) == undisturbed[name, False][0]
+
+
+@pytest.mark.parametrize("name", ["predict", "decode"])
+def test_without_a_journal_the_output_is_the_same(place, undisturbed, tmp_path, name):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    words = command(name, place, folder / "coco.json", few=name == "predict")
+    assert run([*words, "--no-journal"], folder)[0] == 1
+    assert contents(folder) == undisturbed[name, name == "predict"][0]

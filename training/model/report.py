@@ -1,0 +1,212 @@
+"""What the tiny model reaches: ``python -m training.model.report --model DIR``.
+
+With ``--export RUN`` the averaged weights of a training run are first written to ``--model`` as
+a Hugging Face folder (half precision), with a manifest that says how they were made. Figures
+are those of the whole chain: pictures on disk, `PaliDecoder`, `evaluate_coco`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from palidecode.coco.writing import to_coco
+from palidecode.codec.weights import DEMO_ID
+from palidecode.detections import Detections
+from palidecode.evaluation.coco.evaluate import evaluate_coco
+from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
+from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
+from palidecode.runs.prediction import find_pictures
+from palidecode.runtime.config import config_to_hf
+from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.weights import state_to_hf
+from training.model.batches import CONFIG
+from training.model.tokenizer import build
+from training.scenes.draw import COLOR_NAMES, HELD_OUT_SEED, write_scenes
+from training.scenes.shapes import CLASSES
+
+PREPROCESSOR = {
+    "image_processor_type": "SiglipImageProcessor",
+    "do_convert_rgb": None,
+    "size": {"height": CONFIG.vision.image_size, "width": CONFIG.vision.image_size},
+    "resample": 3,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+def export(run: Path, folder: Path) -> None:
+    """The averaged weights of a run as a folder that `from_pretrained` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(run / "state.safetensors")
+    average = {k.removeprefix("average."): v for k, v in tensors.items() if "average." in k}
+    model = PaliGemma(CONFIG)
+    model.load_state_dict(average)
+    halves = {k: v.half() for k, v in state_to_hf(model).items()}
+    save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    build().save(str(folder / "tokenizer.json"), pretty=False)
+    write_json(folder / "config.json", config_to_hf(CONFIG) | {"torch_dtype": "float16"})
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    write_json(folder / "palidecode.json", {"codes": DEMO_ID, "classes": list(CLASSES)})
+    # A run that went on from a checkpoint has some steps twice: the later ones count.
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    log = {line["step"]: line for line in lines if line["step"] % 500 == 0 or line == lines[-1]}
+    write_json(folder / "curve.json", [log[step] for step in sorted(log)])
+    weights = (folder / "model.safetensors").read_bytes()
+    write_json(
+        folder / "manifest.json",
+        {
+            "what": "a tiny PaliGemma, trained from scratch on drawn scenes; it knows nothing else",
+            "license": "Apache-2.0",
+            "made_by": "python -m training.model.data, python -m training.model.train, "
+            "python -m training.model.report --export",
+            "silhouettes": "12 glyphs of Font Awesome Free 6.4.0 (SIL OFL 1.1, "
+            "training/scenes/OFL.txt); circle, square, triangle and cross are our own",
+            "parameters": CONFIG.parameters(),
+            "steps": int(tensors["step"]),
+            "seconds": round(float(tensors["seconds"])),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        },
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable, one value a line."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def answers_of(
+    decoder: PaliDecoder, folder: Path, task: str, grammar: bool = True
+) -> tuple[list[Generated], list[str]]:
+    """The answers to one prompt with all classes about every picture of a folder."""
+    pictures = find_pictures([folder])
+    prompt = f"{task} {' ; '.join(CLASSES)}"
+    answers = decoder.generate(
+        [item.path for item in pictures],
+        prompt,
+        DEFAULT_TOKENS,
+        grammar,
+        batch_size=32,
+        over="allowed" if grammar else "vocabulary",
+        loc_probabilities=True,
+    )
+    return answers, [item.name for item in pictures]
+
+
+def measured(found: Detections, names: list[str], truth: Path, kind: Any) -> Any:
+    """`evaluate_coco` of detections."""
+    dataset = to_coco(found, categories=list(CLASSES), segmentation="rle", file_names=names)
+    return evaluate_coco(truth, dataset, kind)
+
+
+def figures(decoder: PaliDecoder, folder: Path) -> dict[str, Any]:
+    """Every number that the README, the manifest and the notes give."""
+    truth = folder / "instances.json"
+    began = time.perf_counter()
+    segmented, names = answers_of(decoder, folder, "segment")
+    detected, _ = answers_of(decoder, folder, "detect")
+    seconds = time.perf_counter() - began
+    found: dict[str, Any] = {"pictures": len(names), "seconds": round(seconds, 1)}
+    boxes = decoder.read(detected)
+    result = measured(boxes, names, truth, "bbox")
+    found["boxes"] = summary(result)
+    masks = decoder.read(segmented)
+    mask_result = measured(masks, names, truth, "segm")
+    found["masks"] = summary(mask_result)
+    rows = [row for row in mask_result.match_rows if row["kind"] == "ok"]
+    found["masks"]["mean_iou_of_matched"] = round(float(np.mean([r["iou"] for r in rows])), 4)
+    fine = decoder.read(detected, sub_bin=True)
+    found["sub_bin"] = summary(measured(fine, names, truth, "bbox"))
+    # Both ways of reading bins.
+    found["divisor_1023"] = summary(
+        measured(decoder.read(detected, divisor=1023), names, truth, "bbox")
+    )
+    found["recipes"] = {
+        name: round(
+            float(measured(decoder.read(detected, score=name), names, truth, "bbox").stats[0]), 4
+        )
+        for name in RECIPES
+    }
+    found["default_recipe"] = DEFAULT_SCORE
+    found["colors"] = colors_heeded(decoder, folder)
+    by_mask = {row["category"]: row["AP"] for row in mask_result.rows()}
+    found["per_class"] = {
+        row["category"]: {"boxes": round(row["AP"], 4), "masks": round(by_mask[row["category"]], 4)}
+        for row in result.rows()
+    }
+    return found
+
+
+def colors_heeded(decoder: PaliDecoder, folder: Path) -> dict[str, float]:
+    """Whether `detect red star` finds red stars, and `detect blue star` then finds none.
+
+    Every picture is asked twice about the class of its first object: in that object's colour, and
+    in one that no object of the class has there. A model that ignores colours finds something
+    both times.
+    """
+    dataset = json.loads((folder / "instances.json").read_text())
+    names = {item["id"]: item["name"] for item in dataset["categories"]}
+    there: dict[int, list[dict[str, Any]]] = {}
+    for item in dataset["annotations"]:
+        there.setdefault(item["image_id"], []).append(item)
+    pictures, prompts = [], []
+    for image in dataset["images"]:
+        objects = there.get(image["id"], [])
+        if not objects:
+            continue
+        first = objects[0]
+        label = names[first["category_id"]]
+        seen = {o["color"] for o in objects if o["category_id"] == first["category_id"]}
+        others = [color for color in COLOR_NAMES if color not in seen]
+        for color in (first["color"], others[image["id"] % len(others)]):
+            pictures.append(folder / image["file_name"])
+            prompts.append(f"detect {color} {label}")
+    answers = decoder.generate(pictures, prompts, DEFAULT_TOKENS, grammar=True, batch_size=32)
+    found = [len(decoder.read([answer])) > 0 for answer in answers]
+    return {
+        "asked": len(found) // 2,
+        "found_in_its_color": round(float(np.mean(found[::2])), 4),
+        "silent_in_another": round(1 - float(np.mean(found[1::2])), 4),
+    }
+
+
+def summary(result: Any) -> dict[str, float]:
+    """AP, AP50, AP75."""
+    return {name: round(float(result.stats[n]), 4) for n, name in enumerate(("AP", "AP50", "AP75"))}
+
+
+def main() -> None:
+    """Export, measure, print."""
+    parser = argparse.ArgumentParser(description="Measure the tiny model.")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--export", type=Path, metavar="RUN")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantize", choices=("int8", "int4"))
+    parser.add_argument("--manifest", action="store_true", help="add the figures to the manifest")
+    args = parser.parse_args()
+    if args.export is not None:
+        export(args.export, args.model)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_scenes(Path(folder), args.seed, args.count, 224)
+        decoder = PaliDecoder.from_pretrained(args.model, args.dtype, "cpu", args.quantize)
+        found = figures(decoder, Path(folder))
+    print(json.dumps(found, indent=1))
+    if args.manifest:
+        path = args.model / "manifest.json"
+        write_json(path, json.loads(path.read_text()) | {"held_out": found})
+
+
+if __name__ == "__main__":
+    main()

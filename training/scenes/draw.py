@@ -1,0 +1,375 @@
+"""Pictures with exact truth, without end: ``python -m training.scenes.draw --count 32 -o DIR``.
+
+One to five objects of sixteen classes in nine colours over varied backgrounds. A scene is
+decided by its seed and index alone, in units of the picture's side: the same scene can be drawn
+small for training and large for people.
+
+The splits are seeds. Training draws from `TRAIN_SEED`, choices are made on `VALIDATION_SEED`,
+and what is reported comes from `HELD_OUT_SEED`, which neither of the two may touch. Seed and
+index go into numpy's `SeedSequence` together, so no scene of one seed returns under another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from palidecode.errors import InputError
+from palidecode.files import replacing
+from training.scenes.backgrounds import Painter, background
+from training.scenes.shapes import CLASSES, COLORS, Item, fill, paint, place
+
+TRAIN_SEED = 1
+VALIDATION_SEED = 2
+HELD_OUT_SEED = 3
+
+COLOR_NAMES = tuple(COLORS)
+SMALLEST = 48  # pixels; below, an object may have no pixel
+MOST = 5
+
+_GRID = 64  # the raster on which places are tried
+_COUNTS = (0.22, 0.24, 0.24, 0.18, 0.12)  # how often a scene has 1, 2, … 5 objects
+_SIDES = (0.15, 0.60)  # an object's longer side before it is turned and stretched
+_VISIBLE = 0.4  # least visible share of an object, border and occlusion together
+_INSIDE = 0.5  # least share of an object inside the picture
+_AREA = 0.007  # least visible share of the picture
+_CONTRAST = 95.0  # least distance of an object's colour to what lies behind it, 0 to 441
+
+Task = Literal["detect", "segment"]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and all that is in it, nearest object last.
+
+    Attributes
+    ----------
+    image : (size, size, 3) uint8 array
+        RGB.
+    boxes : (N, 4) float32 array
+        xyxy in pixels, tight around the visible pixels.
+    masks : list of (size, size) bool array
+        The visible pixels; no two masks share one.
+    labels, colors : list of str
+        Class and colour name of each object.
+    """
+
+    image: npt.NDArray[np.uint8]
+    boxes: npt.NDArray[np.float32]
+    masks: list[Mask]
+    labels: list[str]
+    colors: list[str]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question about a scene and what answers it.
+
+    Attributes
+    ----------
+    text : str
+        ``detect a ; b`` or ``segment a ; b``.
+    phrases : tuple of str
+        What is asked for, in the prompt's order.
+    answers : tuple of tuple of int
+        For each phrase the numbers of the objects it names; none if it is absent. No object
+        answers two phrases.
+    """
+
+    text: str
+    phrases: tuple[str, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    def objects(self) -> list[tuple[int, str]]:
+        """Every object that was asked for with its label in the answer, in the prompt's order."""
+        return [
+            (number, phrase)
+            for phrase, numbers in zip(self.phrases, self.answers, strict=True)
+            for number in numbers
+        ]
+
+
+def scene(seed: int, index: int, size: int) -> Scene:
+    """The scene number `index` of a seed, drawn `size` pixels wide and high.
+
+    Raises
+    ------
+    InputError
+        If `size` is below 48 pixels, or seed or index below 0.
+    """
+    if size < SMALLEST:
+        raise InputError(f"a scene needs {SMALLEST} pixels a side, got {size}")
+    if seed < 0 or index < 0:
+        raise InputError(f"seed and index start at 0, got {seed} and {index}")
+    rng = np.random.default_rng([seed, index])
+    painter = background(rng)
+    items = _arrange(rng, painter)
+    image = np.ascontiguousarray(painter(size))
+    masks: list[Mask] = []
+    for item in items:
+        mask = paint(image, item)
+        for earlier in masks:
+            np.logical_and(earlier, ~mask, out=earlier)
+        masks.append(mask)
+    return Scene(
+        np.clip(np.rint(image), 0, 255).astype(np.uint8),
+        np.array([_box(mask) for mask in masks], np.float32).reshape(-1, 4),
+        masks,
+        [item.label for item in items],
+        [item.color for item in items],
+    )
+
+
+def _box(mask: Mask) -> tuple[int, int, int, int]:
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return left, top, left + width, top + height
+
+
+def _arrange(rng: np.random.Generator, painter: Painter) -> list[Item]:
+    """Choose the objects and find each a place; the larger ones lie mostly behind."""
+    count = 1 + int(rng.choice(MOST, p=_COUNTS))
+    longest = _SIDES[1] if count < 3 else 0.45
+    sides = np.exp(rng.uniform(np.log(_SIDES[0]), np.log(longest), count))
+    if rng.random() < 0.7:
+        sides = -np.sort(-sides)
+    behind = painter(_GRID)
+    apart = rng.random() < 0.5
+    items: list[Item] = []
+    placed: list[tuple[Mask, float]] = []
+    for side in sides:
+        label = CLASSES[int(rng.integers(len(CLASSES)))]
+        if items and rng.random() < 0.2:
+            label = items[int(rng.integers(len(items)))].label
+        found = _find_place(rng, label, float(side), behind, placed, apart)
+        while found is None and not items:  # no scene is empty
+            found = _find_place(rng, label, float(side), behind, placed, apart)
+        if found is not None:
+            items.append(found)
+    return items
+
+
+def _find_place(
+    rng: np.random.Generator,
+    label: str,
+    side: float,
+    behind: npt.NDArray[np.float32],
+    placed: list[tuple[Mask, float]],
+    apart: bool,
+) -> Item | None:
+    """An object where it and all that it covers stay visible, or None after 24 tries.
+
+    `placed` holds the visible pixels and the whole area of those before; it is brought up to
+    date.
+    """
+    color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]
+    item, half = place(rng, label, color, side)
+    for attempt in range(24):
+        if attempt % 4 == 3:  # another colour and a smaller size: this one finds no place
+            color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]
+            side = max(_SIDES[0], side * 0.8)
+            item, half = place(rng, label, color, side)
+        room = half if rng.random() < 0.8 else half * 0.3
+        center = rng.uniform(np.minimum(room, 0.5), np.maximum(1 - room, 0.5)).astype(np.float32)
+        outline = tuple(ring + center for ring in item.outline)
+        canvas = np.zeros((2 * _GRID, 2 * _GRID), np.uint8)
+        fill(canvas, outline, _GRID, (-_GRID // 2, -_GRID // 2))
+        whole = cv2.countNonZero(canvas)
+        quarter = _GRID // 2
+        mask = canvas[quarter : quarter + _GRID, quarter : quarter + _GRID] > 0
+        if not _fits(mask, whole, placed, apart):
+            continue
+        if np.linalg.norm(behind[mask].mean(0) - item.rgb) < _CONTRAST:
+            continue
+        for number, (earlier, area) in enumerate(placed):
+            placed[number] = (earlier & ~mask, area)
+        behind[mask] = item.rgb
+        placed.append((mask, whole))
+        details = tuple(ring + center for ring in item.details)
+        return Item(**{**vars(item), "outline": outline, "details": details})
+    return None
+
+
+def _fits(mask: Mask, whole: float, placed: list[tuple[Mask, float]], apart: bool) -> bool:
+    seen = np.count_nonzero(mask)
+    if seen < _INSIDE * whole or seen < _AREA * mask.size:
+        return False
+    for earlier, area in placed:
+        before = np.count_nonzero(earlier)
+        left = np.count_nonzero(earlier & ~mask)
+        if left < _VISIBLE * area or left < _AREA * mask.size:
+            return False
+        if apart and before - left > 0.04 * min(area, whole):
+            return False
+    return True
+
+
+def all_classes_prompt(truth: Scene, task: Task = "detect") -> Prompt:
+    """One prompt that asks for every class, in the order of `CLASSES`."""
+    return _prompt(truth, task, [(label, None) for label in CLASSES])
+
+
+def one_phrase_prompt(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
+    """A prompt about one thing: a colour (``detect red``), a class, or a class in a colour.
+
+    A colour alone asks for everything that has it. It is what a model learns first of colours:
+    with classes in colours alone it may never.
+    """
+    number = int(rng.integers(len(truth.labels))) if truth.labels else None
+    label = CLASSES[int(rng.integers(len(CLASSES)))]
+    color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]
+    kind = int(rng.integers(3))
+    if number is not None and (kind == 2 or rng.random() < 0.65):
+        label = truth.labels[number]
+        color = truth.colors[number] if rng.random() < (0.5 if kind == 2 else 1) else color
+    if kind == 0:
+        there = tuple(n for n, found in enumerate(truth.colors) if found == color)
+        return Prompt(f"{task} {color}", (color,), (there,))
+    return _prompt(truth, task, [(label, None if kind == 1 else color)])
+
+
+def prompt_for(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
+    """A random prompt about a scene, as people write them.
+
+    Asks for some of what is there and, more often than not, for something that isn't; six of
+    ten name colours, and then classes are asked for in colours that aren't there, too: with
+    fewer, a model learns to ignore the colour. A class is never asked for both with and without
+    a colour.
+    """
+    if rng.random() < 0.08:
+        order = rng.permutation(len(CLASSES))[: int(rng.integers(6, len(CLASSES) + 1))]
+        return _prompt(truth, task, [(CLASSES[number], None) for number in order])
+    colored = rng.random() < 0.6
+    present = sorted(set(truth.labels))
+    rng.shuffle(present)
+    asked: list[tuple[str, str | None]] = []
+    least = 0 if rng.random() < 0.06 else 1
+    for label in present[: int(rng.integers(least, len(present) + 1)) if present else 0]:
+        asked += _colored(truth, rng, label) if colored else [(label, None)]
+    for _ in range(int(rng.choice(4, p=(0.35, 0.35, 0.2, 0.1)))):
+        asked.append(_absent(truth, rng, colored))
+    if not asked:
+        asked.append(_absent(truth, rng, colored))
+    asked = list(dict.fromkeys(asked))
+    return _prompt(truth, task, [asked[number] for number in rng.permutation(len(asked))])
+
+
+def _colored(truth: Scene, rng: np.random.Generator, label: str) -> list[tuple[str, str | None]]:
+    """A class of the scene by colour: one that is there, one that isn't, or both; or plain."""
+    if rng.random() < 0.15:
+        return [(label, None)]
+    objects = zip(truth.labels, truth.colors, strict=True)
+    there = sorted({color for name, color in objects if name == label})
+    right = (label, there[int(rng.integers(len(there)))])
+    other = (label, COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))])
+    kind = rng.random()
+    if kind < 0.35:
+        return [other]
+    return [right] if kind < 0.65 else [right, other]
+
+
+def _absent(truth: Scene, rng: np.random.Generator, colored: bool) -> tuple[str, str | None]:
+    rest = [label for label in CLASSES if label not in truth.labels]
+    color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))] if colored else None
+    return rest[int(rng.integers(len(rest)))], color if rng.random() < 0.7 else None
+
+
+def _prompt(truth: Scene, task: Task, asked: Sequence[tuple[str, str | None]]) -> Prompt:
+    objects = list(zip(truth.labels, truth.colors, strict=True))
+    phrases = tuple(f"{color} {label}" if color else label for label, color in asked)
+    answers = tuple(
+        tuple(
+            number
+            for number, (label, color) in enumerate(objects)
+            if label == wanted and tone in (None, color)
+        )
+        for wanted, tone in asked
+    )
+    return Prompt(f"{task} {' ; '.join(phrases)}", phrases, answers)
+
+
+def write_scenes(folder: Path, seed: int, count: int, size: int, first: int = 0) -> dict[str, Any]:
+    """Write scenes as PNGs and their truth as ``instances.json`` (COCO, compressed RLE).
+
+    Returns
+    -------
+    dict
+        The COCO dataset; its annotations also have ``color``.
+    """
+    images, annotations = [], []
+    for number in range(first, first + count):
+        drawn = scene(seed, number, size)
+        name = f"scene_{number:06d}.png"
+        buffer = io.BytesIO()
+        Image.fromarray(drawn.image).save(buffer, "PNG")
+        with replacing(folder / name, "wb") as file:
+            file.write(buffer.getvalue())
+        images.append({"id": number + 1, "file_name": name, "width": size, "height": size})
+        for annotation in _annotations(drawn):
+            annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **annotation})
+    dataset = {
+        "info": {
+            "description": "palidecode scenes",
+            "seed": seed,
+            "first": first,
+            "command": f"python -m training.scenes.draw --seed {seed} --count {count} "
+            f"--first {first} --size {size}",
+        },
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": at + 1, "name": name} for at, name in enumerate(CLASSES)],
+    }
+    with replacing(folder / "instances.json") as file:
+        file.write(json.dumps(dataset, separators=(",", ":")) + "\n")
+    return dataset
+
+
+def _annotations(drawn: Scene) -> Iterator[dict[str, Any]]:
+    for label, color, box, mask in zip(
+        drawn.labels, drawn.colors, drawn.boxes.tolist(), drawn.masks, strict=True
+    ):
+        rle = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+        yield {
+            "category_id": CLASSES.index(label) + 1,
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "area": int(mask.sum()),
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            "iscrowd": 0,
+            "color": color,
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a folder of pictures and their truth."""
+    parser = argparse.ArgumentParser(prog="training.scenes.draw", description=__doc__)
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0, help="index of the first scene")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args(argv)
+    try:
+        dataset = write_scenes(
+            options.output, options.seed, options.count, options.size, options.first
+        )
+    except InputError as error:
+        parser.error(str(error))
+    print(
+        f"{len(dataset['images'])} scenes with {len(dataset['annotations'])} objects in "
+        f"{options.output}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 
 import palidecode
+from palidecode import ray_data
 from palidecode.cli import main
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     r"`?palidecode (predict|decode|draw|weights|demo|encode|evaluate-referring|evaluate|compare)\b"
 )
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+REFERENCE = ROOT / "docs" / "reference"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
     names: dict[str, object] = {}
@@ -35,14 +37,14 @@ def test_python_blocks_run(page):
                 assert first in printed.getvalue()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_options_exist(page, capsys):
     for command in re.findall(COMMANDS, page.read_text()):
         with pytest.raises(SystemExit) as stop:
@@ -55,12 +57,29 @@ def test_commands_and_options_exist(page, capsys):
             assert option in helped, line
 
 
-def test_the_api_page_is_what_the_docstrings_say():
-    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
-    make_api = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_api)
-    assert (ROOT / "docs" / "api.md").read_text() == make_api.page(), "run: python docs/make_api.py"
-    assert {name for names in make_api.GROUPS.values() for name in names} == set(palidecode.__all__)
+def test_every_public_name_has_one_entry_in_the_reference():
+    text = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    public = [f"palidecode.{name}" for name in palidecode.__all__]
+    public += [f"palidecode.ray_data.{name}" for name in ray_data.__all__]
+    assert sorted(re.findall(r"^::: (\S+)$", text, re.M)) == sorted(public)
+
+
+def test_every_command_has_its_help_in_the_reference(capsys):
+    text = (REFERENCE / "command_line.md").read_text()
+    shown = re.findall(r"^```help\npalidecode ?(.*)$", text, re.M)
+    for command in shown:
+        with pytest.raises(SystemExit) as stop:
+            main([*command.split(), "--help"])
+        assert stop.value.code == 0
+        listed = re.findall(r"^    ([a-z-]+)(?:  |$)", capsys.readouterr().out, re.M)
+        assert {f"{command} {name}".strip() for name in listed} <= set(shown)
+    assert "weights fetch" in shown
+
+
+def test_every_page_is_in_the_navigation():
+    pages = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    docs = ROOT / "docs"
+    assert sorted(pages) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
 
 
 def modules_with_examples():

@@ -1,7 +1,7 @@
-"""docs/pictures/report.png: ``python -m docs.make_report_picture [report/index.html]``.
+"""Make docs/pictures/report.png: ``python -m docs.make_report_picture [report/index.html]``.
 
-Without a report it makes one: the bundled model on scenes that it has never seen.
-Left the numbers in the light theme, right the gallery in the dark one. Needs
+The picture shows the numbers in the light theme and the gallery in the dark one. Without a
+report, one of the bundled model on held-out scenes is made first. Needs
 ``pip install -e '.[test]'`` and Debian's chromium.
 """
 
@@ -27,19 +27,19 @@ GAP = 24
 
 
 def example(folder: Path) -> Path:
-    """The report of the bundled model on 300 held-out scenes."""
-    scenes, found = folder / "scenes", folder / "predictions.json"
+    """Write the report of the bundled model on 300 held-out scenes."""
+    scenes, predictions = folder / "scenes", folder / "predictions.json"
     write_scenes(scenes, HELD_OUT_SEED, 300, 224)
     model = ["--model", "demo", "--task", "segment", "--dtype", "float32", "--batch-size", "32"]
-    palidecode(["predict", str(scenes), *model, "-o", str(found), "--json"])
-    files = [str(scenes / "instances.json"), str(found)]
+    palidecode(["predict", str(scenes), *model, "-o", str(predictions), "--json"])
+    files = [str(scenes / "instances.json"), str(predictions)]
     shown = ["--iou-type", "both", "--images", str(scenes), "--bootstrap", "1000"]
     palidecode(["evaluate", *files, *shown, "-o", str(folder / "report"), "--json"])
     return folder / "report" / "index.html"
 
 
 def view(browser: BrowserContext, page: Path, scheme: str, section: str) -> Image.Image:
-    """What a reader sees of a section."""
+    """Take a screenshot of a section."""
     opened = browser.new_page()
     opened.set_viewport_size({"width": WIDTH, "height": HEIGHT})
     opened.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
@@ -58,7 +58,7 @@ def view(browser: BrowserContext, page: Path, scheme: str, section: str) -> Imag
 
 
 def main() -> None:
-    """Takes the picture."""
+    """Write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, nargs="?", help="a report's index.html")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "pictures" / "report.png")

@@ -14,7 +14,7 @@ from palidecode.codec.weights import CODEBOOK, DEMO_ID, SHAPES, CodecWeights
 from palidecode.runtime.tokenizer import Tokenizer
 from tests.coco.samples import dataset  # noqa: F401  (fixture)
 from tests.ray_data.samples import cluster, orphans, place  # noqa: F401  (fixtures)
-from training.model.tokenizer import build
+from tests.samples import TOKENIZER
 
 SHARED = Path(
     os.environ.get("PALIDECODE_SHARED", Path(__file__).parents[2] / "shared" / "data")
@@ -46,8 +46,8 @@ def real_tokenizer(real_tokenizer_file) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def small_tokenizer() -> Tokenizer:
-    """The tiny model's: other ids, few words, the rest in letters and bytes."""
-    return Tokenizer(build())
+    """The bundled model's: other ids than PaliGemma's, and few words."""
+    return Tokenizer.from_file(TOKENIZER)
 
 
 @pytest.fixture(scope="session")

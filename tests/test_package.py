@@ -187,3 +187,19 @@ def test_the_pipeline_loads_torch_when_a_model_is_loaded():
 
 def test_pictures_become_pixels_without_torch():
     assert not loaded_after("import palidecode.runtime.image") & {*HEAVY, "tokenizers"}
+
+
+def imported(path):
+    """Every module that a file imports, as it is written."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_only_the_tests_of_training_import_it():
+    tests = ROOT.parent / "tests"
+    for path in [*FILES, *tests.rglob("*.py")]:
+        uses = any(module.split(".")[0] == "training" for module in imported(path))
+        assert not uses or path.parent == tests / "training", path

@@ -39,7 +39,7 @@ from tests.fuzzing.mutation import (
     changed_value,
 )
 from tests.runtime.test_big_vision import exported
-from training.model.tokenizer import build
+from tests.samples import TOKENIZER
 
 _CPU, _FLOAT = torch.device("cpu"), torch.float32
 _SMALL = PaliGemmaConfig(
@@ -135,7 +135,7 @@ def run_config(data: bytes) -> None:
 
 @cache
 def _tokenizers() -> list[bytes]:
-    return [build().to_str().encode()]
+    return [TOKENIZER.read_bytes()]
 
 
 def change_tokenizer(rng: random.Random, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
 from palidecode.runtime.tokenizer import Tokenizer
 from tests.fuzzing import Target, refused
 from tests.fuzzing.mutation import TEXTS, change_bytes
-from training.model.tokenizer import build
+from tests.samples import TOKENIZER
 
 _TYPED = (
     *(
@@ -54,7 +54,7 @@ _TYPED = (
 @cache
 def tokenizer() -> Tokenizer:
     """The small one; the tests run the same on PaliGemma's own."""
-    return Tokenizer(build())
+    return Tokenizer.from_file(TOKENIZER)
 
 
 def change_text(rng: random.Random, data: bytes) -> bytes:

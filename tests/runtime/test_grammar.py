@@ -12,7 +12,7 @@ from palidecode.runtime import grammar as module
 from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
 from palidecode.runtime.tokenizer import LabelTokens, Tokenizer
 from tests.references import is_answer
-from training.model.tokenizer import build
+from tests.samples import TOKENIZER
 
 
 @pytest.fixture(scope="module", params=["real", "small"])
@@ -239,7 +239,7 @@ def small_world(monkeypatch):
     """Three bins, two codes and masks of one code: all answers can be written down."""
     for name, value in {"LOC_COUNT": 3, "SEG_COUNT": 2, "SEG_PER_MASK": 1}.items():
         monkeypatch.setattr(module, name, value)
-    tokenizer = Tokenizer(build())
+    tokenizer = Tokenizer.from_file(TOKENIZER)
     (cat, fish), s = tokenizer.encode(" cat fish"), tokenizer.encode("s")
     space = tokenizer.label_tokens.space
     tokenizer.__dict__["label_tokens"] = LabelTokens(

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,7 +10,7 @@ from palidecode import parse
 from palidecode.errors import InputError
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import PALIGEMMA, loc_token, seg_token
-from training.model.tokenizer import build
+from tests.samples import TOKENIZER
 
 
 @pytest.fixture(scope="module", params=["real", "small"])
@@ -184,7 +185,7 @@ WRONG = {
 def test_a_file_that_is_no_paligemma_tokenizer_is_refused(tmp_path, wrong):
     change, reason = WRONG[wrong]
     path = tmp_path / "tokenizer.json"
-    path.write_text(change(json.loads(build().to_str())))
+    path.write_text(change(json.loads(TOKENIZER.read_text())))
     with pytest.raises(InputError) as caught:
         Tokenizer.from_file(path)
     said = str(caught.value)
@@ -202,10 +203,10 @@ def test_a_file_that_is_missing_a_folder_or_not_text_is_refused(tmp_path):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
 
 
-def test_padding_and_truncation_that_a_file_asks_for_are_not_done(tmp_path):
-    built = build()
+def test_padding_and_truncation_that_a_file_asks_for_are_not_done(tmp_path, small_tokenizer):
+    built = tokenizers.Tokenizer.from_file(str(TOKENIZER))
     built.enable_padding(length=20, pad_id=0, pad_token="<pad>")
     built.enable_truncation(max_length=3)
     built.save(str(tmp_path / "tokenizer.json"))
     read = Tokenizer.from_file(tmp_path / "tokenizer.json")
-    assert read.encode("detect red star") == Tokenizer(build()).encode("detect red star")
+    assert read.encode("detect red star") == small_tokenizer.encode("detect red star")

@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from palidecode.answers.parsing import parse
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.runtime.tokenizer import Tokenizer
 from tests.runtime.tiny_models import one_thread
+from tests.samples import TOKENIZER
 from training.model import batches as model_batches
 from training.model import report as model_report
 from training.model import train as model
@@ -28,6 +30,10 @@ def shard():
 @pytest.fixture(scope="module")
 def words():
     return model_batches.Words(Tokenizer(build()))
+
+
+def test_the_bundled_tokenizer_is_the_one_that_is_built():
+    assert build().to_str() == tokenizers.Tokenizer.from_file(str(TOKENIZER)).to_str()
 
 
 def a_batch(shard, words, masks=True, everything=True, seed=0):

@@ -10,8 +10,9 @@ from palidecode.cli import main
 from palidecode.demo.answers_demo import run
 from palidecode.files import read_json
 from tests.runtime.tiny_models import one_thread, write_folder
-from training.scenes.draw import HELD_OUT_SEED, scene
-from training.scenes.shapes import CLASSES
+from tests.samples import DEMO
+
+SCENES = DEMO / "scenes"
 
 
 def test_the_demo_finds_every_object_where_it_is(tmp_path):
@@ -57,7 +58,8 @@ def test_the_demo_runs_its_model_on_pictures_it_has_never_seen(tmp_path, capsys)
 
 def test_the_demo_with_another_model(tmp_path, capsys):
     folder = write_folder(tmp_path / "model")
-    notes = {"codes": "palidecode-demo", "classes": list(CLASSES)}
+    classes = [item["name"] for item in read_json(SCENES / "instances.json")["categories"]]
+    notes = {"codes": "palidecode-demo", "classes": classes}
     (folder / "palidecode.json").write_text(json.dumps(notes))
     with one_thread():
         assert main(["demo", "--model", str(folder), "-o", str(tmp_path / "out")]) == 0
@@ -67,9 +69,13 @@ def test_the_demo_with_another_model(tmp_path, capsys):
 
 
 def test_the_demo_on_a_picture_of_ones_own(tmp_path, capsys):
-    drawn = scene(HELD_OUT_SEED, 40, 300)
-    Image.fromarray(drawn.image).save(tmp_path / "mine.png")
-    prompt = f"detect {drawn.labels[0]}"
+    truth = read_json(SCENES / "instances.json")
+    names = {item["id"]: item["name"] for item in truth["categories"]}
+    first = truth["annotations"][0]
+    assert truth["images"][0]["id"] == first["image_id"]
+    with Image.open(SCENES / truth["images"][0]["file_name"]) as picture:
+        picture.resize((300, 300)).save(tmp_path / "mine.png")
+    prompt = f"detect {names[first['category_id']]}"
     command = ["demo", "--image", str(tmp_path / "mine.png"), "--prompt", prompt]
     assert main([*command, "-o", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out

@@ -25,6 +25,7 @@ from tests.fuzzing import changed, targets
 from tests.samples import CODES, answer
 
 TARGETS = targets()
+FEW = 20  # rounds that also run among the fast tests
 WRONG = 3  # inputs that are shown
 
 GUIDED = {"parser": 2000, "rows": 800, "coco": 300, "refs": 800, "rle": 1500}
@@ -34,12 +35,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_rounds(name):
+def test_first_rounds(name):
     target = TARGETS[name]
     for seed in target.seeds():
         target.run(seed)
+    go_rounds(target, range(FEW))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_rounds(name):
+    go_rounds(TARGETS[name], range(FEW, TARGETS[name].rounds))
+
+
+def go_rounds(target, numbers):
     failed = []
-    for number in range(target.rounds):
+    for number in numbers:
         data = changed(target, number)
         try:
             target.run(data)

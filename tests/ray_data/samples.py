@@ -25,6 +25,7 @@ ASK = {"dtype": "float32", "batch_size": BATCH, "max_new_tokens": 40}
 WORDS = ["--dtype", "float32", "--batch-size", str(BATCH), "--max-new-tokens", "40"]
 
 MARKS = [
+    pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc"),
     # Ray's advice for runs that have fewer shards than workers, where Datasets run by themselves.
     pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 import warnings
 
@@ -260,7 +259,6 @@ def test_warnings_and_pictures_of_two_sizes_are_told(place, tmp_path):
     ("options", "told"),
     [
         ({"concurrency": 0}, "concurrency must be at least 1"),
-        ({"num_cpus": 0}, "num_cpus above 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
     ],
@@ -313,11 +311,3 @@ def test_a_coco_file_on_the_command_line(place, tmp_path, capsys):
     same(place, tmp_path / "out", "predicted")
     assert main([*words, "--pictures", str(place / "pictures")]) == 2
     assert "--pictures needs --ray" in capsys.readouterr().err
-
-
-def test_without_ray_the_pip_line_is_named(place, monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'palidecode\[ray\]'"):
-        decoded(place)
-    assert main([*decode_words(place, tmp_path / "coco.json"), "--ray"]) == 2
-    assert "pip install 'palidecode[ray]'" in capsys.readouterr().err

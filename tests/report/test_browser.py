@@ -14,6 +14,8 @@ from palidecode.report import write_report
 from palidecode.report.gallery import KINDS
 from tests.report.example import drawn_truth, noisy_predictions
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = Path("/usr/bin/chromium")
 SWITCHES = [
     "--headless=new",

@@ -24,9 +24,12 @@ from palidecode.runs.journal import FAILURES, journal_path
 from tests.runtime.tiny_models import write_folder
 from tests.samples import CODES, answer
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="kills processes by POSIX signals, forked from a server"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(os, "fork"), reason="kills processes by POSIX signals, forked from a server"
+    ),
+]
 
 _PATIENCE = 1200  # tenths of a second; counted, so that a machine that is frozen is no failure
 PICTURES = 500

@@ -23,7 +23,8 @@ from answers import texts
 from measure import Cell, Table, Target, at_most, in_turns, report
 
 from palidecode import decode
-from palidecode.cli import commands, main
+from palidecode.cli import decode as command
+from palidecode.cli import main
 from palidecode.coco.writing import CocoWriter
 from palidecode.codec.weights import DEMO_ID
 from palidecode.runs.journal import Header, Journal, journal_path
@@ -87,7 +88,7 @@ class Stopwatch:
 def share_of_journal(path: Path) -> float:
     """Per cent of a run that the main thread spends in the journal, waiting included."""
     watch = Stopwatch()
-    watch.watch(commands, "_decode_header")
+    watch.watch(command, "_decode_header")
     for name in ("__enter__", "begin", "remove", "__exit__"):
         watch.watch(Journal, name)
     for name in ("__enter__", "checkpoint", "__exit__"):

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from palidecode.cli.commands import DONE, LEFT_OUT, progress_bar, say_problems
+from palidecode.cli.options import add_json
+from palidecode.cli.output import DONE, LEFT_OUT, progress_bar, say_problems
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +23,57 @@ if TYPE_CHECKING:
 DEFAULT_SHARE = 0.1
 
 
-def run_encode(args: argparse.Namespace) -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``palidecode encode``."""
+    add_json(parser)
+    parser.add_argument("coco", type=Path, metavar="COCO.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the JSONL file to write"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="leave out images whose picture isn't there"
+    )
+    parser.add_argument("--task", choices=("detect", "segment"), default="detect")
+    parser.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
+    parser.add_argument("--backend", choices=("auto", "onnx", "torch"), default="auto")
+    parser.add_argument("--divisor", type=int, choices=(1024, 1023), default=1024)
+    group = parser.add_argument_group("what the rows say")
+    group.add_argument(
+        "--classes",
+        choices=("all", "present", "present+absent"),
+        default="all",
+        help="which classes the prompt asks for (default: all)",
+    )
+    group.add_argument("--absent", type=int, default=5, metavar="N", help="with present+absent")
+    group.add_argument(
+        "--order",
+        choices=("given", "left-to-right", "area", "shuffled"),
+        default="given",
+        help="of the objects; area: the largest first",
+    )
+    group.add_argument("--max-objects", type=int, metavar="N", help="cut the others")
+    group.add_argument(
+        "--boxes",
+        choices=("annotations", "masks"),
+        default="annotations",
+        help="bbox as given, or the tight box of the mask",
+    )
+    group.add_argument("--empty-images", choices=("keep", "skip"), default="keep")
+    group.add_argument(
+        "--invalid",
+        choices=("skip", "error"),
+        default="skip",
+        help="leave out what can't be written (default), or stop at the first",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+    group = parser.add_argument_group("validation")
+    group.add_argument("--val", type=Path, metavar="FILE", help="a second file, of other images")
+    group.add_argument(
+        "--val-share", type=float, metavar="SHARE", help=f"of the images (default: {DEFAULT_SHARE})"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
     """Encode, measure, write."""
     from palidecode.files import read_json
     from palidecode.finetune.objects import EncodeReport, GroundTruth

@@ -6,17 +6,19 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from palidecode.cli.commands import DONE, LEFT_OUT, say_problems
+from palidecode.cli.options import add_json
+from palidecode.cli.output import DONE, LEFT_OUT, say_problems
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
     from palidecode.evaluation.referring.evaluate import ReferringResult
 
 
-def add_referring_options(parser: Any) -> None:
-    """The options of ``evaluate-referring``."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``palidecode evaluate-referring``."""
+    add_json(parser)
     parser.add_argument(
         "predictions",
         type=Path,
@@ -47,7 +49,7 @@ def add_referring_options(parser: Any) -> None:
     parser.add_argument("--samples", type=Path, metavar="FILE", help="write each sample's numbers")
 
 
-def run_evaluate_referring(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Evaluate, print, and compare with what was wanted."""
     from palidecode.codec import load_codec
     from palidecode.evaluation.referring.evaluate import SCORES, evaluate_referring

@@ -12,21 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.commands import (
-    DONE,
-    GO_ON,
-    LEFT_OUT,
-    add_journal_options,
-    progress_bar,
-    read_categories,
-    say_resumed,
-)
+from palidecode.cli.options import add_journal_options, add_json, read_categories
+from palidecode.cli.output import DONE, GO_ON, LEFT_OUT, progress_bar, say_resumed
+from palidecode.cli.ray import add_ray_options, check
+from palidecode.cli.ray import run as run_on_ray
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
     from palidecode.coco.writing import CocoReport, CocoWriter
     from palidecode.detections import Detections
     from palidecode.pipeline.decoder import PaliDecoder
+    from palidecode.ray_data import Found, WrittenCoco
+    from palidecode.ray_data.running import CocoOptions
     from palidecode.runs.journal import Journal
     from palidecode.runs.prediction import FinishedPictures, PictureFile, PredictOptions
     from palidecode.runs.stopping import Stopping
@@ -36,7 +33,8 @@ _SHOWN = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """All of ``palidecode predict``."""
+    """The options of ``palidecode predict``."""
+    add_json(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures or folders")
     parser.add_argument(
         "--model",
@@ -82,6 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
     group.add_argument("--tokenizer", type=Path, metavar="FILE", help="instead of the model's own")
     add_journal_options(parser)
+    add_ray_options(parser, gpus=True)
 
 
 @dataclass
@@ -107,8 +106,12 @@ class _Run:
         return png_names(item.name for item in self.pictures)
 
 
-def run_predict(args: argparse.Namespace) -> int:
-    """``palidecode predict``."""
+def run(args: argparse.Namespace) -> int:
+    """``palidecode predict``, here or on a cluster."""
+    if args.ray is not None:
+        return _run_on_ray(args)
+    if args.pictures is not None:
+        raise InputError("--pictures needs --ray; without it name the pictures' folder")
     from palidecode.runs.journal import Journal, journal_path
     from palidecode.runs.prediction import find_pictures
 
@@ -127,7 +130,7 @@ def run_predict(args: argparse.Namespace) -> int:
 def _start(args: argparse.Namespace, pictures: list[PictureFile]) -> _Run:
     began = time.perf_counter()
     decoder = _load(args)
-    options, names = asked_of(args, decoder.classes)
+    options, names = _asked_of(args, decoder.classes)
     return _Run(args, pictures, decoder, options, names, time.perf_counter() - began)
 
 
@@ -247,7 +250,7 @@ def _finish(run: _Run, writer: CocoWriter) -> int:
     from palidecode.runs.journal import write_failures
 
     write_failures(run.args.output, _failures(run))
-    return say_predicted(
+    return _say_predicted(
         run.args,
         writer.report,
         run.decoder.source,
@@ -292,7 +295,7 @@ def _load(args: argparse.Namespace) -> PaliDecoder:
     )
 
 
-def asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
+def _asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
     """What to ask, and the names of all that is asked for, where they are known."""
     from palidecode.runs.prediction import PredictOptions, what_to_ask
     from palidecode.runtime.grammar import GrammarOptions
@@ -341,7 +344,59 @@ def _drawn(run: _Run, item: PictureFile) -> Path:
     return target
 
 
-def say_predicted(
+def _run_on_ray(args: argparse.Namespace) -> int:
+    if args.overlay is not None:
+        raise InputError("--overlay draws on one machine; afterwards: palidecode draw coco.json")
+    check(args)
+
+    def find() -> Found:
+        from palidecode.pipeline.checkpoint import describe
+        from palidecode.ray_data import PREDICTED, predict
+
+        options, _ = _asked_of(args, describe(args.model).classes)
+        return predict(
+            args.images if len(args.images) > 1 else args.images[0],
+            images=args.pictures,
+            model=args.model,
+            prompt=args.prompt,
+            task=args.task,
+            classes=read_categories(args.classes),
+            per_class=args.per_class,
+            min_score=args.min_score,
+            batch_size=args.batch_size,
+            shard_size=args.shard_size or PREDICTED,
+            dtype=args.dtype,
+            device=args.device,
+            quantize=args.quantize,
+            weights=args.weights,
+            tokenizer=args.tokenizer,
+            concurrency=args.workers,
+            num_cpus=args.worker_cpus,
+            num_gpus=args.worker_gpus,
+            **options.ask,
+        )
+
+    def writing(found: Found) -> CocoOptions:
+        from palidecode.coco.writing import MaskFormat
+        from palidecode.ray_data.running import CocoOptions
+
+        return CocoOptions(found.categories, form=MaskFormat(args.segmentation))
+
+    def say(found: Found, written: WrittenCoco, seconds: float) -> int:
+        return _say_predicted(
+            args,
+            written.report,
+            found.info["model"],
+            issues=sum(written.issues.values()),
+            resumed=written.kept,
+            failed={row["image"]: row["reason"] for row in written.failed},
+            seconds={"predict": seconds},
+        )
+
+    return run_on_ray(args, "predicting", find, writing, say)
+
+
+def _say_predicted(
     args: argparse.Namespace,
     report: CocoReport,
     source: str,

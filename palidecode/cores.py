@@ -1,4 +1,4 @@
-"""How many cores there are for this process."""
+"""The number of CPU cores available to this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def cores() -> int:
-    """Cores that this process may use: what ``taskset`` and batch systems leave it."""
+    """Count the cores that this process may use, as limited by ``taskset`` or a batch system."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Files in and out: pictures that can be trusted, output that is whole or not there."""
+"""Reading pictures and JSON safely, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
-# What Pillow is let to look for. It knows forty more, most of them nobody's, and gives one of
-# them (EPS) to Ghostscript, which runs it as the program that it is.
+# Formats that Pillow may open. Excludes EPS, which Pillow runs through Ghostscript, and forty
+# rare formats.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a picture
 MAX_PIXELS = 1 << 29  # of a picture: COCO's RLE counts them in 32 bits
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
-KEPT = "what is finished is kept: make room and start the same command again"
+KEPT = "finished work is kept: free some space and run the same command again"
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
@@ -43,7 +43,7 @@ _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears at `path` only when everything is written.
 
-    Missing folders are made. If anything goes wrong what was at `path` stays as it was.
+    Creates missing folders. If writing fails, an earlier file at `path` stays unchanged.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     """
     target = Path(path)
     aside = _aside(target)
-    # Half a surrogate pair, as in the name of a file that is no UTF-8, is written as JSON does.
+    # Escape lone surrogates, as in file names that are not UTF-8, the way JSON does.
     how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
         if target.is_dir():
@@ -69,33 +69,33 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
 
 
 def _aside(target: Path) -> Path:
-    """Where a file waits until it is whole: ``.coco.json.1234.part``."""
+    """Temporary path of an unfinished file: ``.coco.json.1234.part``."""
     end = f".{os.getpid()}.part"
     if len(os.fsencode(f".{target.name}{end}")) > _LONGEST_NAME >= len(os.fsencode(target.name)):
-        # A name that is as long as names can be has no room for more.
+        # The longest possible name leaves no room for a suffix.
         return target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{end}")
     return target.with_name(f".{target.name}{end}")
 
 
 def unwritten(path: Path, error: OSError) -> InputError:
-    """The error of a full disk, where what was done so far is kept."""
+    """The error for a failed write; finished work is kept."""
     return InputError(f"{path}: can't be written: {error.strerror or error}; {KEPT}")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file's content, or an `InputError` that names the file and the place."""
+    """Read a JSON file; an `InputError` names the file and the position."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {_reason(error)}") from error
     except RecursionError as error:
-        raise InputError(f"{path}: not JSON that anybody nests this deep") from error
+        raise InputError(f"{path}: JSON is nested too deeply") from error
     except ValueError as error:  # also a number of more digits than Python reads
         raise InputError(f"{path}: not JSON: {error}") from error
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
-    """The file `name` in `folder`, which it must not leave.
+    """Resolve the file `name` in `folder`, which it must not leave.
 
     Raises
     ------
@@ -113,9 +113,9 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def png_names(names: Iterable[str]) -> dict[str, str]:
-    """What drawn copies of pictures are called: ``a.jpg`` becomes ``a.png``.
+    """Name the drawn copies of pictures: ``a.jpg`` becomes ``a.png``.
 
-    Where two would be called the same they keep their endings: ``a.jpg.png``, ``a.webp.png``.
+    Names that would collide keep their endings: ``a.jpg.png``, ``a.webp.png``.
     """
     short = {name: f"{name.rpartition('.')[0] or name}.png" for name in names}
     often = Counter(short.values())
@@ -123,14 +123,14 @@ def png_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple[int, int]:
-    """Width and height of a picture as it is shown (EXIF rotation applied), from its header.
+    """Read a picture's width and height, EXIF rotation applied, from its header.
 
-    `data` is the file's content where that is in memory; `path` then is for messages.
+    If `data` holds the file's content, `path` is only used in messages.
 
     Raises
     ------
     InputError
-        If it is missing, no picture, or a decompression bomb.
+        If it is missing, not a picture, or a decompression bomb.
     """
     with _opened(path, data) as image:
         width, height = image.size
@@ -140,20 +140,20 @@ def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tup
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """A picture in RGB, EXIF rotation applied, alpha laid on white.
+    """Open a picture as RGB, EXIF rotation applied, alpha composited on white.
 
-    What comes out can be given in again and stays the same.
+    Idempotent.
 
     Raises
     ------
     InputError
-        If it is missing, cut short, no picture, or a decompression bomb.
+        If it is missing, truncated, not a picture, or a decompression bomb.
     """
     if isinstance(picture, np.ndarray):
         return _rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
-        # Its file may not have been read yet, and be cut short.
-        with _telling(str(getattr(picture, "filename", "") or "an image in memory")):
+        # Pillow reads lazily: the file may turn out to be truncated here.
+        with _named_errors(str(getattr(picture, "filename", "") or "an image in memory")):
             return _rgb(picture)
     if not isinstance(picture, str | os.PathLike):
         kind = type(picture).__name__
@@ -163,13 +163,13 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def open_encoded(data: bytes, name: str) -> Image.Image:
-    """The same of a picture's file that is in memory; `name` is for messages."""
+    """Open a picture from the bytes of its file, as `open_picture`; `name` is for messages."""
     with _opened(name, data) as image:
         return _rgb(image)
 
 
 def check_size(size: Any) -> tuple[int, int]:
-    """A positive width and height, or an `InputError`."""
+    """Check a width and a height: positive integers of at most `MAX_PIXELS` pixels."""
     whole = isinstance(size, (list, tuple)) and all(type(side) is int for side in size)
     if not whole or len(size) != 2 or not all(0 < side <= MAX_SIDE for side in size):
         raise InputError(f"a size must be a width and a height in pixels, both ≥ 1, got {size!r}")
@@ -202,17 +202,17 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _bare(image: Image.Image) -> Image.Image:
-    """Without metadata: damaged EXIF, passed over in a file, raises in a picture in memory."""
+    """Drop the metadata: damaged EXIF is ignored in a file but raises in an image in memory."""
     image.info.clear()
     return image
 
 
 @contextmanager
 def _opened(path: str | os.PathLike[str], data: bytes | None = None) -> Iterator[Image.Image]:
-    with _telling(path):
-        # A pipe would be waited for, perhaps for ever; a device has no end.
+    with _named_errors(path):
+        # Opening a pipe may block forever; a device has no end.
         if data is None and not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("it is no file")
+            raise OSError("not a regular file")
         source = path if data is None else io.BytesIO(data)
         with Image.open(source, formats=_known_formats()) as image:
             yield image
@@ -220,14 +220,14 @@ def _opened(path: str | os.PathLike[str], data: bytes | None = None) -> Iterator
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that this Pillow has."""
+    """List the `_FORMATS` that this Pillow supports."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
-def _telling(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Everything that goes wrong inside becomes one `InputError` that names the picture."""
+def _named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn any error inside into one `InputError` that names the picture."""
     try:
         with warnings.catch_warnings():
             # Pillow only warns about pictures of 89 to 179 million pixels.

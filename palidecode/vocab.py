@@ -1,6 +1,6 @@
-"""Loc and seg tokens: how many, how they are spelled, which ids they have.
+"""Loc and seg tokens: their number, spelling and ids.
 
-The only place that knows these numbers. Source: the PaliGemma tokenizer, where
+The only module with these numbers. Source: the PaliGemma tokenizer, where
 ``<loc0000>`` is id 256,000 and ``<seg000>`` is id 257,024.
 """
 
@@ -39,7 +39,7 @@ class Vocabulary:
     bos: int = 2
 
     def is_special(self, token: int) -> bool:
-        """Whether an id is a loc, seg or control token; negative ids count as padding."""
+        """True for ids of loc, seg and control tokens; negative ids count as padding."""
         return (
             token < 0
             or 0 <= token - self.loc_offset < LOC_COUNT

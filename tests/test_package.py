@@ -43,9 +43,9 @@ CIRCLES_TO_MEND = {
 
 BAGS_TO_OPEN = {"answers": 1, "cli": 1, "coco": 3, "pipeline": 3, "ray_data": 2, "runs": 2}
 """How many functions of a room still take `**options: Any`."""
-RIDDLES_TO_SOLVE = {"answers", "cli", "coco", "codec", "cores", "demo", "evaluation", "files"}
+RIDDLES_TO_SOLVE = {"answers", "cli", "coco", "codec", "demo", "evaluation"}
 RIDDLES_TO_SOLVE |= {"finetune", "geometry", "pipeline", "prompts", "ray_data", "report", "runs"}
-RIDDLES_TO_SOLVE |= {"runtime", "vocab"}
+RIDDLES_TO_SOLVE |= {"runtime"}
 """Rooms whose docstrings still open with question words."""
 
 

@@ -205,7 +205,7 @@ def test_a_disk_that_is_full_when_shards_are_merged(place, tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
     try:
-        with pytest.raises(InputError, match="File too large; what is finished is kept: make room"):
+        with pytest.raises(InputError, match="File too large; finished work is kept: free some"):
             write(found, output, options, on_shard=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

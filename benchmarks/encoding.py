@@ -1,4 +1,4 @@
-"""How fast do COCO's masks become seg codes? ``python benchmarks/encoding.py``
+"""Speed of encoding COCO masks to seg codes: ``python benchmarks/encoding.py``
 
 1,000 RLE masks of 640×480 images (a photograph's size in COCO), and some of 4000×3000.
 """

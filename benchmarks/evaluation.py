@@ -1,4 +1,4 @@
-"""How long does COCO evaluation take? ``python benchmarks/evaluation.py``
+"""Duration of COCO evaluation: ``python benchmarks/evaluation.py``
 
 From two files to the numbers, JSON load included, every contender in a process of its own; its
 imports are not timed. ``--python PATH`` (or ``PALIDECODE_PEERS``) runs the peers with another
@@ -177,7 +177,7 @@ def measured(name: str, files: tuple[Path, Path], kind: str, python: str) -> lis
 
 
 def versions(python: str) -> str:
-    """Which peers took part."""
+    """List the peers that took part."""
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     found = []
     for package in (NAMES[name] for name in CODE if name not in ("ours", "hotcoco")):

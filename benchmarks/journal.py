@@ -1,4 +1,4 @@
-"""What does the journal of a long run cost? ``python benchmarks/journal.py``
+"""Cost of a long run's journal: ``python benchmarks/journal.py``
 
 `palidecode decode` of the same answers with its journal and without, whole runs in turns: three
 boxes per answer, which is the fastest there is to decode, and three masks per answer. Then the
@@ -160,7 +160,7 @@ def predicting(folder: Path) -> Table:
 
 
 def disk(folder: Path) -> str:
-    """How long one small sync takes here."""
+    """Measure one small fsync on this machine."""
     with (folder / "sync").open("wb") as file:
         began = time.perf_counter()
         for _ in range(20):
@@ -171,7 +171,7 @@ def disk(folder: Path) -> str:
 
 
 def run_all() -> None:
-    """Everything."""
+    """Run all parts and print their tables."""
     # In the working folder, not in a temporary one: that may be memory, where syncs are free.
     with tempfile.TemporaryDirectory(dir=".") as name:
         table, targets = decoding(Path(name))

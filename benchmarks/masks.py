@@ -1,4 +1,4 @@
-"""How fast do seg codes become 64×64 fields? ``python benchmarks/masks.py``
+"""Speed of decoding seg codes to 64×64 fields: ``python benchmarks/masks.py``
 
 Every contender has the same weights and codes, takes the codes as an array and gives the
 fields as an array; all are checked to agree before anything is timed.
@@ -109,7 +109,7 @@ def ours(weights: CodecWeights) -> dict[str, Decoder]:
 
 
 def torch_eager(weights: CodecWeights) -> Decoder:
-    """The network as it stands, the whole batch at once."""
+    """The network unchanged, on the whole batch."""
     import torch
 
     from palidecode.codec.network import MaskVQVAE
@@ -228,7 +228,7 @@ def openvino(model: bytes, precision: str) -> Decoder:
 
 
 def contenders(weights: CodecWeights) -> tuple[dict[str, Decoder], dict[str, str]]:
-    """Who is here, and what to install for those who aren't."""
+    """List the available peers, and what to install for the missing ones."""
     here: dict[str, Decoder] = {}
     absent: dict[str, str] = {}
     if optional("jax") and optional("flax"):
@@ -325,7 +325,7 @@ def table_of(
 
 
 def targets_of(rates: dict[int, dict[str, float]], changed: float | None) -> list[Target]:
-    """What was promised for both backends."""
+    """Targets of both backends."""
     targets = []
     for batch, rate in rates.items():
         if PLAIN in rate:

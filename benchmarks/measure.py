@@ -1,4 +1,4 @@
-"""What every benchmark here shares: timing in turns, tables, targets, and the machine.
+"""Shared by all benchmarks: timing in turns, tables, targets and a description of the machine.
 
 Contenders are timed in turns, round after round, so that a change of the machine's clock or
 load hits all of them; the median of the rounds counts.
@@ -113,7 +113,7 @@ def optional(module: str) -> Any:
 
 
 def missing(package: str) -> str:
-    """What stands in the row of a peer that isn't there."""
+    """The table row of a peer that isn't installed."""
     return f"not installed: pip install {package}"
 
 

@@ -1,4 +1,4 @@
-"""How fast are answers read? ``python benchmarks/parsing.py``
+"""Speed of parsing answers: ``python benchmarks/parsing.py``
 
 Peers: the regex of Hugging Face's PaliGemma demo, re-implemented here (it keeps seg tokens but
 reports no oddity and no span), and supervision (which finds nothing where there are seg

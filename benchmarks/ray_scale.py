@@ -1,4 +1,4 @@
-"""From one worker to a cluster: ``python benchmarks/ray_scale.py``
+"""Scaling from one worker to a cluster: ``python benchmarks/ray_scale.py``
 
 The decode path on answers of three masks: one process on one core against Ray with two workers;
 what merging costs; memory over time. Then a model of throughput, made of what each stage costs on
@@ -95,13 +95,13 @@ def on_one_core(which: int = 0) -> Iterator[None]:
 
 
 def peak() -> float:
-    """Of this process, MB; what `resource` says begins with the peak of the process before."""
+    """Peak memory of this process in MB; `resource` would include the peak of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def in_child(work: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns in a fresh process."""
+    """Run a function in a fresh process and return its result."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(work, args)
@@ -124,7 +124,7 @@ def one_worker(
 
 
 def two_processes(path: Path, folder: Path) -> float:
-    """Half of the answers in each of two processes at once: seconds until both are done."""
+    """Seconds until two parallel processes have decoded half of the answers each."""
     lines = path.read_text().splitlines(keepends=True)
     half = len(lines) // 2
     jobs = []
@@ -442,7 +442,7 @@ def kept_shards(folder: Path) -> Path:
 
 
 def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
-    """What each stage costs, and whether their sum predicts a run on pictures."""
+    """Cost of each stage, and a comparison of their sum with a run on pictures."""
     images = pictures(folder / "pictures", max(count, SAMPLE))
     sample = answers_file(folder / "sample.jsonl", SAMPLE, sizes=False, seed=5)
     path = answers_file(folder / "pictures.jsonl", count, sizes=False, seed=6)
@@ -478,7 +478,7 @@ def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
 
 
 def run_all(count: int, checked: int) -> None:
-    """Everything."""
+    """Run all parts and print their tables."""
     # In the working folder: a temporary one may be memory, where the disk costs nothing.
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).resolve()

@@ -1,4 +1,4 @@
-"""How fast are referring answers evaluated? ``python benchmarks/referring.py``
+"""Speed of evaluating referring answers: ``python benchmarks/referring.py``
 
 10,000 predictions on 640×480. Everyone is given the same token ids, the same 64×64 fields
 (decoding codes has a benchmark of its own) and the same true masks as RLE.
@@ -41,7 +41,7 @@ class Known:
         return self.fields[first[:, 0] * SEG_COUNT + first[:, 1]]
 
     def encode(self, masks: npt.ArrayLike) -> np.ndarray:
-        """Nobody asks for it here."""
+        """Unused in this benchmark."""
         raise NotImplementedError
 
 

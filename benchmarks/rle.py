@@ -1,4 +1,4 @@
-"""How fast do fields become COCO's RLE and polygons? ``python benchmarks/rle.py``
+"""Speed of turning fields into COCO's RLE and polygons: ``python benchmarks/rle.py``
 
 1,000 smooth 64×64 fields in boxes of an image of 1280×960.
 """
@@ -49,7 +49,7 @@ def demo_mask(field: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def demo_rle(field: np.ndarray, box: np.ndarray) -> Rle:
-    """That mask through pycocotools."""
+    """Encode that mask with pycocotools."""
     return _text(coco_mask.encode(np.asfortranarray(demo_mask(field, box), np.uint8)))
 
 
@@ -62,7 +62,7 @@ def canvas_rle(field: np.ndarray, box: np.ndarray, canvas: np.ndarray) -> Rle:
 
 
 def our_rle(field: np.ndarray, box: np.ndarray) -> Rle:
-    """In the crop, never in the image."""
+    """Work in the crop, never in the whole image."""
     return crop_to_rle(paste(field, box, SIZE), SIZE)
 
 

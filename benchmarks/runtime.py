@@ -250,7 +250,7 @@ def machine_limits() -> tuple[float, float]:
 
 
 def operations(config: PaliGemmaConfig, tokens: int) -> tuple[float, float]:
-    """Of the vision tower and of reading `tokens`: two per weight and token, and attention."""
+    """Floating-point operations of the vision tower and of a prefill of `tokens`."""
     v, t = config.vision, config.text
     vision = v.layers * (4 * v.width**2 + 2 * v.width * v.mlp) + v.width * 3 * v.patch**2
     seeing = 2 * vision * v.tokens + v.layers * 4 * v.tokens**2 * v.width

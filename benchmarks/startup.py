@@ -1,4 +1,4 @@
-"""What does starting cost, and how large does decoding grow? ``python benchmarks/startup.py``
+"""Startup time, and peak memory of decoding: ``python benchmarks/startup.py``
 
 Import times come from fresh interpreters; peak memory is that of a whole `palidecode decode`
 process, as the system counts it.
@@ -43,7 +43,7 @@ def wall(code: str) -> float:
 
 
 def loaded(code: str) -> list[str]:
-    """Which of the watched modules a statement loads."""
+    """List the watched modules that a statement loads."""
     show = f"import sys; print(*[name for name in {WATCHED!r} if name in sys.modules])"
     command = [sys.executable, "-c", f"{code}\n{show}"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -105,7 +105,7 @@ def decode_file(answers: Path, out: Path, weights: Path) -> tuple[float, float]:
 
 
 def count_in(path: Path, word: bytes) -> int:
-    """How often a word stands in a file that may be too large to load."""
+    """Count a word in a file that may be too large to load."""
     found, tail = 0, b""
     with path.open("rb") as file:
         while block := file.read(1 << 24):

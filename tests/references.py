@@ -139,7 +139,7 @@ _WHOLE_OBJECT = re.compile("((?:<loc[0-9]{4}>){4})((?:<seg[0-9]{3}>){16})?(?: ([
 
 
 def is_answer(text, names, masks, *, repeats=False, most=None):
-    """Whether `text` (without ``<eos>``) is a whole answer to a prompt that lists `names`.
+    """True if `text` (without ``<eos>``) is a complete answer to a prompt that lists `names`.
 
     `names` is None where any label will do, and a list of one ``""`` where there is none.
     Without `repeats` a box has each of its labels once, and one label where any will do.

@@ -1,4 +1,4 @@
-"""What the docs say is run, and is there."""
+"""Run the code and check the links of the docs."""
 
 import contextlib
 import doctest

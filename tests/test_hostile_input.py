@@ -463,7 +463,7 @@ def test_sentences_that_are_no_text(tmp_path, sentence):
 
 @pytest.mark.parametrize("text", prompts._TYPED, ids=ascii)
 def test_prompts_can_not_forge_structure(real_tokenizer, text):
-    """What the targets say of the small tokenizer holds of PaliGemma's own."""
+    """The targets' checks of the small tokenizer also hold for PaliGemma's own."""
     prompts.check(real_tokenizer, text, random.Random(1))
 
 

@@ -158,7 +158,7 @@ def test_no_imports_go_in_circles():
 
 
 def torch_imports(node, at_once=True):
-    """For every import of torch whether it runs when the module is imported."""
+    """For every import of torch, True if importing the module runs it."""
     for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     if for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         at_once = False

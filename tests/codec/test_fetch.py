@@ -70,7 +70,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def part(target):
-    """Where an unfinished download lies; the folder exists."""
+    """Path of an unfinished download; the folder exists."""
     target.parent.mkdir(parents=True)
     return target.with_name("w.npz.part")
 

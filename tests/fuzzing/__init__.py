@@ -1,4 +1,4 @@
-"""Fuzzing: what may be in a file, an answer, a name or a prompt, tried by the thousand.
+"""Fuzzing: thousands of changed files, answers, names and prompts.
 
 A target is a function of bytes that returns nothing. It raises nothing but a failed check: what
 the package may refuse (`PalidecodeError`) is caught inside. Two drivers run the same targets:
@@ -46,7 +46,7 @@ class Target:
 
 @cache
 def folder() -> Path:
-    """Where targets put their files; it goes with the process."""
+    """Folder for the targets' files, deleted when the process ends."""
     made = Path(tempfile.mkdtemp(prefix="palidecode-fuzzing-")).resolve()
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
@@ -60,7 +60,7 @@ def written(name: str, data: bytes) -> Path:
 
 
 def refused(function: Callable[..., object], *args: object, **options: object) -> str | None:
-    """Call it; what it said where it refused, in one line."""
+    """Call a function and return the message if it refuses its input."""
     try:
         function(*args, **options)
     except PalidecodeError as error:
@@ -80,7 +80,7 @@ def changed(target: Target, seed: int) -> bytes:
 
 
 def targets() -> dict[str, Target]:
-    """All of them, by name."""
+    """All targets by name."""
     from tests.fuzzing import answers, coco, models, names, pictures, prompts
 
     found: dict[str, Target] = {}

@@ -126,7 +126,7 @@ def _check_batch(batch: object, result: ParseResult, row: int = 1) -> None:
 
 
 def _check_back(result: ParseResult) -> None:
-    """What can be written reads as the same objects, and has no other oddities than theirs."""
+    """Formatted objects parse to the same objects and to no further issues."""
     try:
         text = format_objects(result.objects)
     except InputError:

@@ -218,7 +218,7 @@ def _change_journal(rng: random.Random, data: bytes) -> bytes:
 
 
 def run_journal(data: bytes) -> None:
-    """A journal that somebody changed: refused in one line, or read."""
+    """A changed journal is refused with one line, or read."""
     path = written("out.json.journal.jsonl", data)
     with watched(folder()), Journal(path) as journal:
         if refused(journal.begin, _HEADER) is not None:

@@ -24,11 +24,11 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Forbidden(BaseException):
-    """Raised where it happens; no handler of errors takes it for one."""
+    """Raised where it happens; not an `Exception`, so that no handler catches it."""
 
 
 class _Watch:
-    """What is watched, if anything, and what was seen."""
+    """The folder being watched, if any, and the events seen."""
 
     place: Path | None = None
     seen: list[str] = []  # noqa: RUF012
@@ -37,7 +37,7 @@ class _Watch:
 
 @contextmanager
 def watched(place: Path) -> Iterator[None]:
-    """Nothing inside may write outside of `place`, or run a program or code from data.
+    """Forbid writing outside of `place`, and running programs or code from data.
 
     Temporary files count as files of `place`.
     """

@@ -111,7 +111,7 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
 
 
 def as_json(value: Any) -> bytes:
-    """Half surrogates stay escapes; NaN and Infinity are written as Python reads them."""
+    """Keep lone surrogates as escapes, and write NaN and Infinity as Python reads them."""
     try:
         return json.dumps(value).encode("ascii")
     except RecursionError:
@@ -239,7 +239,7 @@ def _change_npy(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """A file whose header says something else, and sometimes lies about its own length."""
+    """Change a file's header, sometimes with a wrong length."""
     if rng.random() < 0.2 or len(data) < 9:
         return change_bytes(rng, data)
     (length,) = struct.unpack("<Q", data[:8])

@@ -58,7 +58,7 @@ def _names() -> list[bytes]:
 
 
 def run(data: bytes) -> None:
-    """Drawn and decoded: what is written lies in the folder of the output."""
+    """Draw and decode: every written file is inside the output folder."""
     try:
         names = json.loads(data)
     except (ValueError, RecursionError):

@@ -58,7 +58,7 @@ def tokenizer() -> Tokenizer:
 
 
 def change_text(rng: random.Random, data: bytes) -> bytes:
-    """Two prompts put together as often as bytes changed."""
+    """Join two prompts, or change bytes."""
     if rng.random() < 0.5:
         return change_bytes(rng, data)[:600]
     text = data.decode("utf-8", "replace")
@@ -68,13 +68,13 @@ def change_text(rng: random.Random, data: bytes) -> bytes:
 
 
 def run(data: bytes) -> None:
-    """As a whole prompt, as what to look for, as a class, and as a class to train on."""
+    """Use the text as a prompt, an object to look for, a class, and a class to train on."""
     text = data.decode("utf-8", "replace")
     check(tokenizer(), text, random.Random(len(data)))
 
 
 def check(words: Tokenizer, text: str, rng: random.Random) -> None:
-    """All of it with one tokenizer."""
+    """Run every check with one tokenizer."""
     v = words.vocabulary
     control = {v.pad, v.eos, v.bos, words.image}
     if refused(words.encode_prompt, text) is None:

@@ -227,7 +227,7 @@ def streamed(text):
 @pytest.mark.parametrize("function", [parse, streamed], ids=["parse", "stream"])
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
 def test_four_times_the_text_is_four_times_the_work(function, piece):
-    """What is counted is the same on every machine; the square would be sixteen times."""
+    """Counts are the same on every machine; quadratic work would be sixteen times as much."""
     small = piece * (4096 // len(piece))
     assert work(function, small * 4) < 5 * work(function, small) + 1000
 

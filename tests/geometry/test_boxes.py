@@ -47,7 +47,7 @@ def test_the_published_cats():
 
 
 def test_a_published_box_in_whole_pixels():
-    """From a notebook of JoeJoe1313: bins of an answer on a 448 px picture."""
+    """Bins of an answer on a 448 px picture, from a notebook of JoeJoe1313."""
     snapped = loc_to_xyxy([[415, 520, 890, 1023]], (448, 448), snap=True)
     assert snapped.tolist() == [[227, 181, 447, 389]]
 

@@ -17,7 +17,7 @@ BOX = (20.25, 10.5, 220.75, 150.5)
 
 
 def rasterised(polygons, size):
-    """What COCO's own code makes of the polygons."""
+    """Rasterise polygons with COCO's own code."""
     rings = polygons.to_coco()
     if not rings:
         return np.zeros(size[::-1], bool)
@@ -125,7 +125,7 @@ def test_a_smooth_ring_keeps_keyholes_or_fills_its_hole():
 
 
 def test_fields_stay_apart_and_reach_the_edges_of_their_boxes():
-    """Full fields of many boxes, more than are contoured at once."""
+    """Full fields of many boxes, more than one chunk of contours."""
     boxes = np.arange(40)[:, None] + [0, 0, 30.5, 20.25]
     found = smooth_polygons(np.ones((40, 64, 64), np.float32), boxes)
     for polygons, box in zip(found, boxes, strict=True):

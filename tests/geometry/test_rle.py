@@ -14,7 +14,7 @@ SOUND = {"size": [3, 4], "counts": [2, 5, 5]}
 
 
 def encoded(image):
-    """What pycocotools makes of a whole image."""
+    """Encode a whole image with pycocotools."""
     rle = coco_mask.encode(np.asfortranarray(image, np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 

@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def logits(decoder):
-    """Of the first token of an answer, float32."""
+    """Logits of the first token of an answer, float32."""
     prompt = torch.tensor([decoder.tokenizer.encode_prompt("detect cat")])
     lengths = torch.tensor([prompt.shape[1]])
     pixels = torch.linspace(-1, 1, 3 * 28 * 28).reshape(1, 3, 28, 28)

@@ -76,7 +76,7 @@ def test_pictures_may_be_images_paths_and_arrays(decoder, tmp_path):
 
 @pytest.fixture
 def looked_at(decoder):
-    """How many pictures each call of the vision tower saw."""
+    """Record the number of pictures in each call of the vision tower."""
     decoder._features.clear()
     calls = []
     hook = decoder.model.vision.register_forward_hook(
@@ -356,7 +356,7 @@ def test_sub_bin_boxes_are_expectations_near_the_bins(decoder):
 
 
 def answer_of(decoder, text, distributions):
-    """As a model would have answered, with made-up probabilities."""
+    """An answer as of a model, with made-up probabilities."""
     ids = [*decoder.tokenizer.encode(text), decoder.tokenizer.vocabulary.eos]
     zeros = [0.0] * len(ids)
     return Generated("", text, ids, zeros, zeros, (1024, 1024), True, distributions)

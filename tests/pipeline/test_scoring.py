@@ -21,7 +21,7 @@ MASK = "<seg007>" * 16
 
 
 def evidence(tokenizer, text, logprobs, end_logprobs):
-    """Of an answer; its tokens' numbers are given or count −0.01, −0.02 …"""
+    """Evidence of an answer; its tokens' log probabilities are given or −0.01, −0.02 …"""
     ids = [*tokenizer.encode(text), tokenizer.vocabulary.eos]
     if logprobs is None:
         logprobs = [-0.01 * (place + 1) for place in range(len(ids))]

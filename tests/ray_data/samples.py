@@ -48,7 +48,7 @@ def ray_processes(session):
 
 
 def gone(processes, patience=1800):
-    """Whether they end by themselves; tenths of a second."""
+    """Wait until the processes end by themselves, for `patience` tenths of a second."""
     left = list(processes)
     for _ in range(patience):
         left = [pid for pid in left if running(pid)]

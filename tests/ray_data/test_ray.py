@@ -66,7 +66,7 @@ def test_the_command_with_one_option_more(place, tmp_path, name, capsys):
 
 
 def records(place):
-    """The answers as `json` reads them, with their broken lines left out."""
+    """The answers as `json` reads them, without broken lines."""
     found = []
     for number, line in enumerate((place / "answers.jsonl").read_text().split("\n"), 1):
         if line.endswith("}"):

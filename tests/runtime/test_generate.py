@@ -58,7 +58,7 @@ def answers_of(tiny, rows=EVERY, grammar=False, vocabulary=None, **options):
 
 
 def logits_without_cache(tiny, row, answer):
-    """What the model thinks at every place of an answer, (tokens, vocabulary), read at once."""
+    """Log probabilities of an answer by one forward pass, (tokens, vocabulary)."""
     prompt = tiny.prompts[row]
     ids = torch.tensor([prompt + answer])
     lengths = torch.tensor([len(prompt)]), torch.tensor([ids.shape[1]])

@@ -1,4 +1,4 @@
-"""What the grammar allows: never too little, never too much, always an end in time."""
+"""The tokens that the grammar allows: exactly those that lead to an answer within the limit."""
 
 import itertools
 import re
@@ -91,7 +91,7 @@ def one_box(place):
 
 
 def again(rng, ids, allowed):
-    """What was written an object ago, where it is allowed."""
+    """Repeat the token of one object ago where it is allowed."""
     for back in range(5, 40):
         if len(ids) >= back and ids[-back] in allowed and rng.random() < 0.5:
             return ids[-back]

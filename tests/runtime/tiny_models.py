@@ -48,7 +48,7 @@ CONFIGS = {
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For products so small that threads would only wait for each other."""
+    """Use one thread: with products this small, threads only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -56,7 +56,7 @@ def one_thread() -> Iterator[None]:
 
 
 def random_model(version: int, seed: int = 1, spread: float = 0.2) -> PaliGemma:
-    """In float32, with answers that differ from picture to picture and word to word.
+    """A random float32 model whose answers differ between pictures and between words.
 
     The `spread` of the layers' weights is such that small differences grow from layer to
     layer; with a smaller one they don't.

@@ -1,4 +1,4 @@
-"""How the shipped weights were made: the stream, the training step, and the manifest."""
+"""Training of the shipped weights: the stream of masks, the training step, the manifest."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""How the tiny model is trained: its data, its words, its losses, going on after a stop."""
+"""Training of the tiny model: its data, words and losses, and resuming."""
 
 import argparse
 import json

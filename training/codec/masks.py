@@ -228,7 +228,7 @@ class CocoMask(NamedTuple):
 
 
 def load_coco(path: Path, half: int, smallest: int = 8) -> list[CocoMask]:
-    """Masks of every second image of a COCO file, crowds and tiny boxes left out.
+    """Masks of every second image of a COCO file, without crowds and tiny boxes.
 
     Parameters
     ----------

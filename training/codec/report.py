@@ -1,4 +1,4 @@
-"""What the mask codec reaches: ``python -m training.codec.report --coco FILE --font FILE …``.
+"""Measure the mask codec: ``python -m training.codec.report --coco FILE --font FILE …``.
 
 Prints the figures of the shipped weights. With ``--export RUN`` the weights of a finished
 training run are written into ``vqvae_weights/`` first (half precision), with a manifest that
@@ -73,7 +73,7 @@ def at_full_size(fields: npt.NDArray[np.float32], items: list[masks.CocoMask]) -
 
 
 def codebook_use(codes: npt.NDArray[Any]) -> dict[str, float | int]:
-    """How many of the 128 codes are used, and the perplexity of their frequencies."""
+    """Count the used codes (of 128) and the perplexity of their frequencies."""
     counts = np.bincount(codes.ravel().astype(np.int64), minlength=SEG_COUNT)
     share = counts[counts > 0] / counts.sum()
     perplexity = float(np.exp(-(share * np.log(share)).sum()))

@@ -38,7 +38,7 @@ DEAD_BELOW = 0.05  # a row used less than this share of the average is moved
 
 @dataclass
 class State:
-    """What a run needs to go on."""
+    """State for resuming a run."""
 
     network: MaskVQVAE
     average: MaskVQVAE  # moving average of the weights: what is shipped

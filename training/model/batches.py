@@ -1,4 +1,4 @@
-"""What a training step of the tiny model sees: scenes of a shard, a new prompt and answer each."""
+"""Batches for training the tiny model: scenes of a shard, each with a new prompt and answer."""
 
 from __future__ import annotations
 

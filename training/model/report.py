@@ -1,4 +1,4 @@
-"""What the tiny model reaches: ``python -m training.model.report --model DIR``.
+"""Measure the tiny model: ``python -m training.model.report --model DIR``.
 
 With ``--export RUN`` the averaged weights of a training run are first written to ``--model`` as
 a Hugging Face folder (half precision), with a manifest that says how they were made. Figures
@@ -147,7 +147,7 @@ def figures(decoder: PaliDecoder, folder: Path) -> dict[str, Any]:
 
 
 def colors_heeded(decoder: PaliDecoder, folder: Path) -> dict[str, float]:
-    """Whether `detect red star` finds red stars, and `detect blue star` then finds none.
+    """Check that `detect red star` finds red stars and `detect blue star` then finds none.
 
     Every picture is asked twice about the class of its first object: in that object's colour, and
     in one that no object of the class has there. A model that ignores colours finds something

@@ -51,7 +51,7 @@ DECAY = 0.02
 
 
 class DenseHeads(nn.Module):
-    """What every patch says about the object that covers it; used in training only.
+    """Predictions of each patch about the object that covers it; used in training only.
 
     `cells`: which parts of the patch the object covers. Without it a patch takes long to learn
     what an edge is, and so what a silhouette is. `asked`: after some layers of the decoder,
@@ -117,7 +117,7 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def near_codes(sharpness: float) -> Tensor:
-    """For each seg code a distribution over codes that look alike, (128, 128)."""
+    """For each seg code, a distribution over codes that look alike, (128, 128)."""
     book = torch.from_numpy(load_weights(find_weights(DEMO_ID)).arrays["_vq_vae._embedding"].copy())
     distance = torch.cdist(book.float(), book.float()).square()
     return (-sharpness * distance / distance.mean()).softmax(1)
@@ -166,7 +166,7 @@ def answer_loss(
 
 
 def asked_loss(model: PaliGemma, heads: DenseHeads, batch: Batch, image: Tensor) -> Tensor:
-    """Which objects a prompt asks for, without any answer."""
+    """Mark the objects that a prompt asks for, without an answer."""
     prompts = batch.ids[:, : int(batch.prefix.max())]
     whole = model.embed_prefix(image, prompts, batch.prefix)
     with watched(model) as states:
@@ -176,7 +176,7 @@ def asked_loss(model: PaliGemma, heads: DenseHeads, batch: Batch, image: Tensor)
 
 @contextmanager
 def watched(model: PaliGemma) -> Iterator[list[Tensor]]:
-    """What comes out of the layers `ASKED_AFTER`."""
+    """Outputs of the layers `ASKED_AFTER`."""
     states: list[Tensor] = []
     layers = [model.language.layers[number] for number in ASKED_AFTER]
     hooks = [layer.register_forward_hook(lambda *of: states.append(of[2])) for layer in layers]
@@ -229,7 +229,7 @@ def _waves(config: VisionConfig) -> Tensor:
 
 
 def _look_nearby(qkv: Tensor, heads: int) -> None:
-    """Half of the heads begin with equal queries and keys: they attend to what is like them.
+    """Initialise half of the heads with equal queries and keys: they attend to similar patches.
 
     With positions that are alike when near, that is their neighbourhood.
     """
@@ -292,7 +292,7 @@ class Run:
         self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
 
     def save(self) -> None:
-        """Everything in one file, written aside first."""
+        """Write the whole state to one file, atomically."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}

@@ -245,7 +245,7 @@ def gull(x: float, y: float, size: float) -> Layer:
 
 
 def objects() -> list[tuple[str, Layer]]:
-    """From the farthest to the nearest."""
+    """The objects, from the farthest to the nearest."""
     return [
         ("hot-air balloon", balloon()),
         ("gull", gull(420, 150, 1.05)),

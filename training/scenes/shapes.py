@@ -212,7 +212,7 @@ def paint(image: Picture, item: Item) -> npt.NDArray[np.bool_]:
 def _coverage(
     item: Item, size: int, low: npt.NDArray[np.int_], high: npt.NDArray[np.int_], fine: int
 ) -> tuple[Picture, Picture, Picture]:
-    """How much of each pixel the silhouette, its edge line and its details cover, 0 to 1."""
+    """Coverage of each pixel by the silhouette, its edge line and its details, 0 to 1."""
     width, height = (high - low).tolist()
     scale, offset = size * fine, low * fine
     whole = np.zeros((height * fine, width * fine), np.uint8)
@@ -242,7 +242,7 @@ def _shade_below(
     high: npt.NDArray[np.int_],
     strength: float,
 ) -> None:
-    """Darken what lies below and right of an object, softly."""
+    """Darken the ground below and right of an object, softly."""
     size = len(image)
     reach = max(2, round(size * 0.03))
     start, end = np.maximum(low - reach, 0), np.minimum(high + reach, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from palidecode.coco.categories import Match
 from palidecode.coco.reading import Source
-from palidecode.coco.skips import Skips
 from palidecode.evaluation.coco.bootstrap import (
     RATES,
     Interval,
@@ -22,9 +21,8 @@ from palidecode.evaluation.coco.bootstrap import (
     share_above,
 )
 from palidecode.evaluation.coco.engine import METRICS, NOTHING, IouType
-from palidecode.evaluation.coco.evaluate import check_options, evaluate_scene
+from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.coco.result import CocoEvaluation
-from palidecode.evaluation.coco.tables import read_scene
 
 
 @dataclass(frozen=True)
@@ -128,41 +126,22 @@ def compare_coco(
     InputError
         As `evaluate_coco`.
     """
-    check_options(iou_type, scores, orders)
-    results = []
-    for source in (first, second):
-        skips = Skips()
-        # Read twice: what is skipped belongs to one of the two.
-        scene = read_scene(gt, iou_type == "segm", skips)
-        results.append(
-            evaluate_scene(
-                scene,
-                source,
-                skips,
-                categories=categories,
-                match=match,
-                merge_duplicates=merge_duplicates,
-                scores=scores,
-                orders=orders,
-                seed=seed,
-            )
-        )
-    a, b = results
+    options = EvaluateOptions(
+        categories, match, merge_duplicates, scores, orders, bootstrap, confidence, seed
+    )
+    return compare(gt, first, second, iou_type, options)
+
+
+def compare(
+    gt: Source, first: Source, second: Source, iou_type: IouType, options: EvaluateOptions
+) -> CocoComparison:
+    """Do the work of `compare_coco`."""
+    # The ground truth is read twice: what is skipped belongs to one of the two.
+    points = replace(options, bootstrap=0)
+    a, b = results = [evaluate(gt, source, iou_type, points) for source in (first, second)]
     if a.unscored != b.unscored and len(a.found) and len(b.found):
-        return compare_coco(
-            gt,
-            first,
-            second,
-            iou_type,
-            categories=categories,
-            match=match,
-            merge_duplicates=merge_duplicates,
-            scores="ignore",
-            orders=orders,
-            bootstrap=bootstrap,
-            confidence=confidence,
-            seed=seed,
-        )
+        return compare(gt, first, second, iou_type, replace(options, scores="ignore"))
+    bootstrap, seed, confidence = options.bootstrap, options.seed, options.confidence
     known = (a.stats != NOTHING) & (b.stats != NOTHING)
     differences = np.where(known, b.stats - a.stats, np.nan)
     if not bootstrap:

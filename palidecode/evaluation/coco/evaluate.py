@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,26 @@ from palidecode.evaluation.coco.tables import Scene, Table, read_predictions, re
 
 class UnscoredWarning(UserWarning):
     """Predictions have no scores, so their AP is a mean over random orders."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `evaluate_coco` and `compare_coco`, which explain them."""
+
+    categories: Sequence[str | int] | None = None
+    match: Match = "exact"
+    merge_duplicates: float | None = None
+    scores: Literal["file", "ignore"] = "file"
+    orders: int = 10
+    bootstrap: int = 0
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scores not in ("file", "ignore"):
+            raise InputError(f"scores must be 'file' or 'ignore', got {self.scores!r}")
+        if self.orders < 1:
+            raise InputError(f"orders must be at least 1, got {self.orders}")
 
 
 def evaluate_coco(
@@ -93,55 +113,34 @@ def evaluate_coco(
     >>> round(float(result.stats[0]), 6), result.rates.right
     (1.0, 1)
     """
-    check_options(iou_type, scores, orders)
+    options = EvaluateOptions(
+        categories, match, merge_duplicates, scores, orders, bootstrap, confidence, seed
+    )
+    return evaluate(gt, predictions, iou_type, options)
+
+
+def evaluate(
+    gt: Source, predictions: Source, iou_type: IouType, options: EvaluateOptions
+) -> CocoEvaluation:
+    """Do the work of `evaluate_coco`."""
+    if iou_type not in ("bbox", "segm"):
+        raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     skips = Skips()
     with no_collection():
         scene = read_scene(gt, iou_type == "segm", skips)
-    return evaluate_scene(
-        scene,
-        predictions,
-        skips,
-        categories=categories,
-        match=match,
-        merge_duplicates=merge_duplicates,
-        scores=scores,
-        orders=orders,
-        bootstrap=bootstrap,
-        confidence=confidence,
-        seed=seed,
-    )
-
-
-def evaluate_scene(
-    scene: Scene,
-    predictions: Source,
-    skips: Skips,
-    *,
-    categories: Sequence[str | int] | None = None,
-    match: Match = "exact",
-    merge_duplicates: float | None = None,
-    scores: Literal["file", "ignore"] = "file",
-    orders: int = 10,
-    bootstrap: int = 0,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> CocoEvaluation:
-    """`evaluate_coco` of a ground truth that is read."""
-    iou_type: IouType = "segm" if scene.masks else "bbox"
-    with no_collection():
-        found, asked = read_predictions(predictions, scene, match, skips)
+        found, asked = read_predictions(predictions, scene, options.match, skips)
     if asked:
         scene, found = _only_asked(scene, found, asked, skips)
-    if categories is not None:
-        scene, found = _only_categories(scene, found, categories)
-    unscored = _unscored(found, scores, skips)
-    if merge_duplicates is not None:
-        again = repeats(found, scene, merge_duplicates)
+    if options.categories is not None:
+        scene, found = _only_categories(scene, found, options.categories)
+    unscored = _unscored(found, options.scores, skips)
+    if options.merge_duplicates is not None:
+        again = repeats(found, scene, options.merge_duplicates)
         skips.add_many("prediction", "merged", found.place[again])
         found = found.take(~again)
     _note_extremes(scene, found, skips)
     engine = Engine(scene, iou_type)
-    drawn = random_orders(len(found), orders, seed) if unscored else [found.score]
+    drawn = random_orders(len(found), options.orders, options.seed) if unscored else [found.score]
     evaluator = engine.evaluate(found, drawn[0])
     stats, means = stats_of(evaluator)[None], None
     if unscored:
@@ -157,28 +156,20 @@ def evaluate_scene(
         stats=stats.mean(axis=0),
         spread=stats.std(axis=0),
         unscored=unscored,
-        orders=orders if unscored else 0,
+        orders=options.orders if unscored else 0,
         skipped=skips.skipped,
         noted=skips.noted,
-        seed=seed,
+        seed=options.seed,
         engine=engine,
         found=found,
         _evaluator=evaluator,
         _class_means=means,
     )
-    if bootstrap:
-        result.intervals.update(result.bootstrap(bootstrap, seed, confidence))
+    if options.bootstrap:
+        result.intervals.update(
+            result.bootstrap(options.bootstrap, options.seed, options.confidence)
+        )
     return result
-
-
-def check_options(iou_type: str, scores: str, orders: int) -> None:
-    """An `InputError` for options that `evaluate_coco` and `compare_coco` don't have."""
-    if iou_type not in ("bbox", "segm"):
-        raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
-    if scores not in ("file", "ignore"):
-        raise InputError(f"scores must be 'file' or 'ignore', got {scores!r}")
-    if orders < 1:
-        raise InputError(f"orders must be at least 1, got {orders}")
 
 
 def _unscored(found: Table, scores: str, skips: Skips) -> bool:

@@ -1,0 +1,72 @@
+"""Limits that an evaluation's numbers must reach, for continuous integration (``--min``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+from palidecode.errors import InputError
+
+
+def read_limits(texts: Iterable[str], known: Collection[str]) -> dict[str, float]:
+    """Parse limits such as ``AP=0.5``.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        ``NAME=VALUE`` each. Where a name is repeated, its highest limit counts.
+    known : collection of str
+        The names of the numbers that can be limited.
+
+    Returns
+    -------
+    dict of str to float
+
+    Raises
+    ------
+    InputError
+        For an unknown name, and for a value that is no number.
+    """
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known:
+            raise InputError(
+                f"--min {text}: unknown number {name!r}; choose from {', '.join(known)}"
+            )
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = math.nan
+        if math.isnan(limit):
+            raise InputError(f"--min {text}: not NAME=VALUE, for instance {name}=0.5")
+        limits[name] = max(limit, limits.get(name, limit))
+    return limits
+
+
+def below(numbers: Mapping[str, float | None], limits: Mapping[str, float]) -> dict[str, float]:
+    """Return the limits that are missed.
+
+    Parameters
+    ----------
+    numbers : mapping of str to float or None
+        A number that couldn't be computed (None or NaN) misses every limit.
+    limits : mapping of str to float
+        See `read_limits`.
+
+    Returns
+    -------
+    dict of str to float
+        The missed ones of `limits`.
+
+    Examples
+    --------
+    >>> below({"AP": 0.4, "F1": 0.9}, {"AP": 0.5, "F1": 0.5})
+    {'AP': 0.5}
+    """
+    missed = {}
+    for name, limit in limits.items():
+        number = numbers[name]
+        if number is None or not number >= limit:
+            missed[name] = limit
+    return missed

@@ -1,13 +1,165 @@
-"""What a prompt asks for."""
+"""Prompts: a verb and the names it asks for, as ``detect cat ; dog``.
+
+Everything that writes or reads a prompt does it here.
+"""
 
 from __future__ import annotations
 
-_VERBS = ("detect ", "segment ")
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+from palidecode.errors import InputError
+
+Task: TypeAlias = Literal["detect", "segment"]
+
+SEPARATOR = " ; "
+"""Between the names of a prompt, and between the objects of an answer."""
+
+_VERBS: dict[str, Task] = {"detect": "detect", "segment": "segment"}
+_FORGING = ("<", ";", "[@BOS@]")
+
+
+class Asked(NamedTuple):
+    """A task, the prompts that ask for it, and the names in them where they are known."""
+
+    task: Task
+    prompts: tuple[str, ...]
+    names: list[str]
+
+
+def split_verb(prompt: str) -> tuple[Task | None, str]:
+    """Split a prompt into its verb and the rest; no verb for other prompts (``caption en``)."""
+    text = prompt.strip()
+    verb, _, rest = text.partition(" ")
+    task = _VERBS.get(verb)
+    return (task, rest.strip()) if task else (None, text)
+
+
+def write_prompt(task: Task, names: Sequence[str]) -> str:
+    """Write the prompt that asks for names: ``detect cat ; dog``."""
+    return f"{task} {SEPARATOR.join(names)}"
+
+
+def with_verb(task: Task, prompt: str) -> str:
+    """Add the verb where it is missing: ``cat ; dog`` and ``detect cat ; dog`` ask the same.
+
+    Raises
+    ------
+    InputError
+        For a prompt of the other task.
+    """
+    verb, _ = split_verb(prompt)
+    if verb not in (None, task):
+        raise InputError(f"the prompt {prompt!r} asks to {verb}, the task is to {task}")
+    return prompt if verb else f"{task} {prompt}"
+
+
+def asked_names(prompt: str) -> tuple[Task, list[str]] | None:
+    """Read the task and the names out of a prompt; None for prompts without a verb.
+
+    Raises
+    ------
+    InputError
+        For a ``detect`` or ``segment`` without names, and names that hold tokens.
+    """
+    verb, rest = split_verb(prompt)
+    if verb is None:
+        return None
+    names = list(dict.fromkeys(name.strip() for name in rest.split(";") if name.strip()))
+    if not names:
+        raise InputError(f"{prompt!r} asks for nothing: name what to {verb}, as '{verb} cat ; dog'")
+    for name in names:
+        check_name(name)
+    return verb, names
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that would be read as something else.
+
+    Raises
+    ------
+    InputError
+        For an empty name, and one with a ``;``, a ``<``, a line break, white space at its ends,
+        or what Gemma's tokenizer reads as a token (``[@BOS@]``).
+    """
+    breaks = name.splitlines() != [name] or name != name.strip()
+    if breaks or any(mark in name for mark in _FORGING):
+        raise InputError(
+            f"{name[:60]!r} can't be a label: it holds '<' or a line break (or ';', '[@BOS@]', "
+            "white space at its ends, or nothing)"
+        )
 
 
 def asked_for(prompt: str) -> str:
-    """What a prompt asks for, if it is one thing: ``segment cat`` gives ``cat``."""
-    text = prompt.strip()
-    for verb in _VERBS:
-        text = text.removeprefix(verb)
-    return "" if ";" in text else text.strip()
+    """Return the one name that a prompt asks for, or ``""``: ``segment cat`` gives ``cat``."""
+    _, text = split_verb(prompt)
+    return "" if ";" in text else text
+
+
+def plain_expression(prompt: str) -> str:
+    """Return a referring expression in lower case, without ``segment`` and doubled spaces."""
+    text = prompt.lower()
+    verb, rest = split_verb(text)
+    return " ".join((rest if verb == "segment" else text).split())
+
+
+def prompts_for(
+    task: Task, names: Sequence[str], prompt: str | None, per_class: bool
+) -> tuple[str, ...]:
+    """Return the prompt as given, or the names in one prompt, or in one each.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to ask for, or a prompt of the other task.
+    """
+    if prompt is not None:
+        with_verb(task, prompt)
+        return (prompt,)
+    if not names:
+        raise InputError("nothing to look for: give --prompt 'detect cat ; dog', or --classes FILE")
+    for name in names:
+        check_name(name)
+    return tuple(names) if per_class else (SEPARATOR.join(names),)
+
+
+def what_to_ask(
+    task: Task | None,
+    prompt: str | None,
+    classes: Sequence[str] | None,
+    known: Sequence[str],
+    per_class: bool = False,
+) -> Asked:
+    """Work out the task, the prompts, and the names they ask for.
+
+    Parameters
+    ----------
+    task : {"detect", "segment"}, optional
+        By default the prompt's verb.
+    prompt : str, optional
+    classes : sequence of str, optional
+        Names to ask for instead of a prompt.
+    known : sequence of str
+        Names to ask for where there is neither: the classes that the model's folder lists.
+    per_class : bool
+        One prompt for each name.
+
+    Raises
+    ------
+    InputError
+        For no task, nothing to look for, and a prompt beside classes.
+    """
+    task = task or split_verb(prompt or "")[0]
+    if task is None:
+        raise InputError(
+            "nothing to look for: give --prompt 'detect cat ; dog' or 'segment cat', or --task "
+            "with --classes FILE"
+        )
+    if prompt is not None and classes is not None:
+        raise InputError("give --prompt or --classes, not both")
+    names = list(known if classes is None else classes)
+    prompts = prompts_for(task, names, prompt, per_class)
+    if prompt is not None:
+        asked = asked_names(with_verb(task, prompt))
+        names = [] if asked is None else asked[1]
+    return Asked(task, prompts, names)

@@ -25,10 +25,11 @@ from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.refcoco import read_refcoco
 from palidecode.files import open_picture, picture_size, png_names, read_json, replacing
 from palidecode.geometry.rle import MAX_OUTLINE, rings_to_rle
+from palidecode.prompts import asked_names, prompts_for
 from palidecode.runs.answers import DecodeOptions, decode_rows
-from palidecode.runs.prediction import detections_of, prompts_for
+from palidecode.runs.prediction import detections_of
 from palidecode.runtime.config import config_from_hf, config_to_hf
-from palidecode.runtime.grammar import Grammar, asked_labels
+from palidecode.runtime.grammar import Grammar
 from palidecode.runtime.image import to_pixels
 from palidecode.runtime.weights import SafetensorsFolder
 from tests.fuzzing import prompts, refused
@@ -482,7 +483,7 @@ def test_class_names_can_not_forge_structure(name):
 def test_what_a_prompt_lists_is_what_was_meant():
     names = ["fisherman's hut", "猫", "t-shirt", "a, b"]
     (prompt,) = prompts_for("segment", names, None, per_class=False)
-    assert asked_labels(f"segment {prompt}") == (True, names)
+    assert asked_names(f"segment {prompt}") == ("segment", names)
 
 
 def test_a_label_longer_than_any_answer_is_refused(small_tokenizer):

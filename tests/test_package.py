@@ -32,14 +32,9 @@ TO_MEND = {
     ("drawing", "geometry"),
     ("interop", "detections"),
     ("interop", "geometry"),
-    ("runs", "runtime"),
-    ("cli", "runtime"),
 }
 """Arrows that still point up or aside."""
-CIRCLES_TO_MEND = {
-    ("palidecode.interop", "palidecode.detections"),
-    ("palidecode.pipeline.checkpoint", "palidecode.pipeline.decoder"),
-}
+CIRCLES_TO_MEND = {("palidecode.interop", "palidecode.detections")}
 
 BAGS_TO_OPEN = {"answers": 1, "cli": 1, "coco": 3, "pipeline": 3, "ray_data": 2, "runs": 2}
 """How many functions of a room still take `**options: Any`."""

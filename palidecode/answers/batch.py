@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from palidecode.answers.assembler import ParsedObject, ParseIssue
 from palidecode.answers.parsing import Answer, Detokenize, as_ids, parse
 from palidecode.errors import InputError, ParseError
+from palidecode.prompts import SEPARATOR
 from palidecode.vocab import (
     LOC_COUNT,
     LOC_PER_BOX,
@@ -33,7 +34,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-_EOS, _SEPARATOR = "<eos>", " ; "
+_EOS = "<eos>"
 _LOC_SPELLING = np.frombuffer(loc_token(0).encode(), np.uint8)
 _SEG_SPELLING = np.frombuffer(seg_token(0).encode(), np.uint8)
 # How the text after an object's tokens ends. Odd is neither: the answer is not clean.
@@ -227,7 +228,7 @@ def _text_label(raw: bytes) -> tuple[str, int]:
         text = raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:  # what stood before wasn't tokens, and this is half a letter
         return "", _ODD
-    body = text.removesuffix(_SEPARATOR)
+    body = text.removesuffix(SEPARATOR)
     label = body[1:]
     blank = not body or (body[0] == " " and label and label == label.strip())
     if not blank or any(char in body for char in "<;\n"):

@@ -21,10 +21,8 @@ from palidecode.errors import InputError
 from palidecode.files import check_size, inside, picture_size
 
 CHUNK = 256
-MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a picture
 _MAX_SCORE = float(np.finfo(np.float32).max)
 _LONGEST_LINE = 1 << 24
-_VERBS = ("detect ", "segment ")
 
 
 @dataclass(frozen=True)

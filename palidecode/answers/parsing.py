@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from palidecode.answers.assembler import Assembler, IssueKind, ParsedObject, ParseIssue, Span
 from palidecode.errors import InputError, ParseError
+from palidecode.prompts import SEPARATOR
 from palidecode.vocab import (
     CONTROL_TOKENS,
     LOC_BINS,
@@ -32,7 +33,6 @@ from palidecode.vocab import (
 Detokenize: TypeAlias = Callable[[list[int]], str]
 Answer: TypeAlias = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 
-_SEPARATOR = " ; "
 _EOS = "<eos>"
 _TOKEN = re.compile(r"<loc([0-9]{1,8})>|<seg([0-9]{1,8})>|<eos>|<pad>|<bos>|;|\n")
 _LABEL_BREAK = re.compile(r"[;\n]")
@@ -142,7 +142,7 @@ def format_objects(objects: Iterable[ParsedObject]) -> str:
         space at its ends), for numbers out of range, and for an object that has neither
         box nor mask.
     """
-    return _SEPARATOR.join([_format_object(index, item) for index, item in enumerate(objects)])
+    return SEPARATOR.join([_format_object(index, item) for index, item in enumerate(objects)])
 
 
 def label_problem(label: str) -> str | None:
@@ -188,7 +188,7 @@ def _check_numbers(index: int, name: str, values: Sequence[int], length: int, co
 def _parse_clean(text: str) -> tuple[ParsedObject, ...] | None:
     """Objects of text without any oddity; None where the `Assembler` must look."""
     body = text[: -len(_EOS)] if text.endswith(_EOS) else text
-    segments = body.split(_SEPARATOR)
+    segments = body.split(SEPARATOR)
     count = len(segments)
     if body.count(";") != count - 1 or "\n" in body:
         return None

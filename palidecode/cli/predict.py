@@ -296,22 +296,23 @@ def _load(args: argparse.Namespace) -> PaliDecoder:
 
 
 def _asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
-    """What to ask, and the names of all that is asked for, where they are known."""
-    from palidecode.runs.prediction import PredictOptions, what_to_ask
-    from palidecode.runtime.grammar import GrammarOptions
+    """Return what to ask, and the names that are asked for, where they are known."""
+    from palidecode.coco.categories import category_names
+    from palidecode.pipeline import AskOptions, GrammarOptions
+    from palidecode.prompts import what_to_ask
+    from palidecode.runs.prediction import PredictOptions
 
-    classes = read_categories(args.classes)
+    classes = category_names(read_categories(args.classes))
     task, prompts, names = what_to_ask(args.task, args.prompt, classes, known, args.per_class)
-    grammar = False if args.no_grammar else GrammarOptions(max_objects=args.max_objects)
-    ask = {
-        "grammar": grammar,
-        "over": "vocabulary" if args.no_grammar else "allowed",
-        "score": args.score,
-        "sub_bin": args.sub_bin,
-        "divisor": args.divisor,
-        "clip": args.clip,
-        "max_new_tokens": args.max_new_tokens,
-    }
+    ask = AskOptions(
+        grammar=False if args.no_grammar else GrammarOptions(max_objects=args.max_objects),
+        over="vocabulary" if args.no_grammar else "allowed",
+        score=args.score,
+        sub_bin=args.sub_bin,
+        divisor=args.divisor,
+        clip=args.clip,
+        max_new_tokens=args.max_new_tokens,
+    )
     return PredictOptions(task, prompts, args.min_score, ask), names
 
 
@@ -373,7 +374,7 @@ def _run_on_ray(args: argparse.Namespace) -> int:
             concurrency=args.workers,
             num_cpus=args.worker_cpus,
             num_gpus=args.worker_gpus,
-            **options.ask,
+            **vars(options.ask),
         )
 
     def writing(found: Found) -> CocoOptions:

@@ -197,3 +197,12 @@ def _forms(name: str) -> set[str]:
         if last.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
             ends.add(last[:-2])
     return {f"{head} {end}".strip() for end in ends}
+
+
+def category_names(
+    categories: Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any] | None,
+) -> list[str] | None:
+    """Return the names of categories, in order; None for None."""
+    if categories is None:
+        return None
+    return [str(item["name"]) for item in check_categories(categories)]

@@ -22,8 +22,8 @@ from palidecode.finetune.encoding import crop_rles, encode_boxes
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
 from palidecode.geometry.masks import rounded_corners
 from palidecode.geometry.rle import Rle
+from palidecode.prompts import Task
 
-Task: TypeAlias = Literal["detect", "segment"]
 Classes: TypeAlias = Literal["all", "present", "present+absent"]
 Order: TypeAlias = Literal["given", "left-to-right", "area", "shuffled"]
 Boxes: TypeAlias = Literal["annotations", "masks"]

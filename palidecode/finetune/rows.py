@@ -25,14 +25,13 @@ from palidecode.finetune.objects import (
     Invalid,
     Order,
     RowOptions,
-    Task,
     TrueObject,
 )
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, box_area
 from palidecode.geometry.rle import Rle
+from palidecode.prompts import Task, write_prompt
 
 CHUNK = 512
-_SEPARATOR = " ; "
 
 
 class EncodedImage(NamedTuple):
@@ -203,7 +202,7 @@ def _draft(image: AnnotatedImage, truth: GroundTruth, rng: np.random.Generator) 
     asked = _asked(truth.classes, present, unclear - present, options, rng)
     if not asked or (not objects and options.empty_images == "skip"):
         return None
-    return _Draft(image, f"{options.task} {_SEPARATOR.join(asked)}", objects)
+    return _Draft(image, write_prompt(options.task, asked), objects)
 
 
 def _ordered(objects: list[TrueObject], order: Order, rng: np.random.Generator) -> list[TrueObject]:

@@ -1,19 +1,19 @@
-"""A checkpoint's folder, file or hub name to a `PaliDecoder`."""
+"""Checkpoints: a folder, a file or a hub name to a loaded model and all that belongs to it."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.errors import InputError
 from palidecode.files import read_json
-from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.runtime.config import PaliGemmaConfig, read_config
 from palidecode.runtime.image import ImageConfig, Resample, read_image_config
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
@@ -22,6 +22,7 @@ from palidecode.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from palidecode.runtime.paligemma import PaliGemma
     from palidecode.runtime.weights import Source
 
 DEMO_MODEL = "demo"
@@ -33,82 +34,145 @@ the mask codec its seg tokens belong to, and what it can find."""
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to load, and how; plain values only.
+
+    Attributes
+    ----------
+    model : str
+        A folder, a big_vision ``.npz``, a hub name, or ``demo``.
+    dtype : {"bfloat16", "float32", "float16"}
+    device : str, optional
+        A torch device; by default the first available of cuda, mps and cpu.
+    quantize : {"int8", "int4"}, optional
+        Smaller, faster weights on a CPU.
+    tokenizer : str, optional
+        A ``tokenizer.json``; by default the checkpoint's own.
+    codec : str, optional
+        Weights of the mask codec, a file or an id; by default those that the model's codes
+        belong to.
+    resample : {"bicubic", "bilinear", "big_vision"}, optional
+        By default as the checkpoint says.
+    final_softcap : float, None or "config"
+        Cap on PaliGemma 2's logits.
+    revision : str, optional
+        Of a hub model.
+
+    Raises
+    ------
+    InputError
+        For a value that is not one of these.
+    """
+
+    model: str
+    dtype: str = "bfloat16"
+    device: str | None = None
+    quantize: Literal["int8", "int4"] | None = None
+    tokenizer: str | None = None
+    codec: str | None = None
+    resample: Resample | None = None
+    final_softcap: float | Literal["config"] | None = "config"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.resample not in (None, *get_args(Resample)):
+            known = ", ".join(get_args(Resample))
+            raise InputError(f"resample must be one of {known}, got {self.resample!r}")
+        cap = self.final_softcap
+        if cap is not None and cap != "config" and not 0 < cap < math.inf:
+            raise InputError(f"final_softcap must be above 0, or None, got {cap}")
+
+
 class ModelNotes(NamedTuple):
-    """What is known of a checkpoint before it is loaded; see `PaliDecoder`."""
+    """Facts about a checkpoint that are known before it is loaded; see `PaliDecoder`."""
 
     source: str
     codes_id: str
     classes: tuple[str, ...]
 
 
+class LoadedModel(NamedTuple):
+    """The parts of a `PaliDecoder`."""
+
+    model: PaliGemma
+    tokenizer: Tokenizer
+    image_config: ImageConfig
+    codec: MaskCodec | None
+    codes_id: str
+    classes: tuple[str, ...]
+    source: str
+
+
 def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> ModelNotes:
-    """What is known of a checkpoint without loading it.
+    """Describe a checkpoint without loading it.
 
     Raises
     ------
     InputError
-        If it is neither here nor to be had.
+        If it is neither local nor downloadable.
     """
     path, name = locate(folder_or_id, revision)
     codes_id, classes = _notes(path)
     return ModelNotes(name, codes_id, tuple(classes))
 
 
-def load_decoder(
-    folder_or_id: str | os.PathLike[str],
-    dtype: str,
-    device: str | None,
-    quantize: Literal["int8", "int4"] | None,
-    *,
-    codec: MaskCodec | None,
-    tokenizer: str | os.PathLike[str] | None,
-    resample: Resample | None,
-    final_softcap: float | Literal["config"] | None,
-    revision: str | None,
-) -> PaliDecoder:
-    """See `PaliDecoder.from_pretrained`."""
-    place, wanted = _device(device), _dtype(dtype)
-    path, name = locate(folder_or_id, revision)
-    source, config, pictures = _open(path)
-    words = Tokenizer.from_file(_tokenizer_path(path, tokenizer))
-    if final_softcap != "config":
-        if final_softcap is not None and not 0 < final_softcap < math.inf:
-            raise InputError(f"final_softcap must be above 0, or None, got {final_softcap}")
-        config = replace(config, text=replace(config.text, final_softcap=final_softcap))
-    if resample is not None:
-        if resample not in get_args(Resample):
-            known = ", ".join(get_args(Resample))
-            raise InputError(f"resample must be one of {known}, got {resample!r}")
-        pictures = replace(pictures, resample=resample)
+def load(
+    options: ModelOptions, codec: MaskCodec | None = None, *, threads: int | None = None
+) -> LoadedModel:
+    """Load a checkpoint and all that belongs to it.
+
+    Parameters
+    ----------
+    options : ModelOptions
+    codec : MaskCodec, optional
+        A loaded one, instead of that of the options.
+    threads : int, optional
+        Of the codec; by default as many as there are cores.
+
+    Raises
+    ------
+    InputError, WeightsError
+        See `PaliDecoder.from_pretrained`.
+    """
+    device, dtype = _device(options.device), _dtype(options.dtype)
+    if codec is None and options.codec is not None:
+        codec = load_codec(options.codec, threads=threads)
+    path, name = locate(options.model, options.revision)
+    source, config, image_config = _open(path)
+    tokenizer = Tokenizer.from_file(_tokenizer_path(path, options.tokenizer))
+    if options.final_softcap != "config":
+        config = replace(config, text=replace(config.text, final_softcap=options.final_softcap))
+    if options.resample is not None:
+        image_config = replace(image_config, resample=options.resample)
     # A big_vision file doesn't say which token stands for the picture.
-    _check_ids(words, config, config.image_token if path.is_dir() else words.image, name)
+    image_token = config.image_token if path.is_dir() else tokenizer.image
+    _check_ids(tokenizer, config, image_token, name)
     codes_id, classes = _notes(path)
     if codec is None and codes_id != GOOGLE_ID:
-        from palidecode.codec import load_codec
-
-        codec = load_codec(codes_id)
+        codec = load_codec(codes_id, threads=threads)
 
     from palidecode.runtime.linear import finisher
     from palidecode.runtime.memory import check_memory
     from palidecode.runtime.weights import load_weights
 
-    finish = finisher(wanted, place, quantize)
-    check_memory(config, wanted, place, quantize)
-    model = load_weights(source, config, wanted, place, finish)
-    return PaliDecoder(
-        model, words, pictures, codec=codec, codes_id=codes_id, classes=classes, source=name
-    )
+    finish = finisher(dtype, device, options.quantize)
+    check_memory(config, dtype, device, options.quantize)
+    model = load_weights(source, config, dtype, device, finish)
+    return LoadedModel(model, tokenizer, image_config, codec, codes_id, tuple(classes), name)
 
 
 def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
-    """Where a checkpoint lies, and its name with the revision that was taken.
+    """Return a checkpoint's path, and its name with the revision that was taken.
 
     ``demo`` is the model of this package; a folder of that name is ``./demo``.
 
     Raises
     ------
     InputError
-        If it is neither here nor to be had.
+        If it is neither local nor downloadable.
     """
     text = os.fspath(folder_or_id)
     if text == DEMO_MODEL:
@@ -167,7 +231,7 @@ def _need_torch() -> None:
         ) from error
 
 
-def _tokenizer_path(path: Path, given: str | os.PathLike[str] | None) -> Path:
+def _tokenizer_path(path: Path, given: str | None) -> Path:
     if given is not None:
         return Path(given)
     folder = path if path.is_dir() else path.parent
@@ -211,10 +275,8 @@ def _dtype(name: str) -> torch.dtype:
     _need_torch()
     import torch
 
-    if name not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-    found: torch.dtype = getattr(torch, name)
-    return found
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _device(name: str | None) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image
@@ -18,9 +19,11 @@ from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import Picture, open_picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.pipeline.checkpoint import ModelOptions, load
 from palidecode.pipeline.reading import Generated, read_answers
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score, check_score
-from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
+from palidecode.prompts import Task, asked_names, with_verb
+from palidecode.runtime.grammar import Grammar, GrammarOptions
 from palidecode.runtime.image import ImageConfig, Resample, to_pixels
 from palidecode.runtime.tokenizer import Tokenizer
 
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
     from palidecode.runtime.generate import Answer, GenerateOptions
     from palidecode.runtime.paligemma import PaliGemma
-
-__all__ = ["Generated", "PaliDecoder", "UnreadablePictureWarning"]
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 OnToken: TypeAlias = Callable[[int, int, float], None]
@@ -41,6 +42,50 @@ _KEPT_FEATURES = 8  # pictures whose image tokens are kept for the next prompt
 
 class UnreadablePictureWarning(UserWarning):
     """A picture of a batch can't be read: the others go on without it."""
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """How objects are asked for, and their answers read.
+
+    Attributes
+    ----------
+    grammar : bool or GrammarOptions
+        Constrain answers to be well-formed.
+    over : {"allowed", "vocabulary"}
+        What probabilities are relative to; with "allowed" and a grammar only the rows of the
+        output head that it allows are computed.
+    score : {"product", "label", "box", "objectness", "mean"}
+        The recipe of the scores; see `palidecode.pipeline.scoring`.
+    sub_bin : bool
+        Boxes from the mean of each loc token's distribution around its bin, not the bin itself.
+    divisor : {1024, 1023}
+    clip : bool
+        See `palidecode.decode`.
+    max_new_tokens : int
+        The longest answer, ``<eos>`` included.
+    temperature, top_p, seed
+        See `PaliDecoder.generate`.
+
+    Raises
+    ------
+    InputError
+        For an unknown `score`.
+    """
+
+    grammar: bool | GrammarOptions = True
+    over: Literal["vocabulary", "allowed"] = "allowed"
+    score: Score = DEFAULT_SCORE
+    sub_bin: bool = False
+    divisor: int = DEFAULT_DIVISOR
+    clip: bool = False
+    max_new_tokens: int = DEFAULT_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_score(self.score)
 
 
 class PaliDecoder:
@@ -125,19 +170,22 @@ class PaliDecoder:
         WeightsError
             For weights that are missing, damaged or of other shapes.
         """
-        from palidecode.pipeline.checkpoint import load_decoder
-
-        return load_decoder(
-            folder_or_id,
+        options = ModelOptions(
+            os.fspath(folder_or_id),
             dtype,
             device,
             quantize,
-            codec=codec,
-            tokenizer=tokenizer,
+            tokenizer=None if tokenizer is None else os.fspath(tokenizer),
             resample=resample,
             final_softcap=final_softcap,
             revision=revision,
         )
+        return cls(**load(options, codec)._asdict())
+
+    @classmethod
+    def from_options(cls, options: ModelOptions, *, threads: int | None = None) -> PaliDecoder:
+        """Load a checkpoint as `from_pretrained` does; `threads` are those of the mask codec."""
+        return cls(**load(options, threads=threads)._asdict())
 
     def generate(
         self,
@@ -210,33 +258,8 @@ class PaliDecoder:
             )
         return found
 
-    def detect(self, images: Pictures, prompt: str | Sequence[str], **options: Any) -> Detections:
-        """Boxes, labels and scores of what a prompt names.
-
-        Parameters
-        ----------
-        images : picture or sequence of pictures
-            See `generate`.
-        prompt : str or sequence of str
-            ``"cat ; dog"``; several prompts are all asked of every picture, and their objects
-            put together.
-        **options
-            Those of `objects`, and of `generate`.
-
-        Returns
-        -------
-        Detections
-            One image per picture, in order.
-        """
-        return self.objects("detect", images, prompt, **options)
-
-    def segment(self, images: Pictures, prompt: str | Sequence[str], **options: Any) -> Detections:
-        """As `detect`, with masks."""
-        return self.objects("segment", images, prompt, **options)
-
-    def objects(
+    def detect(
         self,
-        task: Literal["detect", "segment"],
         images: Pictures,
         prompt: str | Sequence[str],
         *,
@@ -246,51 +269,134 @@ class PaliDecoder:
         sub_bin: bool = False,
         divisor: int = DEFAULT_DIVISOR,
         clip: bool = False,
-        **options: Any,
+        max_new_tokens: int = DEFAULT_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
     ) -> Detections:
-        """Ask for objects and read the answers.
+        """Boxes, labels and scores of what a prompt names.
 
         Parameters
         ----------
-        task : {"detect", "segment"}
-        images, prompt
-            See `detect`.
-        grammar, over
-            See `generate`; with the grammar only the rows of the output head that it allows
-            are computed.
-        score : {"product", "label", "box", "objectness", "mean"}
-            The recipe of the scores; see `palidecode.pipeline.scoring`.
-        sub_bin : bool
-            Boxes from the mean of each loc token's distribution around its bin, not the bin
-            itself.
-        divisor, clip
-            See `palidecode.decode`.
-        **options
-            Those of `generate`.
+        images : picture or sequence of pictures
+            See `generate`.
+        prompt : str or sequence of str
+            ``"cat ; dog"``; several prompts are all asked of every picture, and their objects
+            put together.
+        grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+            See `AskOptions`.
+        batch_size, on_token
+            See `generate`.
+
+        Returns
+        -------
+        Detections
+            One image per picture, in order.
 
         Raises
         ------
         InputError
             As `generate`.
         """
-        check_score(score)
+        options = AskOptions(
+            grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+        )
+        return self.ask("detect", images, prompt, options, batch_size, on_token)
+
+    def segment(
+        self,
+        images: Pictures,
+        prompt: str | Sequence[str],
+        *,
+        grammar: bool | GrammarOptions = True,
+        over: Literal["vocabulary", "allowed"] = "allowed",
+        score: Score = DEFAULT_SCORE,
+        sub_bin: bool = False,
+        divisor: int = DEFAULT_DIVISOR,
+        clip: bool = False,
+        max_new_tokens: int = DEFAULT_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
+    ) -> Detections:
+        """As `detect`, with masks."""
+        options = AskOptions(
+            grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+        )
+        return self.ask("segment", images, prompt, options, batch_size, on_token)
+
+    def objects(
+        self,
+        task: Task,
+        images: Pictures,
+        prompt: str | Sequence[str],
+        *,
+        grammar: bool | GrammarOptions = True,
+        over: Literal["vocabulary", "allowed"] = "allowed",
+        score: Score = DEFAULT_SCORE,
+        sub_bin: bool = False,
+        divisor: int = DEFAULT_DIVISOR,
+        clip: bool = False,
+        max_new_tokens: int = DEFAULT_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
+    ) -> Detections:
+        """`detect` or `segment`, as `task` says."""
+        options = AskOptions(
+            grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+        )
+        return self.ask(task, images, prompt, options, batch_size, on_token)
+
+    def ask(
+        self,
+        task: Task,
+        images: Pictures,
+        prompt: str | Sequence[str],
+        options: AskOptions,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
+    ) -> Detections:
+        """Ask for objects and read the answers: `detect` and `segment` with their options in one.
+
+        Raises
+        ------
+        InputError
+            As `generate`.
+        """
         pictures = _as_list(images)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")
-        asked = [_as_prompt(task, text) for text in prompts]
+        asked = [with_verb(task, text) for text in prompts]
         for text in asked:
-            asked_labels(text)  # refuses what asks for nothing, with the grammar or without
+            asked_names(text)  # refuses what asks for nothing, with the grammar or without
         answers = self.generate(
             [picture for picture in pictures for _ in asked],
             asked * len(pictures),
-            grammar=grammar,
-            over=over,
-            loc_probabilities=sub_bin or bool(options.pop("loc_probabilities", False)),
-            **options,
+            options.max_new_tokens,
+            options.grammar,
+            batch_size=batch_size,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            over=options.over,
+            loc_probabilities=options.sub_bin,
+            on_token=on_token,
         )
         return self.read(
-            answers, len(prompts), score=score, sub_bin=sub_bin, divisor=divisor, clip=clip
+            answers,
+            len(prompts),
+            score=options.score,
+            sub_bin=options.sub_bin,
+            divisor=options.divisor,
+            clip=options.clip,
         )
 
     def read(
@@ -429,14 +535,6 @@ def _pair(images: Pictures, prompts: str | Sequence[str]) -> tuple[list[Picture]
         if not isinstance(prompt, str):
             raise InputError(f"a prompt must be text, got {type(prompt).__name__}")
     return pictures, asked
-
-
-def _as_prompt(task: str, text: str) -> str:
-    """``cat ; dog`` and ``detect cat ; dog`` are the same to `detect`."""
-    verb = text.strip().partition(" ")[0]
-    if verb in ("detect", "segment") and verb != task:
-        raise InputError(f"{text!r} is no prompt to {task}: use .{verb}()")
-    return text if verb == task else f"{task} {text}"
 
 
 def _open_all(

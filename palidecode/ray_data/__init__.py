@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from palidecode.coco.categories import Match, Unmapped
+from palidecode.coco.categories import Match, Unmapped, category_names
 from palidecode.coco.reading import Source
 from palidecode.coco.writing import Categories, MaskFormat, Segmentation
 from palidecode.codec.weights import find_weights
@@ -26,6 +26,8 @@ from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.checkpoint import describe
+from palidecode.pipeline.decoder import AskOptions
+from palidecode.prompts import Task, what_to_ask
 from palidecode.ray_data.cluster import Workers, connected, gpus_there, need_ray
 from palidecode.ray_data.jobs import DecodeJob, PredictJob, RowsJob
 from palidecode.ray_data.running import CocoOptions, Found, WrittenCoco, write
@@ -40,7 +42,7 @@ from palidecode.ray_data.sources import (
 )
 from palidecode.runs.answers import CHUNK
 from palidecode.runs.journal import Header, hash_files
-from palidecode.runs.prediction import PredictOptions, Task, coco_info, header_of, what_to_ask
+from palidecode.runs.prediction import PredictOptions, coco_info, header_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -112,7 +114,7 @@ def predict(
         Actors and what each is given. By default as many actors as fit, with a GPU each where
         the cluster has any and `device` isn't ``"cpu"``.
     **ask
-        More options of `PaliDecoder.segment`: ``grammar``, ``score``, ``sub_bin``, ``clip`` …
+        More options: see `palidecode.pipeline.AskOptions`.
 
     Returns
     -------
@@ -129,8 +131,9 @@ def predict(
         num_gpus = float(gpus_there() and device != "cpu")
     workers = Workers(concurrency, num_cpus, num_gpus, memory)
     notes = describe(model)
-    task, prompts, names = what_to_ask(task, prompt, classes, notes.classes, per_class)
-    options = PredictOptions(task, prompts, min_score, ask)
+    wanted = category_names(classes)
+    task, prompts, names = what_to_ask(task, prompt, wanted, notes.classes, per_class)
+    options = PredictOptions(task, prompts, min_score, AskOptions(**ask))
     _, _, commit = notes.source.rpartition("@") if notes.source != os.fspath(model) else ("",) * 3
     job = PredictJob(
         os.fspath(model),

@@ -10,28 +10,25 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from palidecode.answers.assembler import IssueKind, ParseIssue
-from palidecode.coco.categories import check_categories
-from palidecode.coco.writing import Categories, CocoWriter
+from palidecode.coco.writing import CocoWriter
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, open_encoded, open_picture
 from palidecode.pipeline.checkpoint import ModelNotes, locate
-from palidecode.pipeline.decoder import PaliDecoder
+from palidecode.pipeline.decoder import AskOptions, PaliDecoder
+from palidecode.prompts import Task
 from palidecode.runs.journal import Header, Journal, Row, hash_files
-from palidecode.runtime.grammar import asked_labels, check_name
 from palidecode.vocab import SEG_PER_MASK
-
-Task = Literal["detect", "segment"]
 
 _ANEW = "begin anew with --restart"
 
@@ -65,14 +62,13 @@ class PredictOptions:
         All are asked of every picture, and their objects put together.
     min_score : float
         Objects below it are left out.
-    ask : dict
-        Further options of `PaliDecoder.objects`.
+    ask : AskOptions
     """
 
     task: Task
     prompts: tuple[str, ...]
     min_score: float = 0.0
-    ask: dict[str, Any] = field(default_factory=dict)
+    ask: AskOptions = field(default_factory=AskOptions)
 
 
 def find_pictures(inputs: Sequence[str | os.PathLike[str]]) -> list[PictureFile]:
@@ -131,76 +127,6 @@ def _inside(folder: str, prefix: str) -> Iterator[PictureFile]:
             yield PictureFile(path, prefix + name)
 
 
-def prompts_for(
-    task: Task, names: Sequence[str], prompt: str | None, per_class: bool
-) -> tuple[str, ...]:
-    """What to ask: the prompt as given, or the names in one prompt, or in one each.
-
-    Raises
-    ------
-    InputError
-        If there is nothing to ask for, or a prompt of the other task.
-    """
-    if prompt is not None:
-        verb = prompt.strip().partition(" ")[0]
-        if verb in ("detect", "segment") and verb != task:
-            raise InputError(f"--task {task} and the prompt {prompt!r} contradict each other")
-        return (prompt,)
-    if not names:
-        raise InputError(
-            "what should be looked for? --prompt 'detect cat ; dog', or --classes FILE"
-        )
-    for name in names:
-        check_name(name)
-    return tuple(names) if per_class else (" ; ".join(names),)
-
-
-def what_to_ask(
-    task: Task | None,
-    prompt: str | None,
-    classes: Categories | None,
-    known: Sequence[str],
-    per_class: bool = False,
-) -> tuple[Task, tuple[str, ...], list[str]]:
-    """The task, the prompts, and the names of all that is asked for, where they are known.
-
-    Parameters
-    ----------
-    task : {"detect", "segment"}, optional
-        By default the prompt's first word.
-    prompt : str, optional
-    classes : list, dict, optional
-        Ask for these instead.
-    known : sequence of str
-        Ask for these where there is neither: what the model's folder says it finds.
-    per_class : bool
-        A prompt for each.
-
-    Raises
-    ------
-    InputError
-        Where it isn't said what to look for, or said twice.
-    """
-    verb = (prompt or "").strip().partition(" ")[0]
-    if task is None and verb in ("detect", "segment"):
-        task = "segment" if verb == "segment" else "detect"
-    if task is None:
-        raise InputError(
-            "what should be looked for? --prompt 'detect cat ; dog' or 'segment cat', or --task "
-            "with --classes FILE"
-        )
-    if prompt is not None and classes is not None:
-        raise InputError("give --prompt or --classes, not both")
-    names = list(known)
-    if classes is not None:
-        names = [str(item["name"]) for item in check_categories(classes)]
-    prompts = prompts_for(task, names, prompt, per_class)
-    if prompt is not None:
-        asked = asked_labels(prompt if verb == task else f"{task} {prompt}")
-        names = [] if asked is None else asked[1]
-    return task, prompts, names
-
-
 def coco_info(source: str, options: PredictOptions, names: Sequence[str]) -> dict[str, Any]:
     """For a COCO file's ``info``: which model was asked for what."""
     said = {"model": source, "task": options.task, "prompts": list(options.prompts)}
@@ -257,9 +183,7 @@ def _ask(
 ) -> Detections:
     if not opened:
         return detections_of([])
-    found = decoder.objects(
-        options.task, opened, options.prompts, batch_size=batch_size, **options.ask
-    )
+    found = decoder.ask(options.task, opened, options.prompts, options.ask, batch_size)
     return found.select(~(found.scores < options.min_score))  # an unknown score stays
 
 
@@ -453,7 +377,7 @@ def header_of(
     **settings
         More that decides numbers: dtype, quantize.
     """
-    asked = {k: asdict(v) if is_dataclass(v) else v for k, v in options.ask.items()}  # type: ignore[arg-type]
+    asked = asdict(options.ask)
     files = _model_files(decoder, model)
     if tokenizer is not None:
         files["tokenizer.json"] = Path(tokenizer)

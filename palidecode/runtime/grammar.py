@@ -18,17 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
+from palidecode.prompts import SEPARATOR, asked_names
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, loc_token
 
 Labels: TypeAlias = Literal["prompt", "free", "none"]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
-_FORGING = ("<", ";", "[@BOS@]")
 _LONGEST_LABEL = 200  # tokens; no answer has room for more, and tries are walked by recursion
-
-VERBS = {"detect": False, "segment": True}
-"""The prompts that have a grammar, and whether their objects have masks."""
 
 
 @dataclass(frozen=True)
@@ -59,42 +56,6 @@ class GrammarOptions:
             raise InputError(f"max_objects must be at least 1, got {self.max_objects}")
         if self.max_label_tokens < 1:
             raise InputError(f"max_label_tokens must be at least 1, got {self.max_label_tokens}")
-
-
-def asked_labels(prompt: str) -> tuple[bool, list[str]] | None:
-    """Whether masks are asked for, and the names a prompt lists; None for other prompts.
-
-    Raises
-    ------
-    InputError
-        For a ``detect`` or ``segment`` without names, and names that hold tokens.
-    """
-    verb, _, rest = prompt.strip().partition(" ")
-    if verb not in VERBS:
-        return None
-    names = list(dict.fromkeys(name.strip() for name in rest.split(";") if name.strip()))
-    if not names:
-        raise InputError(f"{prompt!r} asks for nothing: name what to {verb}, as '{verb} cat ; dog'")
-    for name in names:
-        check_name(name)
-    return VERBS[verb], names
-
-
-def check_name(name: str) -> None:
-    """Refuse what can't be asked for because it would be read as something else.
-
-    Raises
-    ------
-    InputError
-        For an empty name, and one with a ``;``, a ``<``, a line break, white space at its ends,
-        or what Gemma's tokenizer reads as a token (``[@BOS@]``).
-    """
-    breaks = name.splitlines() != [name] or name != name.strip()
-    if breaks or any(mark in name for mark in _FORGING):
-        raise InputError(
-            f"{name[:60]!r} can't be a label: it holds '<' or a line break (or ';', '[@BOS@]', "
-            "white space at its ends, or nothing)"
-        )
 
 
 @dataclass(eq=False)
@@ -155,9 +116,9 @@ class Grammar:
     def of(
         cls, tokenizer: Tokenizer, prompt: str, options: GrammarOptions | None = None
     ) -> Grammar | None:
-        """The grammar of a prompt; None where it has none. See `asked_labels`."""
-        asked = asked_labels(prompt)
-        return None if asked is None else cls(tokenizer, asked[0], asked[1], options)
+        """Return the grammar of a prompt; None for prompts without a verb."""
+        asked = asked_names(prompt)
+        return None if asked is None else cls(tokenizer, asked[0] == "segment", asked[1], options)
 
     @property
     def label_cost(self) -> int:
@@ -195,7 +156,7 @@ def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
     root, loc = _Node(), loc_token(0)
     for number, name in enumerate(names):
         words = f" {name}" if name else ""
-        middle = tokenizer.encode(f"{loc}{words} ; {loc}")[1:-1]
+        middle = tokenizer.encode(f"{loc}{words}{SEPARATOR}{loc}")[1:-1]
         ending = tokenizer.encode(f"{loc}{words}")[1:]
         if len(ending) > _LONGEST_LABEL:
             raise InputError(f"the label {name[:40]!r}… is {len(ending)} tokens long: too many")

@@ -10,8 +10,8 @@ import numpy as np
 from palidecode.answers.assembler import ParsedObject
 from palidecode.answers.parsing import format_objects, parse
 from palidecode.finetune.objects import name_problem
-from palidecode.runs.prediction import prompts_for
-from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
+from palidecode.prompts import Task, asked_names, prompts_for
+from palidecode.runtime.grammar import Grammar, GrammarOptions
 from palidecode.runtime.tokenizer import Tokenizer
 from tests.fuzzing import Target, refused
 from tests.fuzzing.mutation import TEXTS, change_bytes
@@ -84,14 +84,14 @@ def check(words: Tokenizer, text: str, rng: random.Random) -> None:
     for prompt in (f"detect {text}", f"segment {text} ; cat"):
         if refused(Grammar.of, words, prompt) is not None or refused(words.encode_prompt, prompt):
             continue
-        asked = asked_labels(prompt)
+        asked = asked_names(prompt)
         assert asked is not None
         assert not any(v.is_special(token) for token in words.encode_prompt(prompt)[1:])
         _walk(words, prompt, asked, rng)
     if refused(prompts_for, "detect", [text, "cat"], None, False) is None:
         (prompt,) = prompts_for("detect", [text, "cat"], None, False)
-        if refused(asked_labels, f"detect {prompt}") is None:
-            asked = asked_labels(f"detect {prompt}")
+        if refused(asked_names, f"detect {prompt}") is None:
+            asked = asked_names(f"detect {prompt}")
             assert asked is not None
             assert asked[1] == list(dict.fromkeys([text.strip(), "cat"]))
     if name_problem(text) is None:
@@ -101,7 +101,7 @@ def check(words: Tokenizer, text: str, rng: random.Random) -> None:
         assert not any(v.is_special(token) for token in ids)
 
 
-def _walk(words: Tokenizer, prompt: str, asked: tuple[bool, list[str]], rng: random.Random) -> None:
+def _walk(words: Tokenizer, prompt: str, asked: tuple[Task, list[str]], rng: random.Random) -> None:
     """Whatever a model chooses under the grammar, the answer holds the names alone."""
     grammar = Grammar.of(words, prompt, GrammarOptions(max_objects=2))
     assert grammar is not None
@@ -116,7 +116,7 @@ def _walk(words: Tokenizer, prompt: str, asked: tuple[bool, list[str]], rng: ran
     result = parse(words.decode(ids))
     assert result.issues == ()
     assert {item.label for item in result.objects} <= set(asked[1])
-    assert all((item.seg is not None) == asked[0] for item in result.objects)
+    assert all((item.seg is not None) == (asked[0] == "segment") for item in result.objects)
 
 
 TARGETS = {"prompts": Target(run, lambda: [text.encode() for text in _TYPED], change_text, 400)}

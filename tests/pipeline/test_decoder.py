@@ -247,7 +247,7 @@ def test_a_prompt_may_name_its_task_or_not(decoder):
     assert set(short.labels) == {"cat", "red star"}
     assert not short.has_mask.any()
     same_detections(long, short)
-    with pytest.raises(InputError, match=r"is no prompt to detect: use \.segment\(\)"):
+    with pytest.raises(InputError, match="asks to segment, the task is to detect"):
         decoder.detect(PICTURES, "segment cat")
 
 

@@ -9,7 +9,7 @@ import pytest
 from palidecode import IssueKind, parse
 from palidecode.errors import InputError
 from palidecode.runtime import grammar as module
-from palidecode.runtime.grammar import Grammar, GrammarOptions, asked_labels
+from palidecode.runtime.grammar import Grammar, GrammarOptions
 from palidecode.runtime.tokenizer import LabelTokens, Tokenizer
 from tests.references import is_answer
 from tests.samples import TOKENIZER
@@ -23,37 +23,9 @@ def tokenizer(request):
 # --- Prompts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("prompt", "asked"),
-    [
-        ("detect cat", (False, ["cat"])),
-        ("  detect   cat ;dog; cat ; ", (False, ["cat", "dog"])),
-        ("segment red star;café;", (True, ["red star", "café"])),
-        ("caption en", None),
-        ("detectcat", None),
-        ("the cat on the left", None),
-        ("", None),
-    ],
-)
-def test_what_a_prompt_asks_for(prompt, asked):
-    assert asked_labels(prompt) == asked
-
-
 def test_prompts_without_a_grammar_have_none(small_tokenizer):
     assert Grammar.of(small_tokenizer, "answer en what is this") is None
     assert Grammar.of(small_tokenizer, "detect cat").names == ["cat"]
-
-
-@pytest.mark.parametrize("prompt", ["detect", "detect ", "detect ;", "segment ; ; ", " segment"])
-def test_a_prompt_that_asks_for_nothing_is_refused(prompt):
-    with pytest.raises(InputError, match="asks for nothing: name what to"):
-        asked_labels(prompt)
-
-
-@pytest.mark.parametrize("prompt", ["detect <loc0001>", "detect cat ; a<b", "segment a\nb"])
-def test_a_label_that_could_not_be_read_back_is_refused(prompt):
-    with pytest.raises(InputError, match="can't be a label: it holds '<' or a line break"):
-        asked_labels(prompt)
 
 
 def test_a_label_that_the_tokenizer_would_write_differently_is_refused(tokenizer):

@@ -21,6 +21,7 @@ from palidecode.errors import InputError
 from palidecode.evaluation.referring.refcoco import RefCoco, Truth, read_box, union
 from palidecode.files import check_size
 from palidecode.geometry.rle import Rle, check_rle
+from palidecode.prompts import plain_expression
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
 
 # Detokenizers put spaces between special tokens or don't: they are not part of the answer.
@@ -203,8 +204,12 @@ def _sentence_of(row: Mapping[str, Any], found: RefCoco) -> int:
         )
     if type(ref) is not int:
         raise InputError("needs 'sent_id', or 'ref_id' and the expression as 'prompt'")
-    wanted = _plain(_expression(row))
-    fitting = [n for n in found.of_ref.get(ref, []) if _plain(found.truths[n].expression) == wanted]
+    wanted = plain_expression(_expression(row))
+    fitting = [
+        n
+        for n in found.of_ref.get(ref, [])
+        if plain_expression(found.truths[n].expression) == wanted
+    ]
     if len(fitting) != 1:
         raise InputError(
             f"{len(fitting)} expressions of ref_id {ref} in this split read {wanted!r}; "
@@ -216,10 +221,6 @@ def _sentence_of(row: Mapping[str, Any], found: RefCoco) -> int:
 def _expression(row: Mapping[str, Any]) -> str:
     given = row.get("expression") or row.get("prompt") or row.get("prefix")
     return given if isinstance(given, str) else ""
-
-
-def _plain(expression: str) -> str:
-    return " ".join(expression.lower().removeprefix("segment ").split())
 
 
 def _answer_of(line: int, row: Mapping[str, Any]) -> ReferringAnswer:

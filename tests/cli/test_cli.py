@@ -141,7 +141,7 @@ def test_one_text_as_coco(capsys, tmp_path):
         (("draw", "x.png", "--text", "x", "-o", "y", "--alpha", "7"), "--alpha"),
         (("weights", "verify", "nowhere.npz"), "no such weights"),
         (("weights", "convert", DEMO_ID, "x.txt"), ".npz or .safetensors"),
-        (("demo", "-o", "/dev/null/x"), "can't be written"),
+        (("demo", "--answers", "-o", "/dev/null/x"), "can't be written"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(capsys, tmp_path, monkeypatch, arguments, message):

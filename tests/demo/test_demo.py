@@ -42,6 +42,7 @@ def test_the_answers_demo_speaks_json(tmp_path, capsys):
     assert [row["mask_iou"] for row in said["rows"]].count(None) == 2
 
 
+@pytest.mark.slow
 def test_the_demo_runs_its_model_on_pictures_it_has_never_seen(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -301,6 +301,7 @@ print(peak() - before, sum(p.numel() * p.element_size() for p in model.parameter
     ("stored", "wanted"),
     [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")],
 )
+@pytest.mark.slow
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path, stored, wanted):
     config = PaliGemmaConfig(
         VisionConfig(width=576, layers=8, heads=8, mlp=2152),

@@ -32,6 +32,8 @@ from training.model.report import answers_of, colors_heeded
 from training.scenes.draw import HELD_OUT_SEED, write_scenes
 from training.scenes.shapes import CLASSES
 
+pytestmark = pytest.mark.slow
+
 COUNT = 300
 FOLDER = locate("demo")[0]
 

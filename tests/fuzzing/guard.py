@@ -57,7 +57,7 @@ def watched(place: Path) -> Iterator[None]:
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    if _Watch.place is None:
+    if _Watch is None or _Watch.place is None:  # None while the interpreter ends
         return
     if event in _RUNS:
         _forbid(f"{event} {args!r}")

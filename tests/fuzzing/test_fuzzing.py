@@ -136,6 +136,7 @@ def test_any_json(name, value):
     reason="atheris has wheels for CPython 3.11 to 3.13 on Linux (x86-64, glibc) only",
 )
 @pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.slow
 def test_guided_rounds(name, tmp_path):
     arguments = [name, "--rounds", str(GUIDED[name]), "--corpus", str(tmp_path / "corpus")]
     said = run("tests.fuzzing", *arguments)
@@ -146,6 +147,7 @@ def test_guided_rounds(name, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux counts it")
+@pytest.mark.slow
 def test_little_that_asks_for_much():
     said = run("tests.fuzzing.bombs")
     assert "picture: 65000×65000" in said  # it came to the last ones

@@ -36,6 +36,7 @@ def test_the_stream_is_seeded_and_in_range(fonts):
     assert all((mask > 0.5).any() for mask in first)
 
 
+@pytest.mark.slow
 def test_training_learns_and_goes_on_where_it_stopped(fonts, tmp_path):
     batch = torch.from_numpy(drawn(fonts, 0, 64))
     state = codec.new_state(0, "cpu")

@@ -115,6 +115,7 @@ def test_soft_targets_sum_to_one_and_prefer_the_truth():
         assert (table.argmax(1) == torch.arange(len(table))).all()
 
 
+@pytest.mark.slow
 def test_training_learns_goes_on_and_is_exported(tmp_path, monkeypatch):
     monkeypatch.setattr("training.model.data.PER_SHARD", 32)
     write_shards(tmp_path / "data", TRAIN_SEED, 32)

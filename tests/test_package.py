@@ -245,3 +245,18 @@ def test_docstrings_open_plainly(room):
             if room_of(path) == room and isinstance(node, documented):
                 first = (ast.get_docstring(node) or "").partition("\n")[0]
                 assert first.partition(" ")[0] not in OPENERS, f"{path}: {first}"
+
+
+def test_tests_mirror_the_rooms():
+    tests = ROOT.parent / "tests"
+    for room in {room_of(path) for path in FILES} - {"cores", "errors", "version", "vocab"}:
+        one = tests / f"test_{room}.py"
+        fast = [path for path in tests.glob(f"{room}/**/test_*.py") if not slow_as_a_whole(path)]
+        assert one.is_file() or fast, f"{room} has no fast tests of its own"
+
+
+def slow_as_a_whole(path):
+    return any(
+        isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+        for node in ast.parse(path.read_text()).body
+    )

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from palidecode.coco.loading import from_coco, from_coco_results
     from palidecode.coco.writing import CocoReport, CocoWriter, MaskFormat, to_coco, to_coco_results
     from palidecode.codec import load_codec
-    from palidecode.detections import CodecMismatchWarning, Detections, decode
-    from palidecode.drawing import draw
+    from palidecode.detections import CodecMismatchWarning, Detections, decode, draw
     from palidecode.errors import InputError, PalidecodeError, ParseError, WeightsError
     from palidecode.evaluation.coco.comparison import CocoComparison, compare_coco
     from palidecode.evaluation.coco.evaluate import UnscoredWarning, evaluate_coco
@@ -53,8 +52,7 @@ _HOMES = {
     "geometry.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
     "answers.parsing": ("ParseResult", "format_objects", "parse"),
     "answers.stream": ("StreamParser",),
-    "detections": ("CodecMismatchWarning", "Detections", "decode"),
-    "drawing": ("draw",),
+    "detections": ("CodecMismatchWarning", "Detections", "decode", "draw"),
     "finetune.encoding": ("encode_boxes", "encode_masks"),
     "errors": ("InputError", "PalidecodeError", "ParseError", "WeightsError"),
     "evaluation.coco.evaluate": ("UnscoredWarning", "evaluate_coco"),

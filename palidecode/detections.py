@@ -6,6 +6,7 @@ crop of their box, never in the whole image.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +15,21 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from palidecode import interop
 from palidecode.answers.assembler import ParseIssue
 from palidecode.answers.batch import parse_batch
 from palidecode.answers.parsing import Answer, Detokenize
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
+from palidecode.drawing import caption_of, color_of, draw_objects
 from palidecode.errors import InputError
+from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
 from palidecode.geometry.masks import DEFAULT_THRESHOLD, MaskCrop, paste
 from palidecode.geometry.polygons import Holes, Polygons, exact_polygons, smooth_polygons
-from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop
+from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop, rle_to_window
 from palidecode.vocab import MASK_SIDE, PALIGEMMA, SEG_PER_MASK, Vocabulary
 
 Rows: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice | Sequence[int]
@@ -216,8 +221,7 @@ class Detections:
                 continue
             width, height = self._size(row)
             mask = np.zeros((height, width), np.bool_)
-            h, w = crop.mask.shape
-            mask[crop.y0 : crop.y0 + h, crop.x0 : crop.x0 + w] = crop.mask
+            _paint(mask, crop)
             masks.append(mask)
         return masks
 
@@ -287,9 +291,11 @@ class Detections:
         InputError
             If supervision isn't installed, or a label is none of `classes`.
         """
-        from palidecode.interop import to_supervision
-
-        return to_supervision(self, classes)
+        ids = interop.class_ids(self.labels, classes, 0)
+        return [
+            interop.to_supervision(part.xyxy, part.scores, part.labels, ids, part._stacked_masks())
+            for part in self._images()
+        ]
 
     def to_torchvision(
         self, classes: Sequence[str] | None = None, *, default_score: float = 1.0
@@ -305,9 +311,14 @@ class Detections:
         InputError
             If torch isn't installed, or a label is none of `classes`.
         """
-        from palidecode.interop import to_torchvision
-
-        return to_torchvision(self, classes, default_score)
+        ids = interop.class_ids(self.labels, classes, 1)
+        with_masks = bool(self.has_mask.any())
+        targets = []
+        for part in self._images():
+            scores = np.where(np.isnan(part.scores), np.float32(default_score), part.scores)
+            masks = part._stacked_masks(always=with_masks)
+            targets.append(interop.to_torchvision(part.xyxy, scores, part.labels, ids, masks))
+        return targets
 
     def to_fiftyone(self) -> list[Any]:
         """Each image as a ``fiftyone.Detections`` (``pip install fiftyone``).
@@ -320,9 +331,36 @@ class Detections:
         InputError
             If fiftyone isn't installed.
         """
-        from palidecode.interop import to_fiftyone
+        return [interop.to_fiftyone(part._fiftyone_fields()) for part in self._images()]
 
-        return to_fiftyone(self)
+    def _fiftyone_fields(self) -> list[dict[str, Any]]:
+        return interop.fiftyone_fields(
+            self.xyxy, self.scores, self.labels, self._size_of(0), self._masks_in_boxes()
+        )
+
+    def _images(self) -> Iterator[Detections]:
+        return (self.image(index) for index in range(len(self.sizes)))
+
+    def _masks_in_boxes(self) -> Iterator[npt.NDArray[np.bool_] | None]:
+        """Yield the part of each mask inside its box."""
+        for row, crop in enumerate(self.crops()):
+            # A mask made of codes is inside its box; one of a COCO file may reach out of it.
+            rle = self._given(row)
+            if crop is None or rle is None:
+                yield None if crop is None else crop.mask
+            else:
+                yield rle_to_window(rle, self.xyxy[row])
+
+    def _stacked_masks(self, always: bool = False) -> npt.NDArray[np.bool_] | None:
+        """Masks of one image, (N, H, W), all background for rows without; None without any."""
+        if not (always or self.has_mask.any()):
+            return None
+        width, height = self._size_of(0)
+        masks = np.zeros((len(self), height, width), np.bool_)
+        for mask, crop in zip(masks, self.crops(), strict=True):
+            if crop is not None:
+                _paint(mask, crop)
+        return masks
 
     def _numbers(self, rows: Rows) -> npt.NDArray[np.int64]:
         chosen = rows if isinstance(rows, slice) else np.asarray(rows)
@@ -347,7 +385,10 @@ class Detections:
         return None if self.rles is None else self.rles[row]
 
     def _size(self, row: int) -> tuple[int, int]:
-        width, height = self.sizes[self.image_index[row]].tolist()
+        return self._size_of(int(self.image_index[row]))
+
+    def _size_of(self, image: int) -> tuple[int, int]:
+        width, height = self.sizes[image].tolist()
         return width, height
 
     def _use_codec(self) -> MaskCodec:
@@ -363,6 +404,11 @@ class Detections:
                 stacklevel=2,
             )
         return codec
+
+
+def _paint(mask: npt.NDArray[np.bool_], crop: MaskCrop) -> None:
+    height, width = crop.mask.shape
+    mask[crop.y0 : crop.y0 + height, crop.x0 : crop.x0 + width] = crop.mask
 
 
 def _parts(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
@@ -489,3 +535,68 @@ def _scores_of(
             raise InputError(f"answer {answer} has {last - first} boxes but {len(values)} scores")
         out[first:last] = values
     return out
+
+
+def draw(
+    picture: Picture,
+    detections: Detections,
+    *,
+    index: int = 0,
+    alpha: float = 0.45,
+    threshold: float = DEFAULT_THRESHOLD,
+    labels: bool = True,
+    boxes: bool = True,
+    font: str | os.PathLike[str] | None = None,
+) -> Image.Image:
+    """Draw the objects of one image on a copy of its picture.
+
+    Parameters
+    ----------
+    picture : path, PIL image or uint8 array
+        Arrays have shape (H, W), (H, W, 3) or (H, W, 4). EXIF rotation is applied, alpha is laid
+        on white.
+    detections : Detections
+    index : int
+        Number of the image in `detections`.
+    alpha : float
+        Opacity of masks, in [0, 1]; 0 leaves outlines only.
+    threshold : float
+        A pixel is mask where its field is above it.
+    labels, boxes : bool
+        Draw labels (with the score, where known) and boxes.
+    font : path, optional
+        A TrueType font, for labels in scripts that Pillow's own font lacks.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, of the picture's size. Boxes are scaled if the picture was resized.
+
+    Raises
+    ------
+    InputError
+        For a picture or a font that can't be read, or an index without an image.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must be in [0, 1], got {alpha}")
+    part = detections.image(index)
+    # Large objects first, so that small ones stay visible.
+    sides = np.maximum(part.xyxy[:, 2:] - part.xyxy[:, :2], 0)
+    part = part.select(np.argsort(-sides.prod(axis=1), kind="stable"))
+    captions = [caption_of(*row) for row in zip(part.labels, part.scores.tolist(), strict=True)]
+    return draw_objects(
+        picture,
+        part._size_of(0),
+        part.xyxy,
+        [color_of(label) for label in part.labels],
+        [_rings(mask) for mask in part.to_polygons(threshold=threshold)],
+        captions if labels else [""] * len(part),
+        alpha=alpha,
+        font=font,
+        boxes=boxes,
+    )
+
+
+def _rings(mask: Polygons | None) -> list[npt.NDArray[np.float64]]:
+    parts = () if mask is None else mask.parts
+    return [ring for part in parts for ring in (part.exterior, *part.holes)]

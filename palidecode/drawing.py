@@ -1,4 +1,4 @@
-"""Boxes, translucent masks and labels on the picture."""
+"""Boxes, translucent masks and captions on a picture; `palidecode.draw` calls it."""
 
 from __future__ import annotations
 
@@ -14,87 +14,74 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.files import open_picture
-from palidecode.geometry.masks import DEFAULT_THRESHOLD
-from palidecode.geometry.polygons import Polygons
+from palidecode.files import Picture, open_picture
 
 Color: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[int, int, int, int]
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+Ring: TypeAlias = npt.NDArray[np.float64]
 
 _SUBPIXEL = 4  # fractional bits of OpenCV's drawing coordinates
 _LONGEST_LABEL = 48
 _FAR = 100_000  # pixels
 
 
-def draw(
+def draw_objects(
     picture: Picture,
-    detections: Detections,
+    size: tuple[int, int],
+    xyxy: npt.NDArray[np.float32],
+    colors: Sequence[Color],
+    masks: Sequence[Sequence[Ring]],
+    captions: Sequence[str],
     *,
-    index: int = 0,
-    alpha: float = 0.45,
-    threshold: float = DEFAULT_THRESHOLD,
-    labels: bool = True,
-    boxes: bool = True,
+    alpha: float,
     font: str | os.PathLike[str] | None = None,
+    boxes: bool = True,
 ) -> Image.Image:
-    """Draw the objects of one image; the picture itself stays as it was.
+    """Draw the objects of one image on a copy of its picture, one over the other.
 
     Parameters
     ----------
-    picture : path, PIL image or uint8 array (H, W, 3)
-    detections : Detections
-    index : int
-        Which of its images `picture` is.
+    picture : path, PIL image or uint8 array
+    size : tuple of 2 int
+        Width and height of the image that the coordinates belong to.
+    xyxy : ndarray, shape (N, 4)
+        Boxes in pixels of that image.
+    colors : sequence of N Color
+    masks : sequence of N sequences of ndarray, shape (P, 2)
+        The rings of each mask, holes included, in pixels; none where there is no mask.
+    captions : sequence of N str
+        ``""`` writes none.
     alpha : float
-        How opaque masks are, in [0, 1]; 0 leaves outlines only.
-    threshold : float
-        A pixel is mask where its field is above it.
-    labels, boxes : bool
-        Draw labels (with the score, where known) and boxes.
+        Opacity of masks, in [0, 1].
     font : path, optional
-        A TrueType font, for labels in scripts that Pillow's own font lacks.
-
-    Returns
-    -------
-    PIL.Image.Image
-        RGB, of the picture's size. Boxes are scaled if the picture was resized.
+    boxes : bool
 
     Raises
     ------
     InputError
-        For a picture or a font that can't be read, or an index without an image.
+        For a picture or a font that can't be read.
     """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha must lie in [0, 1], got {alpha}")
-    image = _as_image(picture)
-    found = detections.image(index)
-    # Large objects first, so that small ones stay visible.
-    sides = np.maximum(found.xyxy[:, 2:] - found.xyxy[:, :2], 0)
-    found = found.select(np.argsort(-sides.prod(axis=1), kind="stable"))
-    scale = np.asarray(image.size) / found.sizes[0]
-    colors = [color_of(label) for label in found.labels]
-    thickness = max(1, round(min(image.size) / 320))
-    canvas = np.array(image)
-    for polygons, color in zip(found.to_polygons(threshold=threshold), colors, strict=True):
-        if polygons is not None:
-            _lay_mask(canvas, polygons, scale, color, alpha, thickness)
-    # OpenCV's coordinates are short, and what is as far away isn't seen.
-    placed = np.clip(found.xyxy * np.tile(scale, 2), -_FAR, _FAR)
-    corners = np.rint(placed).astype(np.int64).tolist()
+    canvas = np.array(open_picture(picture))
+    height, width = canvas.shape[:2]
+    scale = np.array([width, height]) / size
+    thickness = max(1, round(min(width, height) / 320))
+    for rings, color in zip(masks, colors, strict=True):
+        if rings:
+            _draw_mask(canvas, [ring * scale for ring in rings], color, alpha, thickness)
+    # OpenCV's coordinates are short; that far away is outside of every picture.
+    scaled = np.clip(xyxy * np.tile(scale, 2), -_FAR, _FAR)
+    corners = np.rint(scaled).astype(np.int64).tolist()
     if boxes:
         for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
             cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
     drawn = Image.fromarray(canvas)
-    if labels:
-        _write_labels(drawn, found, corners, colors, font)
+    _write_captions(drawn, corners, colors, captions, font)
     return drawn
 
 
 def color_of(label: str) -> Color:
-    """A strong colour that a label always has, on every machine and in every run."""
+    """Return a label's strong colour, the same on every machine and in every run."""
     digest = hashlib.blake2b(_printable(label.casefold()).encode(), digest_size=4).digest()
     hue = int.from_bytes(digest[:2], "big") / 65536
     # Two rows of lightness, so that neighbouring hues can still be told apart.
@@ -103,100 +90,80 @@ def color_of(label: str) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _as_image(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise InputError(
-                f"a picture array must be (H, W, 3) uint8, got {picture.shape} {picture.dtype}"
-            )
-        return Image.fromarray(picture)
-    return open_picture(picture)
-
-
-def _lay_mask(
-    canvas: npt.NDArray[np.uint8],
-    polygons: Polygons,
-    scale: npt.NDArray[np.float64],
-    color: Color,
-    alpha: float,
-    thickness: int,
-) -> None:
-    """Blend a mask into the canvas and draw its outline; holes stay clear."""
-    rings = [
-        np.rint(ring * scale * (1 << _SUBPIXEL)).astype(np.int32)
-        for part in polygons.parts
-        for ring in (part.exterior, *part.holes)
-    ]
-    if not rings:
-        return
-    every = np.concatenate(rings) >> _SUBPIXEL
-    height, width = canvas.shape[:2]
-    x1, y1 = np.clip(every.min(axis=0) - 1, 0, [width, height]).tolist()
-    x2, y2 = np.clip(every.max(axis=0) + 2, 0, [width, height]).tolist()
-    if x2 > x1 and y2 > y1:
-        cover = np.zeros((y2 - y1, x2 - x1), np.uint8)
-        moved = [ring - (np.array([x1, y1], np.int32) << _SUBPIXEL) for ring in rings]
-        cv2.fillPoly(cover, moved, 255, cv2.LINE_AA, _SUBPIXEL)
-        share = (cover.astype(np.float32) * (alpha / 255))[:, :, None]
-        part = canvas[y1:y2, x1:x2]
-        part[:] = np.rint(part * (1 - share) + np.asarray(color, np.float32) * share)
-    cv2.polylines(canvas, rings, True, color, thickness, cv2.LINE_AA, _SUBPIXEL)
-
-
-def _write_labels(
-    image: Image.Image,
-    found: Detections,
-    corners: Sequence[Sequence[int]],
-    colors: Sequence[Color],
-    font: str | os.PathLike[str] | None,
-) -> None:
-    """Labels above their boxes, moved out of each other's way where there is room."""
-    pen = ImageDraw.Draw(image)
-    size = int(np.clip(min(image.size) / 30, 11, 40))
-    letters = _font(None if font is None else str(font), size)
-    taken: list[Box] = []
-    for row, label in enumerate(found.labels):
-        text = _caption(label, float(found.scores[row]))
-        if not text:
-            continue
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=letters)
-        pad = max(2, size // 5)
-        width, height = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
-        place = _find_place(corners[row], width, height, image.size, taken)
-        taken.append(place)
-        pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colors[row])
-        ink = "black" if _luminance(colors[row]) > 0.45 else "white"
-        pen.text((place[0] + pad - left, place[1] + pad - top), text, fill=ink, font=letters)
-
-
-def _caption(label: str, score: float) -> str:
+def caption_of(label: str, score: float) -> str:
+    """Write a label on one line, shortened where it is long, and its score where it is known."""
     text = _printable(" ".join(label.split()))
     if len(text) > _LONGEST_LABEL:
         text = text[: _LONGEST_LABEL - 1] + "…"
     return text if np.isnan(score) else f"{text} {score:.2f}".strip()
 
 
+def _draw_mask(
+    canvas: npt.NDArray[np.uint8],
+    rings: Sequence[Ring],
+    color: Color,
+    alpha: float,
+    thickness: int,
+) -> None:
+    """Blend a mask into the canvas and draw its outline; holes stay clear."""
+    points = [np.rint(ring * (1 << _SUBPIXEL)).astype(np.int32) for ring in rings]
+    every = np.concatenate(points) >> _SUBPIXEL
+    height, width = canvas.shape[:2]
+    x1, y1 = np.clip(every.min(axis=0) - 1, 0, [width, height]).tolist()
+    x2, y2 = np.clip(every.max(axis=0) + 2, 0, [width, height]).tolist()
+    if x2 > x1 and y2 > y1:
+        cover = np.zeros((y2 - y1, x2 - x1), np.uint8)
+        moved = [ring - (np.array([x1, y1], np.int32) << _SUBPIXEL) for ring in points]
+        cv2.fillPoly(cover, moved, 255, cv2.LINE_AA, _SUBPIXEL)
+        share = (cover.astype(np.float32) * (alpha / 255))[:, :, None]
+        part = canvas[y1:y2, x1:x2]
+        part[:] = np.rint(part * (1 - share) + np.asarray(color, np.float32) * share)
+    cv2.polylines(canvas, points, True, color, thickness, cv2.LINE_AA, _SUBPIXEL)
+
+
+def _write_captions(
+    image: Image.Image,
+    corners: Sequence[Sequence[int]],
+    colors: Sequence[Color],
+    captions: Sequence[str],
+    font: str | os.PathLike[str] | None,
+) -> None:
+    """Write captions above their boxes, moved out of each other's way where there is room."""
+    if not any(captions):
+        return
+    pen = ImageDraw.Draw(image)
+    size = int(np.clip(min(image.size) / 30, 11, 40))
+    letters = _font(None if font is None else str(font), size)
+    taken: list[Box] = []
+    for corner, color, text in zip(corners, colors, captions, strict=True):
+        if not text:
+            continue
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=letters)
+        pad = max(2, size // 5)
+        width, height = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
+        box = _free_box(corner, width, height, image.size, taken)
+        taken.append(box)
+        pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=color)
+        ink = "black" if _luminance(color) > 0.45 else "white"
+        pen.text((box[0] + pad - left, box[1] + pad - top), text, fill=ink, font=letters)
+
+
 def _printable(text: str) -> str:
-    """Halves of surrogate pairs, which no font and no encoding has, as question marks."""
+    """Replace halves of surrogate pairs, which no font has, by question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _find_place(
+def _free_box(
     corners: Sequence[int], width: int, height: int, size: tuple[int, int], taken: list[Box]
 ) -> Box:
-    """Above the box, inside its top, below it, inside its bottom: the first that is free."""
+    """Choose the first free box: above the object, inside its top, below it, inside its bottom."""
     x1, y1, _, y2 = corners
     x = int(np.clip(x1, 0, max(0, size[0] - width)))
-    places = []
+    boxes = []
     for y in (y1 - height, y1, y2, y2 - height):
         clear = int(np.clip(y, 0, max(0, size[1] - height)))
-        places.append((x, clear, x + width, clear + height))
-    for place in places:
-        if not any(_overlap(place, other) for other in taken):
-            return place
-    return places[0]
+        boxes.append((x, clear, x + width, clear + height))
+    return next((b for b in boxes if not any(_overlap(b, other) for other in taken)), boxes[0])
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -204,7 +171,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _luminance(color: Color) -> float:
-    """Relative luminance of sRGB, as WCAG defines contrast by."""
+    """Relative luminance of sRGB, by which WCAG defines contrast."""
     linear = [(v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4) for v in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -1,4 +1,4 @@
-"""Detections in the formats of other libraries, one object or dict per image.
+"""Objects of one image in the formats of other libraries.
 
 None of these libraries is needed by the others, so each is imported when it is asked for.
 """
@@ -7,119 +7,104 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
-from palidecode.geometry.rle import rle_to_window
 
-if TYPE_CHECKING:
-    from palidecode.detections import Detections
+Floats = npt.NDArray[np.float32]
+Masks = npt.NDArray[np.bool_]
 
 
-def to_supervision(detections: Detections, classes: Sequence[str] | None) -> list[Any]:
-    """See `Detections.to_supervision`."""
-    supervision = _import("supervision")
-    ids = _class_ids(detections, classes, 0)
-    return [
-        supervision.Detections(
-            xyxy=part.xyxy.copy(),
-            mask=_stack(part),
-            confidence=None if np.isnan(part.scores).all() else part.scores.copy(),
-            class_id=np.array([ids[label] for label in part.labels], np.int64),
-            data={"class_name": np.array(part.labels, dtype=np.str_)},
-        )
-        for part in _images(detections)
-    ]
+def to_supervision(
+    xyxy: Floats, scores: Floats, labels: Sequence[str], ids: Mapping[str, int], masks: Masks | None
+) -> Any:
+    """Make a ``supervision.Detections``; `masks` have shape (N, H, W)."""
+    return _import("supervision").Detections(
+        xyxy=xyxy.copy(),
+        mask=masks,
+        confidence=None if np.isnan(scores).all() else scores.copy(),
+        class_id=np.array([ids[label] for label in labels], np.int64),
+        data={"class_name": np.array(labels, dtype=np.str_)},
+    )
 
 
 def to_torchvision(
-    detections: Detections, classes: Sequence[str] | None, default_score: float
-) -> list[dict[str, Any]]:
-    """See `Detections.to_torchvision`."""
+    xyxy: Floats, scores: Floats, labels: Sequence[str], ids: Mapping[str, int], masks: Masks | None
+) -> dict[str, Any]:
+    """Make the dict of tensors that torchvision and torchmetrics take; masks are (N, H, W)."""
     torch = _import("torch")
-    ids = _class_ids(detections, classes, 1)
-    found = []
-    for part in _images(detections):
-        scores = np.where(np.isnan(part.scores), np.float32(default_score), part.scores)
-        tensors = {
-            "boxes": torch.from_numpy(part.xyxy.copy()),
-            "labels": torch.tensor([ids[label] for label in part.labels], dtype=torch.int64),
-            "scores": torch.from_numpy(scores),
-        }
-        if detections.has_mask.any():
-            width, height = part.sizes[0].tolist()
-            masks = _stack(part)
-            empty = np.zeros((len(part), height, width), np.bool_)
-            tensors["masks"] = torch.from_numpy(empty if masks is None else masks)
-        found.append(tensors)
-    return found
+    tensors = {
+        "boxes": torch.from_numpy(xyxy.copy()),
+        "labels": torch.tensor([ids[label] for label in labels], dtype=torch.int64),
+        "scores": torch.from_numpy(scores),
+    }
+    if masks is not None:
+        tensors["masks"] = torch.from_numpy(masks)
+    return tensors
 
 
-def to_fiftyone(detections: Detections) -> list[Any]:
-    """See `Detections.to_fiftyone`."""
+def to_fiftyone(fields: Iterable[Mapping[str, Any]]) -> Any:
+    """Make a ``fiftyone.Detections`` of the fields of its detections; see `fiftyone_fields`."""
     fiftyone = _import("fiftyone")
-    return [
-        fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in fiftyone_fields(part)])
-        for part in _images(detections)
-    ]
+    return fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in fields])
 
 
-def fiftyone_fields(image: Detections) -> list[dict[str, Any]]:
-    """The fields of one image's FiftyOne detections.
+def fiftyone_fields(
+    xyxy: Floats,
+    scores: Floats,
+    labels: Sequence[str],
+    size: tuple[int, int],
+    masks: Iterable[Masks | None],
+) -> list[dict[str, Any]]:
+    """Return the fields of one image's FiftyOne detections.
+
+    Parameters
+    ----------
+    xyxy : ndarray, shape (N, 4)
+        In pixels; inverted and outside parts are clipped away.
+    scores : ndarray, shape (N,)
+        NaN where unknown.
+    labels : sequence of N str
+    size : tuple of 2 int
+        Width and height of the image.
+    masks : iterable of N (ndarray of bool, shape (h, w), or None)
+        The part of each mask inside its box.
 
     Returns
     -------
     list of dict
         ``label``; ``bounding_box``: x, y, width, height in fractions of the image;
-        ``confidence`` where the score is known; ``mask``: bool (h, w), the part of the mask
-        inside the box, where there is one.
+        ``confidence`` where the score is known; ``mask`` where there is one.
     """
-    sides = np.tile(image.sizes[0], 2)
-    corners = np.clip(image.xyxy.astype(np.float64), 0, sides) / sides
+    sides = np.tile(size, 2)
+    corners = np.clip(xyxy.astype(np.float64), 0, sides) / sides
     boxes = np.concatenate([corners[:, :2], np.maximum(corners[:, 2:] - corners[:, :2], 0)], axis=1)
     rows: list[dict[str, Any]] = []
-    for row, crop in enumerate(image.crops()):
-        fields: dict[str, Any] = {"label": image.labels[row], "bounding_box": boxes[row].tolist()}
-        if not math.isnan(image.scores[row]):
-            fields["confidence"] = float(image.scores[row])
-        if crop is not None:
-            # A mask made of codes lies in its box; one of a COCO file may reach out of it.
-            rle = None if image.rles is None else image.rles[row]
-            mask = crop.mask if rle is None else rle_to_window(rle, image.xyxy[row])
-            if mask.size:
-                fields["mask"] = np.ascontiguousarray(mask)
+    for label, box, score, mask in zip(labels, boxes.tolist(), scores.tolist(), masks, strict=True):
+        fields: dict[str, Any] = {"label": label, "bounding_box": box}
+        if not math.isnan(score):
+            fields["confidence"] = score
+        if mask is not None and mask.size:
+            fields["mask"] = np.ascontiguousarray(mask)
         rows.append(fields)
     return rows
 
 
-def _images(detections: Detections) -> list[Detections]:
-    return [detections.image(index) for index in range(len(detections.sizes))]
+def class_ids(labels: Iterable[str], classes: Sequence[str] | None, first: int) -> dict[str, int]:
+    """Number the labels from `first`, in the order of `classes` or else of appearance.
 
-
-def _stack(image: Detections) -> npt.NDArray[np.bool_] | None:
-    """The masks of one image, (N, H, W); all background where a row has none; None without any."""
-    if not image.has_mask.any():
-        return None
-    width, height = image.sizes[0].tolist()
-    masks = np.zeros((len(image), height, width), np.bool_)
-    for row, crop in enumerate(image.crops()):
-        if crop is not None:
-            h, w = crop.mask.shape
-            masks[row, crop.y0 : crop.y0 + h, crop.x0 : crop.x0 + w] = crop.mask
-    return masks
-
-
-def _class_ids(
-    detections: Detections, classes: Sequence[str] | None, first: int
-) -> Mapping[str, int]:
-    """Each label's number; by default in the order in which labels appear."""
-    names = dict.fromkeys(detections.labels) if classes is None else classes
-    ids = {name: number for number, name in enumerate(names, first)}
-    unknown = sorted(set(detections.labels) - set(ids))
+    Raises
+    ------
+    InputError
+        For a label that is none of `classes`.
+    """
+    known = dict.fromkeys(labels)
+    ids = {name: number for number, name in enumerate(known if classes is None else classes, first)}
+    unknown = sorted(set(known) - set(ids))
     if unknown:
         raise InputError(f"labels that are none of the classes: {', '.join(map(repr, unknown))}")
     return ids

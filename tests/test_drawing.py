@@ -74,10 +74,38 @@ def test_the_picture_itself_is_not_changed():
     assert (array == 128).all()
 
 
+def test_a_picture_taken_sideways_is_drawn_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right to see it
+    Image.new("RGB", (240, 320), "#808080").save(tmp_path / "a.png", exif=exif)
+    found = decode([answer("cat", (256, 256, 512, 512))], (320, 240))
+    with Image.open(tmp_path / "a.png") as held_sideways:
+        drawn = draw(held_sideways, found)
+    assert drawn.size == (320, 240)
+    assert (np.asarray(drawn) == np.asarray(draw(GREY, found))).all()
+    assert (np.asarray(drawn) == np.asarray(draw(tmp_path / "a.png", found))).all()
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (240, 320, 3), (240, 320, 4)])
+def test_arrays_are_grey_rgb_or_rgba(shape):
+    array = np.full(shape, 128, np.uint8)
+    if shape[2:] == (4,):
+        array[:, :, 3] = 255
+    found = decode([answer("cat", (256, 256, 512, 512))], (320, 240))
+    assert (np.asarray(draw(array, found)) == np.asarray(draw(GREY, found))).all()
+
+
+def test_transparent_parts_are_white():
+    found = decode([""], (320, 240))
+    clear = draw(np.zeros((240, 320, 4), np.uint8), found)
+    assert (np.asarray(clear) == 255).all()
+    assert (np.asarray(draw(Image.new("RGBA", (320, 240)), found)) == 255).all()
+
+
 @pytest.mark.parametrize(
     ("picture", "options", "message"),
     [
-        (np.zeros((4, 4), np.uint8), {}, "uint8"),
+        (np.zeros((4, 4, 2), np.uint8), {}, "uint8"),
         (np.zeros((4, 4, 3)), {}, "uint8"),
         ("nowhere.png", {}, "no such picture"),
         (GREY, {"alpha": 2}, "alpha"),

@@ -20,7 +20,7 @@ from palidecode.answers.jsonl import Problem, read_rows
 from palidecode.answers.parsing import parse
 from palidecode.cli import main
 from palidecode.coco.loading import from_coco, from_coco_results
-from palidecode.drawing import draw
+from palidecode.detections import draw
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.refcoco import read_refcoco
 from palidecode.files import open_picture, picture_size, png_names, read_json, replacing

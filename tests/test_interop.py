@@ -9,7 +9,6 @@ import supervision
 import torch
 
 from palidecode import InputError, decode, from_coco
-from palidecode.interop import fiftyone_fields
 
 SEG = "".join(f"<seg{code:03d}>" for code in range(16))
 CAT = f"<loc0000><loc0000><loc0512><loc0512>{SEG} cat ; <loc0500><loc0500><loc0900><loc1000> dog"
@@ -77,7 +76,7 @@ def test_classes(found, convert):
 
 
 def test_fiftyone_fields_are_as_its_documentation_says(found):
-    cat, dog = fiftyone_fields(found.image(0))
+    cat, dog = found.image(0)._fiftyone_fields()
     assert cat["label"] == "cat"
     assert cat["bounding_box"] == [0, 0, 0.5, 0.5]
     assert cat["confidence"] == 0.5
@@ -85,11 +84,11 @@ def test_fiftyone_fields_are_as_its_documentation_says(found):
     assert (cat["mask"] == found.to_masks()[0][:30, :40]).all()
     assert dog["bounding_box"] == pytest.approx([500 / 1024, 500 / 1024, 500 / 1024, 400 / 1024])
     assert "mask" not in dog
-    (inverted,) = fiftyone_fields(found.image(1))
+    (inverted,) = found.image(1)._fiftyone_fields()
     assert inverted["bounding_box"][2:] == [0, 0]
     assert "confidence" not in inverted
     outside = replace(found.image(1), xyxy=np.array([[-9, -9, 99, 99]], np.float32))
-    assert fiftyone_fields(outside)[0]["bounding_box"] == [0, 0, 1, 1]
+    assert outside._fiftyone_fields()[0]["bounding_box"] == [0, 0, 1, 1]
 
 
 def test_fiftyone_masks_of_a_coco_file_are_cropped_to_the_box():
@@ -104,7 +103,7 @@ def test_fiftyone_masks_of_a_coco_file_are_cropped_to_the_box():
             ],
         }
     )
-    (cat,) = fiftyone_fields(found)
+    (cat,) = found._fiftyone_fields()
     assert cat["bounding_box"] == [0.25, 0.125, 0.5, 0.625]
     assert cat["mask"].tolist() == [[True, True, False, False]] * 5
     assert found.to_torchvision()[0]["masks"].sum() == 32

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``palidecode draw``."""
-    from palidecode.drawing import draw
+    from palidecode.detections import draw
     from palidecode.files import inside, png_names, replacing
 
     if not 0 <= args.alpha <= 1:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw_text(args: argparse.Namespace) -> int:
-    from palidecode.drawing import draw
+    from palidecode.detections import draw
     from palidecode.files import open_picture, replacing
 
     options, image = answer_options(args), open_picture(args.source)

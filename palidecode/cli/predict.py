@@ -317,7 +317,7 @@ def _asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[Predict
 
 
 def _overlay(run: _Run, pictures: Sequence[PictureFile], found: Detections) -> None:
-    from palidecode.drawing import draw
+    from palidecode.detections import draw
     from palidecode.files import replacing
 
     for index, item in enumerate(pictures):

@@ -19,8 +19,7 @@ from palidecode.coco.loading import from_coco
 from palidecode.coco.writing import to_coco
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
-from palidecode.detections import Detections
-from palidecode.drawing import draw
+from palidecode.detections import Detections, draw
 from palidecode.files import replacing
 from palidecode.geometry.boxes import box_iou
 from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows

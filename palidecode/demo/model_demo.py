@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from palidecode.coco.writing import to_coco
-from palidecode.drawing import draw
+from palidecode.detections import draw
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import open_picture, read_json, replacing

@@ -12,7 +12,7 @@ from PIL import Image
 
 from palidecode.answers.parsing import parse
 from palidecode.coco.loading import from_coco
-from palidecode.drawing import draw
+from palidecode.detections import draw
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.evaluate import evaluate_referring

@@ -30,7 +30,7 @@ from palidecode.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-    from palidecode.runtime.generate import Answer, GenerateOptions
+    from palidecode.runtime.generate import GeneratedTokens, GenerateOptions
     from palidecode.runtime.paligemma import PaliGemma
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
@@ -452,7 +452,7 @@ class PaliDecoder:
         from palidecode.runtime.generate import generate
 
         fine = [row for row, item in enumerate(opened) if not isinstance(item, InputError)]
-        answers: list[Answer] = []
+        answers: list[GeneratedTokens] = []
         if fine:
             features = self._encode([opened[row] for row in fine])  # type: ignore[misc]
             numbers = [start + row for row in fine]

@@ -1,8 +1,7 @@
-"""big_vision's ``.npz`` checkpoints as a `Source`, under the names of transformers.
+"""big_vision's ``.npz`` checkpoints as a `Source`, under transformers' names.
 
-Arrays are mapped into memory straight from the archive (``np.savez`` stores them as they
-are), each time one is asked for: of a stacked array only that layer is read, and what was
-copied from it is given back at once.
+``np.savez`` stores arrays uncompressed, so each read maps one from the archive: of a stacked
+array only the wanted layer is read, and its memory is released after the copy.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,28 +24,29 @@ from palidecode.errors import WeightsError
 from palidecode.runtime.config import PRESETS, PaliGemmaConfig, TextConfig, VisionConfig
 
 Array = npt.NDArray[Any]
+Turn = Callable[[Array], Array]
 
 _PREFIX = "params/"
 _SHOWN = 5
-# Weights hardly shrink when packed. What is small may: a model of zeros in a test.
+# Weights hardly compress: refuse archives above this size that unpack to over 20 times theirs.
 _SMALL, _MOST_PACKED = 1 << 26, 20
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and its extras
 _READ_HEADER = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# bfloat16 is nothing that numpy knows: two bytes without a type, or whole numbers.
+# numpy has no bfloat16: it arrives as two bytes without a type, or as integers.
 _DTYPES = [np.dtype(name) for name in ("float32", "float16", "V2", "uint16")]
 _BLOCK = "img/Transformer/encoderblock"
 _VISION_ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
 
 
 class Shaped(Protocol):
-    """An array, or what stands for one."""
+    """An array, or a description of one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """Sizes of the axes."""
         ...
 
 
@@ -55,14 +55,14 @@ class _Stored:
     """An array in an archive, read when it is opened."""
 
     path: Path
-    offset: int
+    offset: int  # bytes
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     order: Literal["C", "F"]
-    data: Array | None = None  # of a compressed one, which can't be mapped
+    data: Array | None = None  # of a compressed array, which can't be mapped
 
     def open(self) -> Array:
-        """The array; changes to it, if any, stay in memory."""
+        """Map the array copy-on-write: changes stay in memory."""
         if self.data is not None:
             return self.data
         return np.memmap(self.path, self.dtype, "c", self.offset, self.shape, self.order)
@@ -70,11 +70,11 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where one tensor is: a key, the steps into its leading axes, and the turn to ours."""
+    """One tensor of ours: its key, its index into the leading axes, the change of layout."""
 
     key: str
-    at: tuple[int, ...]
-    turn: Callable[[Array], Array]
+    index: tuple[int, ...]
+    turn: Turn
     shape: tuple[int, ...]
 
 
@@ -86,14 +86,15 @@ class BigVisionNpz:
     name : str
         The file.
     ignored : tuple of str
-        Keys beside those under ``params/``: a training state's optimiser and step.
+        Keys outside ``params/``: the optimiser and step of a training state.
     config : PaliGemmaConfig
-        See `config_of`.
+        From `config_of`.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, no such checkpoint, or lacks arrays.
+        If the file is missing or damaged, isn't such a checkpoint, or has missing or unknown
+        arrays.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,22 +106,22 @@ class BigVisionNpz:
         self.config = config_of(self._arrays, self.name)
         self._pieces = _pieces(self.config)
         needed = {piece.key for piece in self._pieces.values()}
-        self._tell("missing", needed - self._arrays.keys())
-        # What is nobody's would change the answers if it meant anything: refuse, don't drop.
-        self._tell("unexpected", self._arrays.keys() - needed)
+        self._refuse("missing", needed - self._arrays.keys())
+        # Ignoring an unknown array could change outputs.
+        self._refuse("unexpected", self._arrays.keys() - needed)
         self._check_stacks()
 
-    def _tell(self, what: str, names: set[str]) -> None:
+    def _refuse(self, what: str, names: set[str]) -> None:
         if names:
             shown = ", ".join(sorted(names)[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
             raise WeightsError(f"{self.name}: {len(names)} arrays are {what}: {shown}")
 
     def _check_stacks(self) -> None:
-        """A stack holds as many layers as the config has, and not one more."""
-        steps: dict[str, set[tuple[int, ...]]] = {}
+        """Check that each stack has exactly the config's number of layers."""
+        indices: dict[str, set[tuple[int, ...]]] = {}
         for piece in self._pieces.values():
-            steps.setdefault(piece.key, set()).add(piece.at)
-        for key, taken in steps.items():
+            indices.setdefault(piece.key, set()).add(piece.index)
+        for key, taken in indices.items():
             wanted = tuple(max(axis) + 1 for axis in zip(*taken, strict=True))
             shape = self._arrays[key].shape
             if shape[: len(wanted)] != wanted:
@@ -129,47 +130,46 @@ class BigVisionNpz:
                 )
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See `Source`; shapes are those of the arrays, not of the config."""
-        found = {}
+        """Return every name and the shape of its array; see `Source`."""
+        shapes = {}
         for name, piece in self._pieces.items():
             shape = self._arrays[piece.key].shape
-            # Turning something of this shape costs nothing: it has no numbers.
-            hollow = np.broadcast_to(np.float32(0), shape[len(piece.at) :])
+            # An array of this shape that takes no memory.
+            hollow = np.broadcast_to(np.float32(0), shape[len(piece.index) :])
             try:
-                found[name] = piece.turn(hollow).shape
+                shapes[name] = piece.turn(hollow).shape
             except (ValueError, IndexError):
                 raise WeightsError(
                     f"{self.name}: {piece.key} is {shape}, which can't become {name} {piece.shape}"
                 ) from None
-        return found
+        return shapes
 
     def read(self, name: str) -> Tensor:
-        """See `Source`; bfloat16 comes as bfloat16, whatever the file calls it."""
+        """Read one tensor; bfloat16 is recognised under any of its names. See `Source`."""
         piece = self._pieces[name]
         try:
-            found = piece.turn(self._arrays[piece.key].open()[piece.at])
+            turned = piece.turn(self._arrays[piece.key].open()[piece.index])
         except (ValueError, IndexError) as error:
             raise WeightsError(f"{self.name}: {piece.key}: {error}") from error
-        # An archive's members start anywhere: torch wants them aligned.
-        array = np.require(found, requirements=("C", "A"))
+        # Members of an archive start at any byte, but torch needs aligned arrays.
+        array = np.require(turned, requirements=("C", "A"))
         if array.dtype.kind in "Vu":
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
 
 def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfig:
-    """The model that arrays of these shapes belong to.
+    """Infer the config from the shapes of the arrays.
 
-    Sizes are read off the shapes. What no shape tells is that of the published model with
-    this decoder (width, layers, heads …): soft caps, sliding window, and the scale of the
-    attention logits, 1/√256 or, in the 28B model, 1/√144. A decoder of no published size
-    has Gemma's or, with norms after attention, Gemma 2's constants, and the root of its head
-    size. big_vision's table has 257,152 rows: 64 fewer than Hugging Face's, none for
-    ``<image>``.
+    Shapes don't say soft caps, sliding window and the scale of attention logits (1/√256, or
+    1/√144 in the 28B model): those are of the published model with the same decoder. A decoder
+    of another size has Gemma's constants or, with norms after attention, Gemma 2's, and a
+    scale from its head size. big_vision's embedding has 257,152 rows: 64 fewer than Hugging
+    Face's, and none for ``<image>``.
 
     Parameters
     ----------
-    arrays : mapping of str to what has a ``shape``
+    arrays : mapping of str to array-like with a ``shape``
         Keys without ``params/``.
     name : str
         For messages.
@@ -177,16 +177,16 @@ def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfi
     Raises
     ------
     WeightsError
-        If an array that tells a size is missing or of another rank.
+        If an array that is needed is missing or of another rank.
     """
 
     def shape(key: str, rank: int) -> tuple[int, ...]:
         if key not in arrays:
             raise WeightsError(f"{name}: no {key}: not a PaliGemma checkpoint of big_vision")
-        found = arrays[key].shape
-        if len(found) != rank or 0 in found:
-            raise WeightsError(f"{name}: {key} is {found}, expected {rank} axes and none empty")
-        return found
+        sizes = arrays[key].shape
+        if len(sizes) != rank or 0 in sizes:
+            raise WeightsError(f"{name}: {key} is {sizes}, expected {rank} axes and none empty")
+        return sizes
 
     patch, _, _, width = shape("img/embedding/kernel", 4)
     side = round(shape("img/pos_embedding", 3)[1] ** 0.5)
@@ -216,28 +216,28 @@ def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfi
 
 
 def _constants(text: TextConfig) -> TextConfig:
-    """The text config with what shapes don't tell."""
+    """Add the constants that shapes don't say."""
     like = [preset.text for preset in PRESETS.values() if preset.text.post_norms == text.post_norms]
-    caps = {
-        name: getattr(like[0], name)
-        for name in ("attention_softcap", "final_softcap", "sliding_window")
-    }
-    sized = replace(text, **caps)
+    capped = replace(
+        text,
+        attention_softcap=like[0].attention_softcap,
+        final_softcap=like[0].final_softcap,
+        sliding_window=like[0].sliding_window,
+    )
     for known in like:
-        if replace(known, vocabulary=0) == replace(
-            sized, vocabulary=0, query_scale=known.query_scale
-        ):
-            return replace(sized, query_scale=known.query_scale)
-    return sized
+        same = replace(capped, query_scale=known.query_scale)
+        if replace(known, vocabulary=0) == replace(same, vocabulary=0):
+            return same
+    return capped
 
 
 def _pieces(config: PaliGemmaConfig) -> dict[str, _Piece]:
-    """transformers' names (as `Source` spells them), and where big_vision keeps each."""
+    """Map transformers' names (as `Source` spells them) to big_vision's arrays."""
     v, t = config.vision, config.text
-    found: dict[str, _Piece] = {}
+    pieces: dict[str, _Piece] = {}
 
-    def add(name: str, key: str, shape: tuple[int, ...], turn: Turn = _same, *at: int) -> None:
-        found[name] = _Piece(key, at, turn, shape)
+    def add(name: str, key: str, shape: tuple[int, ...], turn: Turn = _same, *index: int) -> None:
+        pieces[name] = _Piece(key, index, turn, shape)
 
     patch = (v.width, 3, v.patch, v.patch)
     add("vision.embeddings.patch_embedding.weight", "img/embedding/kernel", patch, _patch)
@@ -285,7 +285,7 @@ def _pieces(config: PaliGemmaConfig) -> dict[str, _Piece]:
             key = f"llm/layers/{word}/scale"
             add(f"{theirs}.{name}.weight", key, (t.width,), _same, layer)
     add("language.norm.weight", "llm/final_norm/scale", (t.width,))
-    return found
+    return pieces
 
 
 def _norms(post: bool) -> dict[str, str]:
@@ -297,9 +297,6 @@ def _norms(post: bool) -> dict[str, str]:
         "pre_feedforward_layernorm": "pre_ffw_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     }
-
-
-Turn = Callable[[Array], Array]
 
 
 def _same(array: Array) -> Array:
@@ -327,7 +324,7 @@ def _heads_out(kernel: Array) -> Array:
 
 
 def _members(path: Path) -> dict[str, _Stored]:
-    """Every array of the archive; nothing is unpickled."""
+    """List the archive's arrays; nothing is unpickled."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             _check_packed(archive)
@@ -339,17 +336,19 @@ def _members(path: Path) -> dict[str, _Stored]:
         raise WeightsError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise WeightsError(
-            f"{path}: cut short, damaged or no .npz ({error}); download it again"
+            f"{path}: cut short, damaged or not a .npz ({error}); download it again"
         ) from error
-    except Exception as error:  # damaged headers of arrays raise a dozen kinds
+    except Exception as error:  # damaged array headers raise a dozen kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path}: can't be read as a .npz ({reason})") from error
 
 
-def _stored(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Any) -> _Stored:
+def _stored(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: IO[bytes]
+) -> _Stored:
     if member.compress_type != zipfile.ZIP_STORED:
         with archive.open(member) as packed:
-            _header(member, packed)  # before there is memory for what it says
+            _header(member, packed)  # check the size before memory is allocated
         with archive.open(member) as packed:
             array = np.lib.format.read_array(packed, allow_pickle=False)
         return _Stored(path, 0, array.dtype, array.shape, "C", array)
@@ -365,13 +364,13 @@ def _stored(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, file:
 
 
 def _header(
-    member: zipfile.ZipInfo, file: Any
+    member: zipfile.ZipInfo, file: IO[bytes]
 ) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
-    """Shape, order and dtype of an array, which is as long as the archive says."""
+    """Read shape, order and dtype of an array, and check them against its length."""
     start = file.tell()
     version = np.lib.format.read_magic(file)
     if version not in _READ_HEADER:
-        raise ValueError(f"{member.filename} is of an unknown .npy version")
+        raise ValueError(f"{member.filename} has an unknown .npy version")
     shape, fortran, dtype = _READ_HEADER[version](file)
     if dtype not in _DTYPES:
         raise ValueError(f"{member.filename} holds {dtype}, not float32, float16 or bfloat16")
@@ -383,8 +382,8 @@ def _header(
 
 
 def _check_packed(archive: zipfile.ZipFile) -> None:
-    """Refuse an archive that unpacks to what no weights are packed into."""
+    """Refuse an archive that compresses better than weights can (a decompression bomb)."""
     packed = [m for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
-    whole, stored = sum(m.file_size for m in packed), sum(m.compress_size for m in packed)
-    if whole > _SMALL and whole > _MOST_PACKED * stored:
-        raise ValueError(f"its {stored} bytes unpack to {whole}: nothing that is weights does")
+    unpacked, stored = sum(m.file_size for m in packed), sum(m.compress_size for m in packed)
+    if unpacked > _SMALL and unpacked > _MOST_PACKED * stored:
+        raise ValueError(f"its {stored} bytes unpack to {unpacked}, too many for weights")

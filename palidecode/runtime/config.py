@@ -1,23 +1,26 @@
-"""Shapes and constants of every PaliGemma, and how they are read from a ``config.json``.
+"""Shapes and constants of every PaliGemma, and the reader of its ``config.json``.
 
-Sizes: the checkpoints' own configs, SigLIP So400m/14 and Gemma's and Gemma 2's reports.
+Sizes: the checkpoints' own configs, SigLIP So400m/14 and the reports on Gemma and Gemma 2.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from palidecode.errors import InputError
+from palidecode.files import read_json
+
+Numbers: TypeAlias = Mapping[str, float]
+"""A part of a config; whatever isn't a number in it is refused when it is converted."""
 
 MODEL_TYPE = "paligemma"
 TEXT_TYPES = ("gemma", "gemma2")
 _ROPE_BASE = 10_000.0
-# What a config may say: names of layers are made before the weights are looked at.
+# Limits on a config: names of layers are made before the weights are read.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
 
 
@@ -41,7 +44,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Gemma's decoder; the defaults are PaliGemma 1's Gemma 2B."""
+    """Gemma's decoder; the defaults are Gemma 2B's, which PaliGemma 1 uses."""
 
     width: int = 2048
     layers: int = 18
@@ -52,20 +55,20 @@ class TextConfig:
     vocabulary: int = 257_216  # rows of the embedding: 257,152 tokens and padding
     eps: float = 1e-6
     rope_base: float = _ROPE_BASE
-    query_scale: float = 256.0  # attention logits are divided by its root
+    query_scale: float = 256.0  # attention logits are divided by its square root
     attention_softcap: float | None = None
     final_softcap: float | None = None
     sliding_window: int | None = None  # tokens, on layers 0, 2, 4 …
-    post_norms: bool = False  # Gemma 2 normalises what attention and MLP return, too
+    post_norms: bool = False  # norms after attention and MLP, as in Gemma 2
 
     def window_of(self, layer: int) -> int | None:
-        """The sliding window of one layer: every second one has it, the first included."""
+        """Sliding window of one layer: layers 0, 2, 4 … have it."""
         return self.sliding_window if layer % 2 == 0 else None
 
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
-    """A whole model: vision tower, projector, decoder, and the ids that frame a prompt."""
+    """A whole model: vision tower, projector, decoder, and the ids of control tokens."""
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
@@ -75,7 +78,7 @@ class PaliGemmaConfig:
     bos: int = 2
 
     def parameters(self) -> int:
-        """How many numbers the model has."""
+        """Number of the model's parameters."""
         v, t = self.vision, self.text
         vision_layer = 4 * v.width * (v.width + 1) + 2 * v.width * v.mlp + v.mlp + 5 * v.width
         vision = v.width * (3 * v.patch**2 + 1 + v.tokens + 2) + v.layers * vision_layer
@@ -117,53 +120,50 @@ def read_config(path: Path) -> PaliGemmaConfig:
     Raises
     ------
     InputError
-        If the file is missing, isn't JSON, isn't PaliGemma's, or names sizes that can't be.
+        If the file is missing, isn't JSON, isn't PaliGemma's, or has impossible sizes.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{path.parent}: no config.json; give a folder as transformers' save_pretrained "
             "writes it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: can't be read as JSON ({error})") from error
-    return config_from_hf(data, str(path))
+        )
+    return config_from_hf(read_json(path), str(path))
 
 
-def config_from_hf(data: Any, name: str = "config.json") -> PaliGemmaConfig:
-    """A Hugging Face config as a dict to ours; values it leaves out are transformers' defaults.
+def config_from_hf(data: object, name: str = "config.json") -> PaliGemmaConfig:
+    """Convert a Hugging Face config (a dict); missing values are transformers' defaults.
 
     Raises
     ------
     InputError
-        See `read_config`.
+        If it isn't PaliGemma's, or has impossible sizes.
     """
     kind = data.get("model_type") if isinstance(data, dict) else None
-    if kind != MODEL_TYPE:
+    if not isinstance(data, dict) or kind != MODEL_TYPE:
         raise InputError(f"{name}: model_type is {kind!r}, not {MODEL_TYPE!r}: not a PaliGemma")
+    outer: Numbers = data
     vision, text = data.get("vision_config") or {}, data.get("text_config") or {}
     if not (isinstance(vision, dict) and isinstance(text, dict)):
         raise InputError(f"{name}: vision_config and text_config must be objects")
     text_type = text.get("model_type", "gemma")
     if text_type not in TEXT_TYPES:
-        raise InputError(f"{name}: text model {text_type!r} is none of {', '.join(TEXT_TYPES)}")
+        raise InputError(f"{name}: text model {text_type!r} is not {' or '.join(TEXT_TYPES)}")
     try:
         config = PaliGemmaConfig(
             _vision_from_hf(vision),
-            _text_from_hf(text, text_type, data),
-            image_token=int(data.get("image_token_index", data.get("image_token_id", 256_000))),
-            pad=int(_first(data.get("pad_token_id"), text.get("pad_token_id"), 0)),
-            eos=int(_first(data.get("eos_token_id"), text.get("eos_token_id"), 1)),
-            bos=int(_first(data.get("bos_token_id"), text.get("bos_token_id"), 2)),
+            _text_from_hf(text, text_type, outer),
+            image_token=int(outer.get("image_token_index", outer.get("image_token_id", 256_000))),
+            pad=_control_id("pad_token_id", 0, outer, text),
+            eos=_control_id("eos_token_id", 1, outer, text),
+            bos=_control_id("bos_token_id", 2, outer, text),
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name}: a size is no number ({error})") from error
+        raise InputError(f"{name}: a size is not a number ({error})") from error
     _check(config, name)
     return config
 
 
-def _vision_from_hf(data: Mapping[str, Any]) -> VisionConfig:
+def _vision_from_hf(data: Numbers) -> VisionConfig:
     return VisionConfig(
         width=int(data.get("hidden_size", 1152)),
         layers=int(data.get("num_hidden_layers", 27)),
@@ -175,12 +175,12 @@ def _vision_from_hf(data: Mapping[str, Any]) -> VisionConfig:
     )
 
 
-def _text_from_hf(data: Mapping[str, Any], text_type: str, outer: Mapping[str, Any]) -> TextConfig:
+def _text_from_hf(data: Numbers, text_type: str, outer: Numbers) -> TextConfig:
     second = text_type == "gemma2"
     head_size = int(data.get("head_dim", 256))
-    # PaliGemma's own defaults where a config leaves them out (its configs name few values).
+    # PaliGemma's defaults for missing values (its configs name only a few).
     defaults = (2304, 26, 9216, 4) if second else (2048, 18, 16_384, 1)
-    rope = data.get("rope_parameters") or {}
+    rope: object = data.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise TypeError("rope_parameters must be an object")
     window = data.get("sliding_window", 4096) if second else None
@@ -204,19 +204,22 @@ def _text_from_hf(data: Mapping[str, Any], text_type: str, outer: Mapping[str, A
     )
 
 
-def _alternates(layer_types: Any) -> bool:
+def _alternates(layer_types: object) -> bool:
     if layer_types is None:
         return True
     names = ("sliding_attention", "full_attention")
-    return all(kind == names[layer % 2] for layer, kind in enumerate(layer_types))
+    return isinstance(layer_types, list) and all(
+        kind == names[layer % 2] for layer, kind in enumerate(layer_types)
+    )
 
 
-def _maybe(value: Any) -> float | None:
+def _maybe(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+def _control_id(name: str, default: int, *parts: Numbers) -> int:
+    """Id of a control token in the first part of the config that has it."""
+    return next((int(part[name]) for part in parts if part.get(name) is not None), default)
 
 
 def _check(config: PaliGemmaConfig, name: str) -> None:
@@ -227,8 +230,8 @@ def _check(config: PaliGemmaConfig, name: str) -> None:
         raise InputError(f"{name}: every size must be at least 1")
     if max(v.layers, t.layers) > _MOST_LAYERS or max(vision + text) > _LARGEST:
         raise InputError(
-            f"{name}: sizes of up to {max(vision + text)}, which no model has and no machine "
-            "holds: choose a smaller model"
+            f"{name}: sizes of up to {max(vision + text)}, more than any model has and any "
+            "machine holds: choose a smaller model"
         )
     numbers = (v.eps, t.eps, t.rope_base, t.query_scale)
     if not all(0 < number < math.inf for number in numbers):
@@ -237,19 +240,22 @@ def _check(config: PaliGemmaConfig, name: str) -> None:
         if cap is not None and not 0 < cap < math.inf:
             raise InputError(f"{name}: soft caps and the window must be above 0, or null")
     if v.width % v.heads:
-        raise InputError(f"{name}: vision width {v.width} is no multiple of {v.heads} heads")
+        raise InputError(f"{name}: vision width {v.width} is not a multiple of {v.heads} heads")
     if t.heads % t.kv_heads or t.head_size % 2:
         raise InputError(
-            f"{name}: {t.heads} query heads on {t.kv_heads} key/value heads of size {t.head_size}"
+            f"{name}: {t.heads} query heads on {t.kv_heads} key/value heads of size "
+            f"{t.head_size}: heads must be a multiple of key/value heads, their size even"
         )
     if v.image_size < v.patch:
-        raise InputError(f"{name}: pictures of {v.image_size} pixels with patches of {v.patch}")
+        raise InputError(
+            f"{name}: images of {v.image_size} pixels are smaller than a patch of {v.patch}"
+        )
 
 
-def config_to_hf(config: PaliGemmaConfig) -> dict[str, Any]:
-    """Ours as the dict that transformers and `read_config` read."""
+def config_to_hf(config: PaliGemmaConfig) -> dict[str, object]:
+    """Convert to the dict that transformers and `read_config` read."""
     v, t = config.vision, config.text
-    text: dict[str, Any] = {
+    text: dict[str, object] = {
         "model_type": "gemma2" if t.post_norms else "gemma",
         "hidden_size": t.width,
         "num_hidden_layers": t.layers,

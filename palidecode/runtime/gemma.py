@@ -1,8 +1,8 @@
 """Gemma and Gemma 2: the decoder that reads image and prompt and writes the answer.
 
-Differences that matter, all from the config: Gemma 2 has norms after attention and MLP, soft
-caps on attention logits and final logits, and a sliding window on every second layer
-(source: facts of the two reports and of transformers' implementation, which tests compare to).
+The config says which: Gemma 2 has norms after attention and MLP, soft caps on attention and
+final logits, and a sliding window on every second layer (source: the two reports and
+transformers' implementation, against which the tests compare).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from palidecode.runtime.config import TextConfig
 from palidecode.runtime.kv_cache import KVCache
-from palidecode.runtime.linear import fill_up
+from palidecode.runtime.linear import pad_rows
 
 
 class RMSNorm(nn.Module):
@@ -43,20 +43,20 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope, mask: Tensor, cache: KVCache | None, layer: int, last: int
     ) -> Tensor:
-        """`last` > 0: answer for that many last tokens only, though all are stored."""
+        """Attend from every token, or from the `last` ones only; all are stored in the cache."""
         c = self.config
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, tokens, c.heads + 2 * c.kv_heads, c.head_size)
         q, k, v = qkv.transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-        k = rope.turn(k)
-        q = rope.last(last).turn(q[:, :, -last:]) if last else rope.turn(q)
+        k = rope.rotate(k)
+        q = rope.last(last).rotate(q[:, :, -last:]) if last else rope.rotate(q)
         if cache is not None:
             k, v = cache.store(layer, k, v)
-        mixed = self._mix(q, k, v, mask[:, -last:] if last else mask)
+        mixed = self._attend(q, k, v, mask[:, -last:] if last else mask)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, q.shape[2], -1))
         return out
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q (B, heads, T, H), k and v (B, kv heads, S, H), mask (B, T, S) → (B, heads, T, H)."""
         c = self.config
         scale = float(c.query_scale**-0.5)
@@ -66,7 +66,7 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask[:, None], scale=scale, enable_gqa=group > 1
             )
-        # Queries that share a key head are stacked: one product per key head.
+        # Queries that share a key head are stacked, so that each key head needs one product.
         stacked = q.reshape(batch, c.kv_heads, group * tokens, size)
         logits = (stacked @ k.transpose(2, 3)).view(batch, c.kv_heads, group, tokens, -1) * scale
         if c.attention_softcap is not None:
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Gated, tanh-GELU; gate and up in one product."""
+    """Gated MLP with tanh-GELU; gate and up are one product."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope, mask: Tensor, cache: KVCache | None, layer: int, last: int = 0
     ) -> Tensor:
-        """x (B, T, width) to the same, or (B, last, width); mask (B, T, S) is True where seen."""
+        """Map x (B, T, width) to (B, T or last, width); mask (B, T, S) is True where visible."""
         mixed = self.attention(self.attention_norm(x), rope, mask, cache, layer, last)
         x = (x[:, -last:] if last else x) + self.attention_post(mixed)
         out: Tensor = x + self.mlp_post(self.mlp(self.mlp_norm(x)))
@@ -115,31 +115,31 @@ class Layer(nn.Module):
 
 
 class Rope:
-    """Rotary positions: cosines and sines of some tokens, (B, 1, T, head size / 2)."""
+    """Rotary position embedding: cosines and sines of T tokens, (B, 1, T, head size / 2)."""
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         self.cos, self.sin = cos, sin
 
     @classmethod
     def at(cls, position: Tensor, config: TextConfig, dtype: torch.dtype) -> Rope:
-        """For tokens at `position` (B, T)."""
-        half = torch.arange(0, config.head_size, 2, device=position.device, dtype=torch.float32)
-        frequency = 1.0 / config.rope_base ** (half / config.head_size)
+        """Build the embedding of tokens at `position` (B, T)."""
+        even = torch.arange(0, config.head_size, 2, device=position.device, dtype=torch.float32)
+        frequency = 1.0 / config.rope_base ** (even / config.head_size)
         angle = position[:, None, :, None].float() * frequency
         return cls(angle.cos().to(dtype), angle.sin().to(dtype))
 
-    def turn(self, x: Tensor) -> Tensor:
-        """x (B, heads, T, head size), the two halves of a head turned against each other."""
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate the two halves of each head of x (B, heads, T, head size)."""
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
 
     def last(self, count: int) -> Rope:
-        """Those of the last tokens only."""
+        """Keep the last `count` tokens only."""
         return Rope(self.cos[:, :, -count:], self.sin[:, :, -count:])
 
 
 class Gemma(nn.Module):
-    """The decoder, from embeddings to logits; the output head is the embedding itself."""
+    """The decoder, from embeddings to logits; the output head is tied to the embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -147,12 +147,12 @@ class Gemma(nn.Module):
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
-        self.head: nn.Module | None = None  # where it isn't the embedding (quantised)
+        self.head: nn.Module | None = None  # the quantised copy of the embedding, if any
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) to embeddings (B, T, width), times √width as Gemma wants text."""
-        found: Tensor = self.embed(ids)
-        return found * torch.tensor(self.config.width**0.5, dtype=found.dtype)
+        """Embed ids (B, T) as (B, T, width), scaled by √width as Gemma's text is."""
+        embedded: Tensor = self.embed(ids)
+        return embedded * torch.tensor(self.config.width**0.5, dtype=embedded.dtype)
 
     def forward(
         self,
@@ -162,49 +162,53 @@ class Gemma(nn.Module):
         cache: KVCache | None = None,
         last: int = 0,
     ) -> Tensor:
-        """Hidden states after the final norm.
+        """Compute the hidden states after the final norm.
 
         Parameters
         ----------
         x : Tensor, shape (B, T, width)
         position : Tensor of int64, shape (B, T)
-            The place of each token in its row; −1 is padding.
+            Each token's position in its row; −1 is padding.
         prefix : Tensor of int64, shape (B,)
-            How many tokens of each row (image, ``<bos>``, prompt, newline) see each other
-            both ways; what follows is causal.
+            Length of each row's prefix (image, ``<bos>``, prompt, newline). Its tokens attend
+            to each other in both directions; what follows is causal.
         cache : KVCache, optional
         last : int
-            Answer for that many last tokens only: the last layer does no more than that.
+            If above 0, the last layer computes only that many last tokens.
+
+        Returns
+        -------
+        Tensor, shape (B, T or last, width)
         """
         if cache is not None:
             cache.reserve(position)
         known = position if cache is None else cache.position[:, : cache.used]
         rope = Rope.at(position, self.config, x.dtype)
-        seen, near = self._masks(position, known, prefix)
-        for number, layer in enumerate(self.layers):
-            mask = seen if self.config.window_of(number) is None else near
-            final = number == len(self.layers) - 1
-            x = layer(x, rope, mask, cache, number, last if final else 0)
+        full, sliding = self._masks(position, known, prefix)
+        for index, layer in enumerate(self.layers):
+            mask = full if self.config.window_of(index) is None else sliding
+            final = index == len(self.layers) - 1
+            x = layer(x, rope, mask, cache, index, last if final else 0)
         out: Tensor = self.norm(x)
         return out
 
     def _masks(self, position: Tensor, known: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the S known tokens each may see, (B, T, S): on full and on sliding layers.
+        """Attention masks (B, T, S) over the S known tokens, for full and for sliding layers.
 
-        As in transformers, the window limits what looks back over it; within the prefix all
-        see all, whatever lies between them.
+        As in transformers, the window limits causal attention only; within the prefix all
+        tokens attend to all, however far apart.
         """
         own, other = position[:, :, None], known[:, None, :]
         both = (own < prefix[:, None, None]) & (other < prefix[:, None, None])
-        # Padding sees padding: a row that sees nothing has no softmax.
+        # Padding attends to padding: a row that attends to nothing has no softmax.
         real = (other >= 0) | (own < 0)
-        seen = real & ((other <= own) | (both & (own >= 0)))
+        full = real & ((other <= own) | (both & (own >= 0)))
         if self.config.sliding_window is None:
-            return seen, seen
-        return seen, seen & (both | (own - other < self.config.sliding_window))
+            return full, full
+        return full, full & (both | (own - other < self.config.sliding_window))
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Hidden states (…, width) to float32 logits, of the whole vocabulary or some rows.
+        """Compute float32 logits of hidden states (…, width), for the vocabulary or some rows.
 
         Parameters
         ----------
@@ -213,13 +217,13 @@ class Gemma(nn.Module):
             Rows of the embedding; by default all.
         """
         if rows is None and self.head is not None:
-            scores: Tensor = self.head(hidden).float()
+            logits: Tensor = self.head(hidden).float()
         else:
             weight = self.embed.weight if rows is None else rows
             flat = hidden.reshape(-1, hidden.shape[-1])
             # A CPU reads bfloat16 weights faster for two rows than for one.
-            filled = fill_up(flat, 2) if flat.dtype == torch.bfloat16 else flat
-            scores = F.linear(filled, weight)[: len(flat)].float()
-            scores = scores.view(*hidden.shape[:-1], -1)
+            padded = pad_rows(flat, 2) if flat.dtype == torch.bfloat16 else flat
+            logits = F.linear(padded, weight)[: len(flat)].float()
+            logits = logits.view(*hidden.shape[:-1], -1)
         cap = self.config.final_softcap
-        return scores if cap is None else torch.tanh(scores / cap) * cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap

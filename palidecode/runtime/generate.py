@@ -1,4 +1,4 @@
-"""Answers out of the model: prefill, then token by token, with the probability of each."""
+"""Generate answers: prefill, then token by token, with the probability of each token."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ POSITIONS = 8192  # Gemma's context: image, prompt and answer
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How answers are made.
+    """Options of generation.
 
     Attributes
     ----------
     max_new_tokens : int
         ``<eos>`` included.
     temperature : float
-        0 takes the likeliest token; otherwise tokens are drawn.
+        0 takes the likeliest token; above 0 tokens are sampled.
     top_p : float
-        When drawing: of the likeliest tokens that make up this share of the probability.
+        Sample only from the likeliest tokens that make up this share of the probability.
     seed : int
-        Of the drawing; every answer of a batch draws for itself.
+        Every answer of a batch has its own random numbers.
     over : {"vocabulary", "allowed"}
-        What log-probabilities are relative to: all tokens, or those that the grammar allows.
-        The second computes those rows of the output head only. It can only make them larger:
-        mass on tokens that can't be an answer is shared out.
+        The tokens over which probabilities sum to 1: all, or those that the grammar allows.
+        ``"allowed"`` computes only their rows of the output head. Its probabilities are never
+        smaller, as the other tokens' mass is redistributed.
     loc_probabilities : bool
         Keep the distribution over the 1,024 bins of every loc token.
     """
@@ -59,7 +59,7 @@ class GenerateOptions:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, got {self.seed}")
         if self.over not in ("vocabulary", "allowed"):
@@ -67,8 +67,8 @@ class GenerateOptions:
 
 
 @dataclass
-class Answer:
-    """One answer as it grows.
+class GeneratedTokens:
+    """The tokens of one answer so far, and their probabilities.
 
     Attributes
     ----------
@@ -77,11 +77,11 @@ class Answer:
     logprobs : list of float
         Natural log of each token's probability; see `GenerateOptions.over`.
     end_logprobs : list of float
-        The same of ``<eos>`` at each place: what the model thought of ending there.
+        Natural log of the probability that ``<eos>`` had in each token's place.
     loc_probabilities : list of ndarray of float32, shape (1024,)
-        Of every loc token, in order, where asked for; sums to 1 over the bins.
+        Distribution over the bins of every loc token, in order, if asked for; each sums to 1.
     finished : bool
-        It ended with ``<eos>``, not at the limit.
+        True if it ended with ``<eos>``, not at the limit.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -91,19 +91,19 @@ class Answer:
     finished: bool = False
 
     def distributions(self) -> npt.NDArray[np.float32]:
-        """`loc_probabilities` as one array, (L, 1024); L may be 0."""
+        """Stack `loc_probabilities` to one array, (L, 1024); L may be 0."""
         return np.array(self.loc_probabilities, np.float32).reshape(-1, LOC_COUNT)
 
 
 def cache_length(model: PaliGemma, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Tokens the cache must hold for one answer.
+    """Number of tokens that the cache must hold for one answer.
 
     Raises
     ------
     InputError
-        If that is more than Gemma reads.
+        If that exceeds Gemma's context.
     """
-    # The last token is never read again.
+    # The last token is never read.
     length = model.config.vision.tokens + prompt_tokens + max_new_tokens - 1
     if length > POSITIONS:
         raise InputError(
@@ -124,8 +124,8 @@ def generate(
     options: GenerateOptions,
     on_token: OnToken | None = None,
     numbers: Sequence[int] | None = None,
-) -> list[Answer]:
-    """Answers to prompts about pictures, as one batch.
+) -> list[GeneratedTokens]:
+    """Generate the answers to a batch of prompts about pictures.
 
     Parameters
     ----------
@@ -140,13 +140,13 @@ def generate(
     on_token : callable, optional
         Called with (row, token id, log-probability) as soon as each token is known.
     numbers : sequence of int, optional
-        A number for each answer, so that what it draws doesn't depend on its batch; by
-        default its row.
+        A number for each answer, which seeds its random numbers together with the seed, so
+        that they don't depend on the batch; by default its row.
 
     Returns
     -------
-    list of Answer
-        Up to rounding what each would be alone.
+    list of GeneratedTokens
+        Up to rounding the same as one by one.
 
     Raises
     ------
@@ -165,30 +165,30 @@ def generate(
     cache = KVCache(model.config.text, len(prompts), length, dtype, device)
     hidden = model.prefill(prefix, cache)
 
-    answers = [Answer() for _ in prompts]
+    answers = [GeneratedTokens() for _ in prompts]
     states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
-    rows = list(range(len(prompts)))  # the answers that go on
-    chooser = _Chooser(model, vocabulary, grammars, options, numbers or rows)
+    rows = list(range(len(prompts)))  # the answers that aren't finished
+    sampler = _Sampler(model, vocabulary, grammars, options, numbers or rows)
     prefix_length = prefix.length
-    for place in range(options.max_new_tokens):
-        tokens = chooser.choose(hidden, rows, states, answers)
+    for step in range(options.max_new_tokens):
+        tokens = sampler.next_tokens(hidden, rows, states, answers)
         if on_token is not None:
             for row in rows:
                 on_token(row, answers[row].token_ids[-1], answers[row].logprobs[-1])
-        going = [i for i, row in enumerate(rows) if not answers[row].finished]
-        if not going or place == options.max_new_tokens - 1:
+        unfinished = [i for i, row in enumerate(rows) if not answers[row].finished]
+        if not unfinished or step == options.max_new_tokens - 1:
             break
-        if len(going) < len(rows):
-            keep = torch.tensor(going, device=device)
+        if len(unfinished) < len(rows):
+            keep = torch.tensor(unfinished, device=device)
             cache.keep_rows(keep)
             prefix_length, tokens = prefix_length[keep], tokens[keep]
-            rows = [rows[i] for i in going]
-        hidden = model.step(tokens, prefix_length + place, prefix_length, cache)
+            rows = [rows[i] for i in unfinished]
+        hidden = model.step(tokens, prefix_length + step, prefix_length, cache)
     return answers
 
 
-class _Chooser:
-    """Picks the next token of every row and writes down how likely it was."""
+class _Sampler:
+    """Chooses the next token of every row and records its probability."""
 
     def __init__(
         self,
@@ -200,56 +200,56 @@ class _Chooser:
     ) -> None:
         self._model, self._options, self._vocabulary = model, options, vocabulary
         self._random = [_generator(options.seed, number) for number in numbers]
+        # The rows of the output head in use and their token ids; None for the whole head.
         self._ids: npt.NDArray[np.int64] | None = None
-        self._rows: Tensor | None = None
+        self._head: Tensor | None = None
         known = [grammar.tokens for grammar in grammars if grammar is not None]
         if options.over == "allowed" and len(known) == len(grammars):
             ids = np.unique(np.concatenate(known))
             embedding = model.language.embed.weight
-            # With free labels nearly all rows: a copy of them would save nothing.
+            # Free labels allow nearly all tokens: a copy of their rows would save nothing.
             if 2 * len(ids) < len(embedding):
                 self._ids = ids
-                self._rows = embedding[torch.from_numpy(ids).to(embedding.device)]
+                self._head = embedding[torch.from_numpy(ids).to(embedding.device)]
 
-    def choose(
+    def next_tokens(
         self,
         hidden: Tensor,
         rows: list[int],
-        every_state: list[AnswerState | None],
-        every_answer: list[Answer],
+        states: list[AnswerState | None],
+        answers: list[GeneratedTokens],
     ) -> Tensor:
-        """The next token of each of the rows, (B,); their answers and states take it."""
-        states, answers = [every_state[row] for row in rows], [every_answer[row] for row in rows]
-        logits = self._model.language.logits(hidden, self._rows).cpu()
-        masks = self._masks(states, logits.shape[1])
+        """Choose the next token of each of the rows, (B,); update their answers and states."""
+        logits = self._model.language.logits(hidden, self._head).cpu()
+        masks = self._masks([states[row] for row in rows], logits.shape[1])
         allowed = logits if masks is None else logits.masked_fill(~masks, -torch.inf)
-        normal = (allowed if self._options.over == "allowed" else logits).logsumexp(1)
-        picked = self._pick(allowed, rows)
-        logprobs = (logits.gather(1, picked[:, None])[:, 0] - normal).tolist()
-        end = self._place(self._vocabulary.eos)
-        ends = ((allowed if self._options.over == "allowed" else logits)[:, end] - normal).tolist()
-        tokens = picked if self._ids is None else torch.from_numpy(self._ids)[picked]
-        for row, token in enumerate(tokens.tolist()):
+        over = allowed if self._options.over == "allowed" else logits
+        normal = over.logsumexp(1)
+        columns = self._sample(allowed, rows)
+        logprobs = (logits.gather(1, columns[:, None])[:, 0] - normal).tolist()
+        end_logprobs = (over[:, self._column(self._vocabulary.eos)] - normal).tolist()
+        tokens = columns if self._ids is None else torch.from_numpy(self._ids)[columns]
+        for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             answer, state = answers[row], states[row]
             answer.token_ids.append(token)
-            answer.logprobs.append(logprobs[row])
-            answer.end_logprobs.append(ends[row])
+            answer.logprobs.append(logprobs[i])
+            answer.end_logprobs.append(end_logprobs[i])
             answer.finished = token == self._vocabulary.eos
             if state is not None:
                 state.advance(token)
             bin_ = token - self._vocabulary.loc_offset
             if self._options.loc_probabilities and 0 <= bin_ < LOC_COUNT:
-                first = self._place(self._vocabulary.loc_offset)
-                bins = allowed[row, first : first + LOC_COUNT].softmax(0)
+                first = self._column(self._vocabulary.loc_offset)
+                bins = allowed[i, first : first + LOC_COUNT].softmax(0)
                 answer.loc_probabilities.append(bins.numpy())
         return tokens.to(hidden.device)
 
-    def _place(self, token: int) -> int:
-        """The column of a token's logit."""
+    def _column(self, token: int) -> int:
+        """Column of a token's logit."""
         return token if self._ids is None else int(np.searchsorted(self._ids, token))
 
     def _masks(self, states: list[AnswerState | None], width: int) -> Tensor | None:
-        """Which columns each row may take, (B, width); None where all may."""
+        """Mask of the columns that each row allows, (B, width); None if all are allowed."""
         if not any(state is not None for state in states):
             return None
         masks = np.ones((len(states), width), np.bool_)
@@ -262,23 +262,23 @@ class _Chooser:
             masks[row, columns] = state.allowed()
         return torch.from_numpy(masks)
 
-    def _pick(self, allowed: Tensor, rows: list[int]) -> Tensor:
+    def _sample(self, allowed: Tensor, rows: list[int]) -> Tensor:
         if self._options.temperature == 0:
             return allowed.argmax(1)
         weights = (allowed / self._options.temperature).softmax(1)
         if self._options.top_p < 1:
             ordered, order = weights.sort(1, descending=True)
-            # Tokens before which the share is not yet reached; the likeliest always is one.
+            # Keep tokens until the share is reached, the likeliest in any case.
             kept = ordered * (ordered.cumsum(1) - ordered < self._options.top_p)
             weights = torch.zeros_like(weights).scatter(1, order, kept)
-        drawn = [
+        samples = [
             torch.multinomial(weight, 1, generator=self._random[row])
             for weight, row in zip(weights, rows, strict=True)
         ]
-        return torch.cat(drawn)
+        return torch.cat(samples)
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
-    """Independent of those of other seeds and numbers."""
+    """Create a generator that is independent for each seed and number."""
     mixed = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]) >> 1)

@@ -1,7 +1,7 @@
-"""Pictures to the pixels a model reads: squeezed to a square, colours to [−1, 1].
+"""Convert pictures to the model's pixels: resized to a square, colours in [−1, 1].
 
-Two ways of squeezing: Hugging Face's processor (Pillow's filters, which antialias) and
-big_vision's ``resize`` (TensorFlow's bilinear without antialias, cut to whole levels).
+Resizing follows Hugging Face's processor (Pillow's filters, which antialias) or big_vision's
+``resize`` (TensorFlow's bilinear without antialias, truncated to whole levels).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,25 +23,25 @@ Resample = Literal["bicubic", "bilinear", "big_vision"]
 Colour = tuple[float, float, float]
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_BY_NUMBER: dict[Any, Resample] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_BY_NUMBER: dict[object, Resample] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _HALF: Colour = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How pictures become pixels; the defaults are PaliGemma's."""
+    """Preprocessing of pictures; the defaults are PaliGemma's."""
 
     size: int = 224  # pixels, both sides
     resample: Resample = "bicubic"
-    mean: Colour = _HALF  # of levels scaled to [0, 1]: red, green, blue
+    mean: Colour = _HALF  # red, green, blue, of levels in [0, 1]
     std: Colour = _HALF
 
 
 def read_image_config(folder: Path, config: PaliGemmaConfig) -> ImageConfig:
-    """What a Hugging Face folder says about its pictures; PaliGemma's ways where it is silent.
+    """Read a Hugging Face folder's preprocessing; missing values are PaliGemma's.
 
-    Reads ``preprocessor_config.json``, or the part ``image_processor`` of
-    ``processor_config.json``, where newer transformers puts the same.
+    Reads ``preprocessor_config.json``, or ``image_processor`` in ``processor_config.json``,
+    where newer transformers saves it.
 
     Raises
     ------
@@ -56,18 +56,21 @@ def read_image_config(folder: Path, config: PaliGemmaConfig) -> ImageConfig:
     if part is not None and isinstance(data, dict):
         data = data.get(part, {})
     if not isinstance(data, dict):
-        raise InputError(f"{path}: not an object")
-    said = data.get("size", size)
-    if said not in (size, {"height": size, "width": size}):
-        raise InputError(f"{path}: size is {said}, the model reads {size} × {size} pixels")
+        raise InputError(f"{path}: not a JSON object")
+    sides = data.get("size", size)
+    if sides not in (size, {"height": size, "width": size}):
+        raise InputError(f"{path}: size is {sides}, the model reads {size} × {size} pixels")
     number = data.get("resample", 3)
     if number not in (2, 3):
-        raise InputError(f"{path}: resample is {number!r}; known are 2 (bilinear) and 3 (bicubic)")
+        raise InputError(f"{path}: resample is {number!r}; it must be 2 (bilinear) or 3 (bicubic)")
     if data.get("do_center_crop") or data.get("do_pad") or data.get("do_resize") is False:
-        raise InputError(f"{path}: crops, pads or keeps sizes; PaliGemma's pictures are squeezed")
+        raise InputError(
+            f"{path}: do_center_crop and do_pad must be false and do_resize true, as PaliGemma "
+            "resizes to a square"
+        )
     factor = data.get("rescale_factor", 1 / 255)
     if data.get("do_rescale") is False or factor != 1 / 255:
-        raise InputError(f"{path}: levels must be rescaled by 1/255")
+        raise InputError(f"{path}: rescale_factor must be 1/255 and do_rescale true")
     if data.get("do_normalize") is False:
         return ImageConfig(size, _BY_NUMBER[number], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     mean, std = (_colour(path, data, name) for name in ("image_mean", "image_std"))
@@ -76,7 +79,7 @@ def read_image_config(folder: Path, config: PaliGemmaConfig) -> ImageConfig:
     return ImageConfig(size, _BY_NUMBER[number], mean, std)
 
 
-def _colour(path: Path, data: dict[str, Any], name: str) -> Colour:
+def _colour(path: Path, data: dict[str, object], name: str) -> Colour:
     values = data.get(name, _HALF)
     try:
         numbers = np.array(values, np.float64)
@@ -90,13 +93,13 @@ def _colour(path: Path, data: dict[str, Any], name: str) -> Colour:
 def to_pixels(
     images: Sequence[Picture], config: ImageConfig | None = None
 ) -> npt.NDArray[np.float32]:
-    """Pictures as the vision tower reads them.
+    """Convert pictures to the vision tower's input.
 
     Parameters
     ----------
     images : sequence of path, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4)
-        Opened as `palidecode.files.open_picture` does. Boxes are in the space of the
-        picture that it returns, whose size is ``open_picture(image).size``.
+        Opened by `palidecode.files.open_picture`. Boxes are in the coordinates of the picture
+        it returns, whose size is ``open_picture(image).size``.
     config : ImageConfig, optional
 
     Returns
@@ -107,26 +110,26 @@ def to_pixels(
     Raises
     ------
     InputError
-        For the first picture that can't be read, with its place.
+        For the first picture that can't be read, with its number.
     """
     config = config or ImageConfig()
     pixels = np.empty((len(images), 3, config.size, config.size), np.float32)
     table = _table(config)
-    for number, image in enumerate(images):
+    for row, image in enumerate(images):
         try:
             opened = open_picture(image)
         except InputError as error:
             if len(images) == 1:
                 raise
-            raise InputError(f"picture {number + 1} of {len(images)}: {error}") from error
-        levels = squeeze(opened, config)
-        for colour in range(3):
-            pixels[number, colour] = table[colour, levels[:, :, colour]]
+            raise InputError(f"picture {row + 1} of {len(images)}: {error}") from error
+        levels = resize(opened, config)
+        for channel in range(3):
+            pixels[row, channel] = table[channel, levels[:, :, channel]]
     return pixels
 
 
-def squeeze(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.uint8]:
-    """An RGB image to levels (S, S, 3), whatever its shape was."""
+def resize(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.uint8]:
+    """Resize an RGB image to a square of levels (S, S, 3), ignoring its aspect ratio."""
     if config.resample != "big_vision":
         side = (config.size, config.size)
         return np.asarray(image.resize(side, _FILTERS[config.resample]))
@@ -134,10 +137,10 @@ def squeeze(image: Image.Image, config: ImageConfig) -> npt.NDArray[np.uint8]:
 
 
 def _bilinear(levels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Bilinear without antialias, half-pixel centres, fractions cut off.
+    """Resize bilinearly without antialias, with half-pixel centres, truncating to levels.
 
-    Source: big_vision's ``pp.ops_image.get_resize`` with TensorFlow's kernel, in float32
-    and in its order, since cutting makes a whole level of a rounding error.
+    Source: big_vision's ``pp.ops_image.get_resize`` with TensorFlow's kernel. float32 and the
+    order of operations are its own: truncation turns a rounding error into a whole level.
     """
     top, bottom, down = _taps(levels.shape[0], size)
     left, right, across = _taps(levels.shape[1], size)
@@ -146,24 +149,23 @@ def _bilinear(levels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]
     for row in (top, bottom):
         near, far = (levels[row[:, None], column].astype(np.float32) for column in (left, right))
         rows.append(near + (far - near) * across)
-    # Between two levels there is no other: nothing to clip.
     return cast("npt.NDArray[np.uint8]", (rows[0] + (rows[1] - rows[0]) * down).astype(np.uint8))
 
 
 def _taps(old: int, new: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """For each new pixel the two old ones it lies between, and how far it is from the first."""
-    place = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new)
-    place -= np.float32(0.5)
-    floor = np.floor(place)
+    """Indices of the two old pixels around each new one, and its distance from the first."""
+    centre = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new)
+    centre -= np.float32(0.5)
+    floor = np.floor(centre)
     low = np.maximum(floor, 0).astype(np.int64)
-    high = np.minimum(np.ceil(place), old - 1).astype(np.int64)
-    return low, high, place - floor
+    high = np.minimum(np.ceil(centre), old - 1).astype(np.int64)
+    return low, high, centre - floor
 
 
 def _table(config: ImageConfig) -> npt.NDArray[np.float32]:
-    """What each of the 256 levels becomes in each colour: (3, 256).
+    """Normalised values of the 256 levels for each channel, (3, 256).
 
-    Rounded where transformers' processor rounds, so that results are equal bit by bit.
+    Rounded as in transformers' processor, so that results are equal bit by bit.
     """
     scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
     mean, std = (np.array(c, np.float32)[:, None] for c in (config.mean, config.std))

@@ -1,4 +1,4 @@
-"""Keys and values of what the decoder has read, allocated once for a whole answer."""
+"""The key/value cache of the decoder, allocated once for a whole answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from palidecode.runtime.config import TextConfig
 
 
 class KVCache:
-    """Room for `length` tokens of every row of a batch.
+    """Keys and values of up to `length` tokens for every row of a batch.
 
-    Rows have prefixes of different lengths: prefixes are padded on the right, answers follow
-    in the same column for all rows, and `position` says for each column which place of its
-    row it holds, −1 for padding. Only differences of positions matter (RoPE).
+    Prefixes of different lengths are padded on the right, and answers follow in the same
+    column for all rows. `position` holds the position of each column's token in its row, −1
+    for padding. Only differences of positions matter (RoPE).
 
     Attributes
     ----------
@@ -34,11 +34,11 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """How many columns there are."""
+        """Number of columns, used and unused."""
         return self.keys.shape[3]
 
     def reserve(self, position: Tensor) -> None:
-        """Take the next columns for tokens at `position` (B, T); −1 is padding."""
+        """Reserve the next T columns for tokens at `position` (B, T); −1 is padding."""
         end = self.used + position.shape[1]
         if end > self.length:
             raise ValueError(f"the cache holds {self.length} tokens, {end} are needed")
@@ -46,18 +46,13 @@ class KVCache:
         self.used = end
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values into the columns reserved last; give all."""
+        """Write one layer's new keys and values to the last reserved columns; return all."""
         start = self.used - k.shape[2]
         self.keys[layer, :, :, start : self.used] = k
         self.values[layer, :, :, start : self.used] = v
         return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drop the rows of a batch whose answers have ended."""
+        """Keep only these rows of the batch; the others have ended."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.position = self.position[rows]
-
-    @staticmethod
-    def bytes_needed(config: TextConfig, batch: int, length: int, item: int) -> int:
-        """Memory of a cache of `item` bytes per number."""
-        return 2 * config.layers * batch * config.kv_heads * length * config.head_size * item

@@ -1,15 +1,15 @@
-"""Matrix products that are faster than `nn.Linear` on a CPU: packed bfloat16, int8, int4.
+"""Linear layers that are faster than `nn.Linear` on a CPU: packed bfloat16, int8, int4.
 
-Decoding one answer reads every weight once per token, so its speed is that of memory: half
-the bytes, twice the tokens. What quantising costs stands in ``benchmarks/results.md``.
-All kernels are torch's own (oneDNN's packed bfloat16 and int8, and the int4 kernel).
+Decoding reads every weight once per token, so memory bandwidth limits its speed: half the
+bytes, twice the tokens. ``benchmarks/results.md`` has the cost in accuracy. All kernels are
+torch's own (oneDNN's packed bfloat16 and int8, and the int4 kernel).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,21 @@ Quantize: TypeAlias = Literal["int8", "int4"]
 Finish: TypeAlias = Callable[[nn.Module], nn.Module]
 
 FEW_ROWS = 4
-"""oneDNN reads weights a quarter faster for four rows than for one: fewer are filled up."""
+"""Inputs are padded to this many rows: oneDNN reads weights a quarter faster than for one."""
 INT4_GROUP = 128  # weights that share a scale and an offset
-_ROWS_AT_ONCE = 8192  # of a weight that is being quantised
-_INT4_ROWS = 16  # the kernel wants a multiple of this many outputs
-_MANY_ROWS = 48  # from about here on widening is worth it
-_LEVELS = 15  # of four bits, above the lowest
+_QUANTIZED_ROWS = 8192  # rows of a weight that are quantised together
+_INT4_ROWS = 16  # the kernel needs a multiple of this many outputs
+_MANY_ROWS = 48  # from about here on, widening to float32 pays
+_LEVELS = 15  # highest of int4's levels, from 0
 
 
 def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None) -> Finish | None:
-    """What `load_weights` should make of each filled `nn.Linear`; None to leave them.
+    """Choose the class that replaces each loaded `nn.Linear`; None keeps them.
 
     Raises
     ------
     InputError
-        For an unknown `quantize`, or one on another device than the CPU.
+        For an unknown `quantize`, or if the device isn't the CPU.
     """
     if quantize not in (None, "int8", "int4"):
         raise InputError(f"quantize must be None, 'int8' or 'int4', got {quantize!r}")
@@ -43,7 +43,7 @@ def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None
     if quantize == "int8":
         return Int8Linear
     if quantize == "int4":
-        return _int4_where_it_fits
+        return _int4_or_int8
     one_dnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if device.type == "cpu" and dtype == torch.bfloat16 and one_dnn:
         return PackedLinear if torch.ops.mkldnn._is_mkldnn_bf16_supported() else WideningLinear
@@ -51,7 +51,7 @@ def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None
 
 
 class PackedLinear(nn.Module):
-    """bfloat16 weights in oneDNN's own order: the same product, read about twice as fast."""
+    """bfloat16 weights in oneDNN's layout: the same product, about twice as fast to read."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
@@ -61,19 +61,19 @@ class PackedLinear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
+        """Map (…, in) to (…, out)."""
         flat = x.reshape(-1, x.shape[-1])
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            fill_up(flat, FEW_ROWS), self._packed, self.bias, "none", [], ""
+            pad_rows(flat, FEW_ROWS), self._packed, self.bias, "none", [], ""
         )
         return out[: len(flat)].view(*x.shape[:-1], -1)
 
 
 class WideningLinear(nn.Module):
-    """bfloat16 weights on a processor that can't multiply them: x86 without AVX-512.
+    """bfloat16 weights for processors without bfloat16 products: x86 without AVX-512.
 
-    torch's own product reads half of float32's bytes, but computes at a fifth of its speed: good
-    for a few rows. For more the weights are made float32 on the way.
+    torch's own product reads half of float32's bytes but computes at a fifth of its speed, which
+    is good for a few rows. For more rows the weights are converted to float32 first.
     """
 
     def __init__(self, linear: nn.Module) -> None:
@@ -84,7 +84,7 @@ class WideningLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
+        """Map (…, in) to (…, out)."""
         if x.shape[:-1].numel() < _MANY_ROWS:
             return nn.functional.linear(x, self.weight, self.bias)
         bias = None if self.bias is None else self.bias.float()
@@ -93,10 +93,10 @@ class WideningLinear(nn.Module):
 
 @cache
 def int8_saturates() -> bool:
-    """Whether oneDNN's int8 product is wrong where numbers are large.
+    """Check whether oneDNN's int8 product overflows for large numbers.
 
-    Before AVX-VNNI and AVX-512 VNNI, x86 adds products in pairs, in 16 bits that hold 255 · 127
-    once but not twice.
+    Without AVX-VNNI or AVX-512 VNNI, x86 adds products in pairs in 16 bits, which hold
+    255 · 127 once but not twice.
     """
     linear = nn.Linear(128, 32, bias=False, device="meta")
     linear.weight = nn.Parameter(torch.ones(32, 128), requires_grad=False)
@@ -105,14 +105,14 @@ def int8_saturates() -> bool:
 
 
 class Int8Linear(nn.Module):
-    """int8 weights with a scale per output; inputs are quantised as they come, a scale a token.
+    """int8 weights with a scale per output; inputs are quantised with a scale per token.
 
     Parameters
     ----------
     linear : nn.Linear
     split : bool, optional
-        Inputs go in two rows of seven bits and one, which the sum of pairs can hold; by default
-        where `int8_saturates`. The result is the same.
+        Split each input into two rows, of seven bits and of one, whose pairwise sums fit in 16
+        bits. The result is the same. By default where `int8_saturates`.
     """
 
     def __init__(self, linear: nn.Module, split: bool | None = None) -> None:
@@ -120,23 +120,23 @@ class Int8Linear(nn.Module):
         self._split = int8_saturates() if split is None else split
         weight, bias = _parameters(linear)
         self._scales = weight.abs().amax(1).float().clamp_min(1e-12) / 127
-        whole = torch.empty_like(weight, dtype=torch.int8)
-        # Part by part: a head in float32 would take more memory than the model.
-        for start in range(0, len(weight), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            whole[part] = (weight[part].float() / self._scales[part, None]).round_()
-        self._packed: Any = torch.ops.onednn.qlinear_prepack(whole, None)
+        quantized = torch.empty_like(weight, dtype=torch.int8)
+        # In blocks: the whole head in float32 would take more memory than the model.
+        for start in range(0, len(weight), _QUANTIZED_ROWS):
+            rows = slice(start, start + _QUANTIZED_ROWS)
+            quantized[rows] = (weight[rows].float() / self._scales[rows, None]).round_()
+        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(quantized, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         self._bias = None if bias is None else bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out), in the dtype of `x`."""
+        """Map (…, in) to (…, out), in the dtype of `x`."""
         flat = x.reshape(-1, x.shape[-1])
         scale = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / 127
-        # The kernel takes unsigned inputs: 128 stands for 0.
+        # The kernel takes unsigned inputs: 128 means 0.
         levels = (flat / scale + 128).round_().clamp_(0, 255).to(torch.uint8)
         if self._split:
-            # 128 = 2 · 64: what is counted from 64 in both halves is counted from 128 in all.
+            # 128 = 2 · 64: with a zero point of 64 in both halves, the sum's is 128.
             halves = self._product(torch.cat([levels >> 1, (levels & 1) + 64]), 64)
             out = 2 * halves[: len(flat)] + halves[len(flat) : 2 * len(flat)]
         else:
@@ -146,18 +146,18 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
     def _product(self, levels: Tensor, zero: int) -> Tensor:
-        """Of unsigned inputs, in float32; at least `FEW_ROWS` rows."""
+        """Multiply unsigned inputs by the weights, in float32; returns `FEW_ROWS` rows or more."""
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            fill_up(levels, FEW_ROWS), 1.0, zero, self._packed, self._scales, self._zeros,
+            pad_rows(levels, FEW_ROWS), 1.0, zero, self._packed, self._scales, self._zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return out
 
 
 class Int4Linear(nn.Module):
-    """int4 weights, a scale and an offset for every 128 of a row.
+    """int4 weights with a scale and an offset for every 128 of a row.
 
-    The kernel is made for few tokens: a long prompt is read more slowly than in bfloat16.
+    The kernel suits few tokens: a long prompt is read more slowly than in bfloat16.
     """
 
     def __init__(self, linear: nn.Module) -> None:
@@ -168,15 +168,15 @@ class Int4Linear(nn.Module):
         low, high = groups.amin(-1), groups.amax(-1)
         scale = ((high - low) / _LEVELS).clamp_min(1e-8)
         levels = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, _LEVELS)
-        whole = levels.to(torch.int32).view(weight.shape)
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+        quantized = levels.to(torch.int32).view(weight.shape)
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized, 1)
         # The kernel counts levels from −8.
         middle = low + scale * 8
         pairs = torch.stack((scale, middle), -1).transpose(0, 1).contiguous()
         self._scales = pairs.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out), in the dtype of `x`."""
+        """Map (…, in) to (…, out), in the dtype of `x`."""
         flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             flat, self._packed, INT4_GROUP, self._scales
@@ -185,22 +185,22 @@ class Int4Linear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
 
-def fill_up(x: Tensor, rows: int) -> Tensor:
-    """(M, K) with rows of zeros added, if it has fewer than `rows`."""
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """Add rows of zeros to (M, K) until it has `rows`."""
     return x if len(x) >= rows else nn.functional.pad(x, (0, 0, 0, rows - len(x)))
 
 
 def head_for(embedding: Tensor, finish: Finish | None) -> nn.Module | None:
-    """The output head apart from the embedding: int8 where the model is quantised, else none."""
-    if finish is not Int8Linear and finish is not _int4_where_it_fits:
+    """Build the int8 output head of a quantised model; None if the embedding serves as head."""
+    if finish is not Int8Linear and finish is not _int4_or_int8:
         return None
     linear = nn.Linear(embedding.shape[1], embedding.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(embedding, requires_grad=False)
     return Int8Linear(linear)
 
 
-def _int4_where_it_fits(linear: nn.Module) -> nn.Module:
-    """int8 where rows don't divide into groups, or outputs into the kernel's blocks."""
+def _int4_or_int8(linear: nn.Module) -> nn.Module:
+    """Quantise to int4, or to int8 if the shape doesn't fit the kernel's groups and blocks."""
     weight, _ = _parameters(linear)
     fits = weight.shape[1] % INT4_GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0
     return Int4Linear(linear) if fits else Int8Linear(linear)

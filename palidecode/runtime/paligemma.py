@@ -1,4 +1,4 @@
-"""PaliGemma: vision tower, projector and decoder, put together."""
+"""PaliGemma: vision tower, projector and decoder in one model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palidecode.runtime.siglip import Siglip
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the decoder reads first, padded on the right.
+    """The decoder's first input, padded on the right.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Prefix:
 
 
 class PaliGemma(nn.Module):
-    """The whole model; `palidecode.runtime.weights` fills it."""
+    """The whole model; `palidecode.runtime.weights.load_weights` fills it."""
 
     def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class PaliGemma(nn.Module):
         self.language = Gemma(config.text)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S) in [−1, 1] to image tokens (B, tokens, text width)."""
+        """Encode images (B, 3, S, S) in [−1, 1] as image tokens (B, tokens, text width)."""
         features: Tensor = self.projector(self.vision(pixels))
         return features
 
     def embed_prefix(self, features: Tensor, prompts: Tensor, lengths: Tensor) -> Prefix:
-        """Image tokens and prompts to what `prefill` reads.
+        """Join image tokens and prompts to the input of `prefill`.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class PaliGemma(nn.Module):
         prompts : Tensor of int64, shape (B, T)
             ``<bos>``, prompt and newline, padded on the right.
         lengths : Tensor of int64, shape (B,)
-            Tokens of each prompt without padding.
+            Length of each prompt without padding.
         """
         text = self.language.embed_tokens(prompts)
         embeddings = torch.cat((features.to(text.dtype), text), dim=1)
@@ -66,24 +66,24 @@ class PaliGemma(nn.Module):
         return Prefix(embeddings, position, length)
 
     def prefill(self, prefix: Prefix, cache: KVCache) -> Tensor:
-        """Read the prefix; the hidden state of each row's last token, (B, width)."""
+        """Read the prefix; return the hidden state of each row's last token, (B, width)."""
         shortest = int(prefix.length.min())
         width = prefix.embeddings.shape[1]
         hidden = self.language(
             prefix.embeddings, prefix.position, prefix.length, cache, last=width - shortest + 1
         )
         row = torch.arange(len(hidden), device=hidden.device)
-        found: Tensor = hidden[row, prefix.length - shortest]
-        return found
+        last: Tensor = hidden[row, prefix.length - shortest]
+        return last
 
     def step(self, tokens: Tensor, position: Tensor, length: Tensor, cache: KVCache) -> Tensor:
-        """Read one more token of every row; its hidden state, (B, width).
+        """Read one more token of every row; return its hidden state, (B, width).
 
         Parameters
         ----------
         tokens, position : Tensor of int64, shape (B,)
         length : Tensor of int64, shape (B,)
-            Of the rows' prefixes.
+            Length of each row's prefix.
         cache : KVCache
         """
         embedded = self.language.embed_tokens(tokens[:, None])
@@ -91,7 +91,7 @@ class PaliGemma(nn.Module):
         return hidden[:, 0]
 
     def forward(self, pixels: Tensor, ids: Tensor, prefix: Tensor, lengths: Tensor) -> Tensor:
-        """Logits of prompt and answer read at once, as for training.
+        """Compute the logits of prompts and answers in one pass, as training does.
 
         Parameters
         ----------
@@ -99,14 +99,14 @@ class PaliGemma(nn.Module):
         ids : Tensor of int64, shape (B, T)
             ``<bos>``, prompt, newline and answer, padded on the right.
         prefix : Tensor of int64, shape (B,)
-            How many of them see each other both ways: up to the newline.
+            Tokens up to the newline, which attend to each other in both directions.
         lengths : Tensor of int64, shape (B,)
-            How many of them are no padding.
+            Tokens without padding.
 
         Returns
         -------
         Tensor of float32, shape (B, T, vocabulary)
-            At each token what should follow it.
+            Logits of the token after each one.
         """
         whole = self.embed_prefix(self.encode_image(pixels), ids, lengths)
         tokens = self.config.vision.tokens

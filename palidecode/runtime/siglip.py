@@ -1,4 +1,4 @@
-"""SigLIP's vision tower: a picture to one vector per patch.
+"""SigLIP's vision tower: an image to one vector per patch.
 
 Pre-norm transformer with learned positions, tanh-GELU and a final LayerNorm; no class token
 (source: SigLIP So400m/14 as PaliGemma's checkpoints hold it).
@@ -14,7 +14,7 @@ from palidecode.runtime.config import VisionConfig
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention; queries, keys and values in one product."""
+    """Full self-attention; queries, keys and values are one product."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """Attention and MLP, each after a LayerNorm and added to what came in."""
+    """Attention and MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class VisionLayer(nn.Module):
 class Siglip(nn.Module):
     """The whole tower.
 
-    The patch embedding is a matrix product on unfolded patches: the same numbers as the
-    checkpoint's convolution of equal kernel and stride, and faster on a CPU.
+    The patch embedding is a matrix product on unfolded patches: equal to the checkpoint's
+    convolution, whose kernel and stride are the patch, and faster on a CPU.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -64,7 +64,7 @@ class Siglip(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S) in [−1, 1] to features (B, tokens, width)."""
+        """Map images (B, 3, S, S) in [−1, 1] to features (B, tokens, width)."""
         x = self.patch(self._patches(pixels.to(self.position.dtype))) + self.position
         for layer in self.layers:
             x = layer(x)
@@ -72,7 +72,7 @@ class Siglip(nn.Module):
         return out
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, tokens, 3·patch²), patches row by row, colour by colour."""
+        """Unfold (B, 3, S, S) to (B, tokens, 3·patch²): patches row by row, channels first."""
         side, patch = self.config.image_size, self.config.patch
         if pixels.shape[1:] != (3, side, side):
             raise ValueError(f"pixels must be (B, 3, {side}, {side}), got {tuple(pixels.shape)}")

@@ -1,8 +1,8 @@
-"""Weights from disk into the model: Hugging Face folders and big_vision's ``.npz``.
+"""Load weights from disk into the model: Hugging Face folders and big_vision's ``.npz``.
 
-Both are seen as `Source`: names in one spelling (`vision.…`, `projector.…`, `language.…`, as
-transformers names what comes after), shapes without reading, tensors one at a time. Nothing
-is unpickled.
+Both formats are a `Source`: one spelling of names (`vision.…`, `projector.…`, `language.…`,
+then transformers' names), shapes without reading, tensors one at a time. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ class Source(Protocol):
     name: str
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every name and its shape, without reading the numbers."""
+        """Return every name and its shape, without reading the numbers."""
         ...
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype it is stored in."""
+        """Read one tensor, in its stored dtype."""
         ...
 
 
 class SafetensorsFolder:
-    """A Hugging Face folder: one file or shards, memory-mapped.
+    """A Hugging Face folder: one memory-mapped file, or shards.
 
     Raises
     ------
     WeightsError
-        If files are missing or cut short, or the head isn't tied to the embedding.
+        If files are missing or damaged, or the head isn't tied to the embedding.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        self._where: dict[str, tuple[Path, str]] = {}
+        self._files: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         heads: list[tuple[Path, str]] = []
         for path in _shards(folder):
@@ -74,21 +74,21 @@ class SafetensorsFolder:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     if key in _HEADS:
                         heads.append((path, key))
-                    elif not key.endswith(_IGNORED):
-                        self._add(_canonical(key), path, key, file)
+                        continue
+                    if key.endswith(_IGNORED):
+                        continue
+                    name = _canonical(key)
+                    if name in self._files:
+                        raise WeightsError(f"{self.name}: {key} appears twice")
+                    self._files[name] = (path, key)
+                    self._shapes[name] = tuple(file.get_slice(key).get_shape())
         for path, key in heads:
             self._check_head(path, key)
 
-    def _add(self, name: str, path: Path, key: str, file: Any) -> None:
-        if name in self._where:
-            raise WeightsError(f"{self.name}: {key} is there twice")
-        self._where[name] = (path, key)
-        self._shapes[name] = tuple(file.get_slice(key).get_shape())
-
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
-        # Opened anew for each tensor: what is copied into a joined one is unmapped at once,
-        # while one file held open would keep every page it was ever asked for.
+    def _opened(self, path: Path) -> Iterator[Any]:  # safe_open is untyped
+        # A file is opened for each tensor: one that stays open keeps every page that was read
+        # in memory.
         try:
             with safe_open(path, framework="pt") as file:
                 yield file
@@ -103,23 +103,23 @@ class SafetensorsFolder:
         embedding = "language.embed_tokens.weight"
         with self._opened(path) as file:
             head = file.get_tensor(key)
-        if embedding not in self._where or not torch.equal(head, self.read(embedding)):
+        if embedding not in self._files or not torch.equal(head, self.read(embedding)):
             raise WeightsError(
                 f"{self.name}: {key} differs from the embedding; PaliGemma's head is tied"
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See `Source`."""
+        """Return every name and its shape; see `Source`."""
         return self._shapes
 
     def read(self, name: str) -> Tensor:
-        """See `Source`; the tensor is a view of the mapped file."""
-        path, key = self._where[name]
+        """Read one tensor as a view of the mapped file; see `Source`."""
+        path, key = self._files[name]
         with self._opened(path) as file:
-            found: Tensor = file.get_tensor(key)
-        if not found.is_floating_point():
-            raise WeightsError(f"{path}: {key} holds {found.dtype}, no weights")
-        return found
+            tensor: Tensor = file.get_tensor(key)
+        if not tensor.is_floating_point():
+            raise WeightsError(f"{path}: {key} holds {tensor.dtype}, not floats")
+        return tensor
 
 
 def _canonical(key: str) -> str:
@@ -136,20 +136,20 @@ def _shards(folder: Path) -> list[Path]:
             return [folder / SINGLE]
         if (folder / "adapter_config.json").exists():
             raise WeightsError(
-                f"{folder} holds an adapter only; merge it into its base model first "
+                f"{folder} holds only an adapter; merge it into its base model first "
                 "(peft: model.merge_and_unload().save_pretrained(folder))"
             )
         if list(folder.glob("*.bin")):
             raise WeightsError(
                 f"{folder} holds pickled .bin weights, which can run code when they are loaded; "
-                "save it with safe_serialization=True"
+                "save the model again with safe_serialization=True"
             )
-        raise WeightsError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
+        raise WeightsError(f"{folder}: has neither {SINGLE} nor {INDEX}")
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        # A shard is a file of the folder: a name that leads elsewhere isn't followed.
+        # A shard is a file of this folder: paths that leave it are refused.
         if not all(isinstance(name, str) and _is_file_name(name) for name in names):
-            raise ValueError("a shard's name is no file name")
+            raise ValueError("a shard's name is not a file name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index}: not an index of shards ({error})") from error
     missing = sorted(name for name in names if not (folder / name).exists())
@@ -167,7 +167,7 @@ def _is_file_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """What one of our parameters is made of: tensors of a source, joined along axis 0."""
+    """Tensors of a source that are joined along axis 0 to one of our parameters."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -175,13 +175,13 @@ class Part:
 
 
 def parts(config: PaliGemmaConfig) -> dict[str, Part]:
-    """Our parameters' names, and what each is made of."""
-    found: dict[str, Part] = {}
+    """Map our parameters' names to their tensors in a source."""
+    made: dict[str, Part] = {}
 
     def add(ours: str, *sources: tuple[str, tuple[int, ...]], shape: tuple[int, ...] = ()) -> None:
         names, shapes = zip(*sources, strict=True)
         joined = (sum(s[0] for s in shapes), *shapes[0][1:])
-        found[ours] = Part(names, shapes, shape or joined)
+        made[ours] = Part(names, shapes, shape or joined)
 
     def linear(ours: str, inputs: int, *sources: tuple[str, int], bias: bool = True) -> None:
         add(f"{ours}.weight", *((f"{name}.weight", (out, inputs)) for name, out in sources))
@@ -228,11 +228,11 @@ def parts(config: PaliGemmaConfig) -> dict[str, Part]:
         for mine, name in _norms(t.post_norms).items():
             norm(f"{ours}.{mine}", f"{theirs}.{name}", t.width, False)
     norm("language.norm", "language.norm", t.width, False)
-    return found
+    return made
 
 
 def _norms(post: bool) -> dict[str, str]:
-    """Gemma 2 gives a name of Gemma's to another norm."""
+    """Map our norms to transformers'; Gemma 2 reuses one of Gemma's names for another norm."""
     if not post:
         return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     return {
@@ -244,12 +244,12 @@ def _norms(post: bool) -> dict[str, str]:
 
 
 def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
-    """Every tensor is there, in its shape, and no other.
+    """Check that a source has exactly the wanted tensors, in the wanted shapes.
 
     Raises
     ------
     WeightsError
-        With what is missing, unexpected and of another shape.
+        Listing what is missing, unexpected or mis-shaped.
     """
     have = source.shapes()
     need = {
@@ -264,13 +264,13 @@ def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
     ]
     missing = sorted(need.keys() - have.keys())
     extra = sorted(have.keys() - need.keys())
-    said = [
-        f"{len(found)} {what} ({'; '.join(found[:_SHOWN])}{' …' if len(found) > _SHOWN else ''})"
-        for what, found in (("missing", missing), ("unexpected", extra), ("mis-shaped", wrong))
-        if found
+    problems = [
+        f"{len(names)} {what} ({'; '.join(names[:_SHOWN])}{' …' if len(names) > _SHOWN else ''})"
+        for what, names in (("missing", missing), ("unexpected", extra), ("mis-shaped", wrong))
+        if names
     ]
-    if said:
-        raise WeightsError(f"{source.name}: weights don't fit the config: {', '.join(said)}")
+    if problems:
+        raise WeightsError(f"{source.name}: weights don't fit the config: {', '.join(problems)}")
 
 
 def load_weights(
@@ -280,17 +280,17 @@ def load_weights(
     device: torch.device,
     finish: Finish | None = None,
 ) -> PaliGemma:
-    """The model with its weights, made on the meta device and filled tensor by tensor.
+    """Build the model on the meta device and fill it tensor by tensor.
 
     Parameters
     ----------
     source : Source
     config : PaliGemmaConfig
     dtype, device
-        Of the weights; what has them already is not copied but stays mapped to the file.
+        Of the model. Tensors that already match aren't copied; they stay mapped to the file.
     finish : callable, optional
-        Called with every `nn.Linear` as soon as it is filled; what it returns takes its
-        place (packed or quantised), so that no more than one layer is held twice.
+        Called with every `nn.Linear` as soon as it is filled; the module it returns (packed
+        or quantised) replaces it, so that at most one layer is in memory twice.
 
     Raises
     ------
@@ -301,25 +301,20 @@ def load_weights(
     check_names(source, wanted)
     with torch.device("meta"):
         model = PaliGemma(config)
-    for path, names in _modules(wanted):
+    modules: dict[str, dict[str, Part]] = {}
+    for name, part in wanted.items():
+        path, _, parameter = name.rpartition(".")
+        modules.setdefault(path, {})[parameter] = part
+    for path, parameters in modules.items():
         module = model.get_submodule(path)
-        for leaf, part in names.items():
+        for name, part in parameters.items():
             tensor = _build(source, part, dtype, device)
-            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
         if finish is not None and isinstance(module, nn.Linear):
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, finish(module))
     model.language.head = head_for(model.language.embed.weight, finish)
     return model.eval()
-
-
-def _modules(wanted: Mapping[str, Part]) -> Iterator[tuple[str, dict[str, Part]]]:
-    """Parameters grouped by the module that holds them."""
-    groups: dict[str, dict[str, Part]] = {}
-    for name, part in wanted.items():
-        path, _, leaf = name.rpartition(".")
-        groups.setdefault(path, {})[leaf] = part
-    yield from groups.items()
 
 
 def _build(source: Source, part: Part, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -334,17 +329,17 @@ def _build(source: Source, part: Part, dtype: torch.dtype, device: torch.device)
 
 
 def state_to_hf(model: PaliGemma) -> dict[str, Tensor]:
-    """The model's parameters under transformers' names (the older spelling), for saving."""
-    long = {
+    """Return the model's parameters under transformers' names (older spelling), for saving."""
+    prefixes = {
         short: prefix
         for prefix, short in _PREFIXES.items()
         if not prefix.startswith("model.") and prefix != "vision_tower."
     }
     state = model.state_dict()
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for ours, part in parts(model.config).items():
         rows = state[ours].split([shape[0] for shape in part.shapes])
         for name, shape, piece in zip(part.names, part.shapes, rows, strict=True):
-            head, _, rest = name.partition(".")
-            found[long[f"{head}."] + rest] = piece.reshape(shape).contiguous()
-    return found
+            tower, _, rest = name.partition(".")
+            tensors[prefixes[f"{tower}."] + rest] = piece.reshape(shape).contiguous()
+    return tensors

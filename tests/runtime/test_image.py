@@ -9,7 +9,7 @@ from transformers import SiglipImageProcessorPil
 from palidecode import InputError
 from palidecode.files import open_picture
 from palidecode.runtime.config import PaliGemmaConfig, VisionConfig
-from palidecode.runtime.image import ImageConfig, read_image_config, squeeze, to_pixels
+from palidecode.runtime.image import ImageConfig, read_image_config, resize, to_pixels
 
 SIZES = [(640, 480), (31, 200), (224, 224), (7, 5), (1, 1), (1500, 37)]
 
@@ -55,7 +55,7 @@ def test_other_means_and_deviations_are_the_processors_too():
 @pytest.mark.parametrize("side", [28, 224])
 def test_big_visions_way_is_bilinear_without_antialias(size, side):
     levels = noise(*size)
-    ours = squeeze(Image.fromarray(levels), ImageConfig(side, "big_vision")).astype(np.float64)
+    ours = resize(Image.fromarray(levels), ImageConfig(side, "big_vision")).astype(np.float64)
     field = cv2.resize(levels.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
     # Fractions are cut off. Places of 1500 pixels are known to 1e-4 in float32, and noise is
     # 255 levels steep: so far the two may differ.
@@ -180,13 +180,13 @@ def test_pixels_that_are_not_normalised_stay_from_0_to_1(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "not an object"),
+        ([], "not a JSON object"),
         ({"size": {"height": 224, "width": 224}}, "the model reads 448 × 448"),
         ({"size": {"shortest_edge": 448}}, "the model reads 448"),
         ({"resample": 1}, "resample is 1"),
         ({"resample": [3]}, "resample is"),
-        ({"do_center_crop": True}, "squeezed"),
-        ({"do_resize": False}, "squeezed"),
+        ({"do_center_crop": True}, "do_center_crop"),
+        ({"do_resize": False}, "do_resize true"),
         ({"rescale_factor": 1 / 127.5}, "1/255"),
         ({"do_rescale": False}, "1/255"),
         ({"image_mean": [0.5, 0.5]}, "image_mean is"),

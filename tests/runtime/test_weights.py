@@ -138,11 +138,17 @@ def test_a_folder_without_config(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "can't be read as JSON"),
+        ("{", "not JSON"),
         ("[]", "not a PaliGemma"),
         ('{"model_type": "llava"}', "model_type is 'llava', not 'paligemma'"),
-        ('{"model_type": "paligemma", "text_config": {"model_type": "llama"}}', "'llama' is none"),
-        ('{"model_type": "paligemma", "text_config": {"hidden_size": "x"}}', "a size is no number"),
+        (
+            '{"model_type": "paligemma", "text_config": {"model_type": "llama"}}',
+            "'llama' is",
+        ),
+        (
+            '{"model_type": "paligemma", "text_config": {"hidden_size": "x"}}',
+            "is not a number",
+        ),
         ('{"model_type": "paligemma", "text_config": {"hidden_size": 0}}', "at least 1"),
         ('{"model_type": "paligemma", "text_config": 7}', "text_config"),
         ('{"model_type": "paligemma", "vision_config": {"num_attention_heads": 7}}', "7 heads"),
@@ -191,7 +197,7 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path, state):
 
 def test_a_tensor_that_is_there_twice(tmp_path, state):
     state["model.language_model.norm.weight"] = state[NORM].clone()
-    assert "norm.weight is there twice" in refused(write(tmp_path / "m", state))
+    assert "norm.weight appears twice" in refused(write(tmp_path / "m", state))
 
 
 def test_long_lists_are_cut(tmp_path, state):
@@ -248,7 +254,7 @@ def test_an_index_that_is_none(sharded, content):
 def test_an_adapter_alone(folder):
     (folder / SINGLE).rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("{}")
-    assert "holds an adapter only; merge it" in refused(folder)
+    assert "holds only an adapter; merge it" in refused(folder)
 
 
 class Trap:
@@ -266,7 +272,7 @@ def test_pickled_weights_are_not_loaded(folder):
 
 def test_a_folder_without_weights(folder, tmp_path):
     (folder / SINGLE).unlink()
-    assert f"neither {SINGLE} nor {INDEX} is there" in refused(folder)
+    assert f"has neither {SINGLE} nor {INDEX}" in refused(folder)
     assert "no config.json" in refused(tmp_path / "nowhere", InputError)
 
 

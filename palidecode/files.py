@@ -168,14 +168,16 @@ def open_encoded(data: bytes, name: str) -> Image.Image:
         return _rgb(image)
 
 
-def check_size(size: Any) -> tuple[int, int]:
+def check_size(size: object) -> tuple[int, int]:
     """Check a width and a height: positive integers of at most `MAX_PIXELS` pixels."""
-    whole = isinstance(size, (list, tuple)) and all(type(side) is int for side in size)
-    if not whole or len(size) != 2 or not all(0 < side <= MAX_SIDE for side in size):
+    sides = list(size) if isinstance(size, (list, tuple)) else []
+    whole = len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole or not all(0 < side <= MAX_SIDE for side in sides):
         raise InputError(f"a size must be a width and a height in pixels, both ≥ 1, got {size!r}")
-    if size[0] * size[1] > MAX_PIXELS:
-        raise InputError(f"{size[0]}×{size[1]} is more than a mask's {MAX_PIXELS} pixels")
-    return size[0], size[1]
+    width, height = sides
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{width}×{height} is more than a mask's {MAX_PIXELS} pixels")
+    return width, height
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:

@@ -27,11 +27,22 @@ ROWS = [
 """From the ground up: a room imports from the rows above it here, never from its own."""
 NOT_BUILT = {"formats", "trainer", "serve"}
 ONLY_THESE_RUN_A_MODEL = {"pipeline", "trainer"}
-BAGS_TO_OPEN = {"answers": 1, "cli": 1, "coco": 3, "ray_data": 2, "runs": 2}
+BAGS_TO_OPEN = {"cli": 1, "coco": 3, "ray_data": 2, "runs": 2}
 """How many functions of a room still take `**options: Any`."""
-RIDDLES_TO_SOLVE = {"answers", "cli", "coco", "codec", "demo", "evaluation"}
-RIDDLES_TO_SOLVE |= {"finetune", "geometry", "pipeline", "prompts", "ray_data", "report", "runs"}
-RIDDLES_TO_SOLVE |= {"runtime"}
+RIDDLES_TO_SOLVE = {
+    "cli",
+    "coco",
+    "codec",
+    "demo",
+    "evaluation",
+    "finetune",
+    "geometry",
+    "pipeline",
+    "ray_data",
+    "report",
+    "runs",
+    "runtime",
+}
 """Rooms whose docstrings still open with question words."""
 
 

@@ -1,7 +1,7 @@
-"""The slow, complete reader of answers: token events in, objects and issues out.
+"""The complete reader of answers: turns token events into objects and issues.
 
-Text, token ids and streams all end up here; `parsing` has a shortcut for clean text.
-The reader never looks ahead, so feeding it in pieces gives the same result as at once.
+Reads text, token ids and streams; `parsing` has a shortcut for well-formed text. It never looks
+ahead, so an answer in pieces gives the same result as the whole answer.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class ParsedObject(NamedTuple):
     Attributes
     ----------
     label : str
-        The class name, ``""`` where there is none (RefCOCO checkpoints).
+        The class name, ``""`` if there is none (RefCOCO checkpoints).
     loc : tuple of 4 int or None
-        Bins y1, x1, y2, x2 in 0 … 1023; None where the answer had no usable box.
+        Bins y1, x1, y2, x2 in 0 … 1023; None if the answer has no usable box.
     seg : tuple of 16 int or None
-        Mask codes in 0 … 127, the 4×4 grid row by row; None where there is no mask.
+        Mask codes in 0 … 127, the 4×4 grid row by row; None if there is no mask.
     span : tuple of 2 int
-        Where it stands: ``text[span[0]:span[1]]``, or positions in the token ids.
+        Start and end in the text, ``text[span[0]:span[1]]``, or in the token ids.
     """
 
     label: str
@@ -38,10 +38,10 @@ class ParsedObject(NamedTuple):
 
 
 class IssueKind(str, Enum):
-    """What was odd about an answer."""
+    """Kinds of issues in an answer."""
 
     STRAY_TEXT = "stray_text"
-    """Text that belongs to no object, for instance before the first box."""
+    """Text that belongs to no object, for example before the first box."""
     MISSING_LOC = "missing_loc"
     """One to three loc tokens, or mask codes without a box."""
     EXTRA_LOC = "extra_loc"
@@ -51,7 +51,7 @@ class IssueKind(str, Enum):
     EXTRA_SEG = "extra_seg"
     """More than sixteen seg tokens in a row; the first sixteen are the mask."""
     OUT_OF_RANGE = "out_of_range"
-    """A token such as ``<loc1024>`` or ``<seg128>``; that box or mask is left out."""
+    """A token such as ``<loc1024>`` or ``<seg128>``; that box or mask is skipped."""
     INVERTED_BOX = "inverted_box"
     """y2 < y1 or x2 < x1; the object is kept as written."""
     EMPTY_BOX = "empty_box"
@@ -69,13 +69,13 @@ class IssueKind(str, Enum):
     TRUNCATED = "truncated"
     """The answer ends inside a box, a mask or a token."""
     AFTER_END = "after_end"
-    """Something after ``<eos>``; not parsed."""
+    """Text or tokens after ``<eos>``; not parsed."""
     UNDECODED_LABEL = "undecoded_label"
     """Label tokens in an answer of token ids for which no ``detokenize`` was given."""
 
 
 class ParseIssue(NamedTuple):
-    """An oddity of an answer: what, where, and the text it stands for ("" for ids)."""
+    """An issue of an answer: its kind, its span and the text there ("" for ids)."""
 
     kind: IssueKind
     span: Span
@@ -85,8 +85,8 @@ class ParseIssue(NamedTuple):
 class Assembler:
     """Builds objects from loc, seg, text, separator and control events.
 
-    Every event comes with its place ``start, end`` in the answer; places only grow.
-    Finished objects are in `objects`, oddities in `issues`; `close` ends the answer.
+    Every event comes with its offsets ``start, end`` in the answer, in increasing order.
+    `objects` holds the finished objects, `issues` the issues; `close` ends the answer.
     """
 
     def __init__(self, *, spaces_known: bool = True) -> None:
@@ -111,7 +111,7 @@ class Assembler:
     # -- events ---------------------------------------------------------------------
 
     def loc(self, value: int, start: int, end: int) -> None:
-        """A loc token; `value` may be out of range."""
+        """Add a loc token; `value` may be out of range."""
         if not self._alive(start, end):
             return
         inside = not self._segs and not self._has_words
@@ -125,7 +125,7 @@ class Assembler:
             self._extra_loc = True
 
     def seg(self, value: int, start: int, end: int) -> None:
-        """A seg token; `value` may be out of range."""
+        """Add a seg token; `value` may be out of range."""
         if not self._alive(start, end):
             return
         in_object = bool(self._locs or self._segs) and not self._has_words
@@ -137,7 +137,7 @@ class Assembler:
             self._extra_seg = True
 
     def text(self, text: str, start: int, end: int) -> None:
-        """A piece of text without ``;``, newline and tokens."""
+        """Add a piece of text without ``;``, newline and tokens."""
         if not text:
             return
         if self._ended:
@@ -150,14 +150,14 @@ class Assembler:
         self._has_words = self._has_words or not text.isspace()
 
     def newline(self, start: int, end: int) -> None:
-        """A line break: ends a label, and is white space anywhere else."""
+        """Add a line break: it ends a label and is white space elsewhere."""
         if self._has_words:
             self._finish()
         else:
             self.text("\n", start, end)
 
     def separator(self, start: int, end: int) -> None:
-        """A ``;``."""
+        """Add a ``;``."""
         if not self._alive(start, end):
             return
         had_object = bool(self._locs or self._segs)
@@ -170,13 +170,13 @@ class Assembler:
         self._separated = True
 
     def control(self, token: str, start: int, end: int) -> None:
-        """``<eos>`` ends the answer; ``<pad>`` and ``<bos>`` end the object before them."""
+        """Add a control token: ``<eos>`` ends the answer, the others end the object before them."""
         self._finish()
         if token == "<eos>":
             self._ended = True
 
     def undecoded(self, start: int, end: int) -> None:
-        """Label tokens that nobody can read."""
+        """Add label tokens that can't be decoded."""
         if not self._alive(start, end):
             return
         if self._locs or self._segs:
@@ -187,16 +187,16 @@ class Assembler:
         else:
             self._issue(IssueKind.STRAY_TEXT, start, end)
 
-    def drop_text_from(self, place: int) -> None:
-        """Take back text that turned out to be a cut token."""
-        if self._text and self._text_end > place:
-            kept = self._text[-1][: place - self._text_end]
+    def drop_text_from(self, offset: int) -> None:
+        """Remove text that turned out to be a truncated token."""
+        if self._text and self._text_end > offset:
+            kept = self._text[-1][: offset - self._text_end]
             self._text[-1:] = [kept] if kept else []
-            self._text_end = place
+            self._text_end = offset
             self._has_words = any(not piece.isspace() for piece in self._text)
 
     def close(self, partial: Span | None = None) -> None:
-        """The answer is over; `partial` is the place of a cut token at its end."""
+        """End the answer; `partial` is the span of a truncated token at its end."""
         cut = not self._ended
         if partial is not None and cut:
             self._issue(IssueKind.TRUNCATED, *partial)
@@ -212,13 +212,13 @@ class Assembler:
         self.issues.append((kind, start, end))
 
     def _extend_issue(self, kind: IssueKind, start: int, end: int, started: bool) -> None:
-        """One issue for a whole run of superfluous tokens."""
+        """Report one issue for a whole run of superfluous tokens."""
         if started and self.issues and self.issues[-1][0] is kind:
             start = self.issues.pop()[1]
         self._issue(kind, start, end)
 
     def _text_after_end(self, text: str, start: int, end: int) -> None:
-        """Report words only, so that cutting the text elsewhere reports the same place."""
+        """Report words only, so that text in other pieces reports the same span."""
         words = text.strip()
         if words and self._spaces_known:
             start += len(text) - len(text.lstrip())
@@ -233,7 +233,7 @@ class Assembler:
         return not self._ended
 
     def _open(self, inside: bool, start: int, end: int) -> None:
-        """Go on with the present object, or finish it and begin one at `start`."""
+        """Continue the current object, or finish it and begin one at `start`."""
         if inside:
             if self._text:
                 self._issue(IssueKind.SPACING, self._text_start, self._text_end)
@@ -247,7 +247,7 @@ class Assembler:
         self._tokens_end = end
 
     def _finish(self, *, cut_at_end: bool = False) -> None:
-        """Turn what was gathered into an object, and its oddities into issues."""
+        """Turn the collected tokens into an object, and their oddities into issues."""
         label, label_end = self._take_label()
         if not (self._locs or self._segs):
             if label:
@@ -271,7 +271,7 @@ class Assembler:
         self._reset()
 
     def _take_label(self) -> tuple[str, int]:
-        """The stripped label and where it ends."""
+        """The stripped label and the offset of its end."""
         if not self._has_words:
             return "", 0
         text = "".join(self._text)

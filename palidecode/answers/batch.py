@@ -1,14 +1,15 @@
-"""Many answers at once, into columns.
+"""Parse many answers into columns.
 
-Clean answers are read with numpy, all of them at once; an answer with anything odd in it is
-left to the complete parser, so both ways give the same objects and issues.
+Well-formed answers are read together with numpy; an answer with any issue is left to `parse`,
+so both ways give the same objects and issues.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from palidecode.vocab import (
     seg_token,
 )
 
+Value = TypeVar("Value")
 Result = TypeVar("Result")
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -37,7 +39,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 _EOS = "<eos>"
 _LOC_SPELLING = np.frombuffer(loc_token(0).encode(), np.uint8)
 _SEG_SPELLING = np.frombuffer(seg_token(0).encode(), np.uint8)
-# How the text after an object's tokens ends. Odd is neither: the answer is not clean.
+# Endings of the text after an object's tokens; odd if the answer is not well-formed.
 _LAST, _SEPARATED, _ODD = 0, 1, 2
 
 
@@ -49,13 +51,13 @@ class ParsedBatch(NamedTuple):
     loc : ndarray of int16, shape (N, 4)
         Bins y1, x1, y2, x2.
     codes : ndarray of uint8, shape (N, 16)
-        Mask codes; 0 where `has_mask` is False.
+        Mask codes; 0 if `has_mask` is False.
     has_mask : ndarray of bool, shape (N,)
     labels : list of str
     answer_index : ndarray of int64, shape (N,)
-        Which answer the row is of.
+        Index of the answer of each row.
     issues : list of (int, ParseIssue)
-        Every oddity, with the number of its answer. An object without a box has no row.
+        Every issue, with the index of its answer. An object without a box has no row.
     """
 
     loc: npt.NDArray[np.int16]
@@ -73,7 +75,7 @@ def parse_batch(
     vocabulary: Vocabulary = PALIGEMMA,
     detokenize: Detokenize | None = None,
 ) -> ParsedBatch:
-    """Read many answers: texts, token ids, or some of each.
+    """Parse many answers: texts, token ids, or a mixture.
 
     Parameters
     ----------
@@ -85,9 +87,9 @@ def parse_batch(
     Raises
     ------
     ParseError
-        With ``strict=True``, on the first issue, naming the answer.
+        With ``strict=True``, on the first issue, with the index of the answer.
     InputError
-        For an answer that is neither text nor ids; `answers` that is one text.
+        If an answer is neither text nor ids, or if `answers` is one text.
     """
     if isinstance(answers, str):
         raise InputError("answers must be a list of answers; for one text use [text] or parse")
@@ -104,31 +106,30 @@ def parse_batch(
     if ids and detokenize is not None:
         parts.append(_select(_read_ids(list(ids.values()), vocabulary, detokenize), list(ids)))
     done = set().union(*(part.answers for part in parts))
+    read = partial(parse, strict=strict, vocabulary=vocabulary, detokenize=detokenize)
     objects: dict[int, tuple[ParsedObject, ...]] = {}
     issues: list[tuple[int, ParseIssue]] = []
     for row, answer in enumerate(answers):
         if row in done:
             continue
-        found = _named(
-            row, parse, answer, strict=strict, vocabulary=vocabulary, detokenize=detokenize
-        )
-        objects[row] = found.objects
-        issues.extend([(row, issue) for issue in found.issues])
+        result = _named(row, read, answer)
+        objects[row] = result.objects
+        issues.extend([(row, issue) for issue in result.issues])
     if objects:
         parts.append(_columns(objects))
     return _merge(parts, issues)
 
 
-def _named(row: int, function: Callable[..., Result], answer: Answer, **options: Any) -> Result:
-    """Call `function`; its errors name the answer."""
+def _named(row: int, function: Callable[[Value], Result], answer: Value) -> Result:
+    """Call `function`; its errors name the answer's index."""
     try:
-        return function(answer, **options)
+        return function(answer)
     except (ParseError, InputError) as error:
         raise type(error)(f"answer {row}: {error}") from None
 
 
 class _Part(NamedTuple):
-    """The columns of some of the answers, and which answers these are."""
+    """The columns of some of the answers, and the indices of these answers."""
 
     answers: list[int]
     loc: npt.NDArray[np.int16]
@@ -139,10 +140,10 @@ class _Part(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Objects as a clean answer would have them, and which answers are clean."""
+    """Objects read as if all answers were well-formed, and a mask of those that are."""
 
     clean: Bools  # (A,)
-    owner: Ints  # (N,) number of the answer
+    owner: Ints  # (N,) index of the answer
     loc: Ints  # (N, 4)
     codes: Ints  # (N, 16)
     has_mask: Bools  # (N,)
@@ -151,12 +152,12 @@ class _Candidates(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where the objects of the joined answers begin and stop."""
+    """Start and end offsets of the objects in the joined answers."""
 
     starts: Ints  # (N,)
     stops: Ints  # (N,) the next object's start, or the end of the answer
     owner: Ints  # (N,)
-    first: Bools  # (N,) stands at the very start of its answer
+    first: Bools  # (N,) begins at the start of its answer
     last: Bools  # (N,) the last of its answer
 
 
@@ -176,7 +177,7 @@ def _read_texts(texts: list[str]) -> _Candidates:
     ends = np.cumsum(lengths)
     firsts = ends - lengths
     raw = b"".join(raws)
-    # Some room behind the end, so that every window lies inside.
+    # Padding, so that no window reaches past the end.
     room = LOC_PER_BOX * len(_LOC_SPELLING) + SEG_PER_MASK * len(_SEG_SPELLING)
     chars = np.frombuffer(raw + bytes(room), np.uint8)
     opens = chars == ord("<")
@@ -199,16 +200,16 @@ def _read_texts(texts: list[str]) -> _Candidates:
 
 
 def _crowded(is_start: Bools, ends: Ints, lengths: Ints) -> Bools:
-    """Answers with more starts than there is room for: not clean, and they would cost memory."""
+    """Mark answers with more starts than fit: malformed, and costly in memory."""
     counts = np.diff(np.cumsum(is_start)[np.maximum(ends - 1, 0)], prepend=0)
     crowded: Bools = counts * LOC_PER_BOX * len(_LOC_SPELLING) > lengths
     return crowded
 
 
-def _spelled(chars: Bytes, places: Ints, spelling: Bytes, repeats: int, count: int) -> Ints:
-    """Numbers of the `repeats` tokens that begin at each place; -1 for what isn't one."""
-    windows = sliding_window_view(chars, repeats * len(spelling))[places]
-    tokens = windows.reshape(len(places), repeats, len(spelling))
+def _spelled(chars: Bytes, offsets: Ints, spelling: Bytes, repeats: int, count: int) -> Ints:
+    """Numbers of the `repeats` tokens from each offset; -1 for other text."""
+    windows = sliding_window_view(chars, repeats * len(spelling))[offsets]
+    tokens = windows.reshape(len(offsets), repeats, len(spelling))
     numbers = np.zeros(tokens.shape[:2], np.int64)
     odd = np.zeros(tokens.shape[:2], np.bool_)
     for column, char in enumerate(spelling.tolist()):
@@ -223,10 +224,10 @@ def _spelled(chars: Bytes, places: Ints, spelling: Bytes, repeats: int, count: i
 
 
 def _text_label(raw: bytes) -> tuple[str, int]:
-    """The label in the text behind an object's tokens, and how that text ends."""
+    """The label in the text after an object's tokens, and the ending of that text."""
     try:
         text = raw.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:  # what stood before wasn't tokens, and this is half a letter
+    except UnicodeDecodeError:  # no tokens before it, so this may be half a letter
         return "", _ODD
     body = text.removesuffix(SEPARATOR)
     label = body[1:]
@@ -241,7 +242,7 @@ def _read_ids(arrays: list[Ints], vocabulary: Vocabulary, detokenize: Detokenize
     lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
     bounds = np.cumsum(lengths)
     firsts = bounds - lengths
-    # Some padding behind the end, so that every window lies inside.
+    # Padding, so that no window reaches past the end.
     ids = np.concatenate([*arrays, np.full(LOC_PER_BOX + SEG_PER_MASK, -1)])
     is_loc, is_seg, controls = _kinds(ids, vocabulary)
     # An answer ends at its first control token; only more of them may follow.
@@ -277,25 +278,25 @@ def _read_ids(arrays: list[Ints], vocabulary: Vocabulary, detokenize: Detokenize
 
 
 def _kinds(ids: Ints, vocabulary: Vocabulary) -> tuple[Bools, Bools, Ints]:
-    """Which tokens are loc, which are seg, and the places of the control tokens."""
+    """Masks of loc and seg tokens, and the indices of control tokens."""
     pad, eos, bos = vocabulary.pad, vocabulary.eos, vocabulary.bos
-    places = np.flatnonzero(ids <= max(pad, eos, bos))
-    low = ids[places]
-    controls = places[(low < 0) | (low == pad) | (low == eos) | (low == bos)]
-    # One comparison instead of two: as an unsigned number, what is below 0 is very large.
+    indices = np.flatnonzero(ids <= max(pad, eos, bos))
+    low = ids[indices]
+    controls = indices[(low < 0) | (low == pad) | (low == eos) | (low == bos)]
+    # One comparison instead of two: as unsigned, negative numbers are very large.
     is_loc = (ids - vocabulary.loc_offset).view(np.uint64) < LOC_COUNT
     is_seg = (ids - vocabulary.seg_offset).view(np.uint64) < SEG_COUNT
     return is_loc, is_seg, controls
 
 
-def _count(places: Ints, begins: Ints, stops: Ints) -> Ints:
-    """How many of the sorted places lie in each range."""
-    count: Ints = np.searchsorted(places, stops) - np.searchsorted(places, begins)
+def _count(offsets: Ints, begins: Ints, stops: Ints) -> Ints:
+    """Count the sorted offsets in each range."""
+    count: Ints = np.searchsorted(offsets, stops) - np.searchsorted(offsets, begins)
     return count
 
 
 def _id_label(ids: list[int], detokenize: Detokenize) -> tuple[str, int]:
-    """The label in the ids behind an object's tokens, and how they end."""
+    """The label in the ids after an object's tokens, and their ending."""
     text = detokenize(ids) if ids else ""
     label, separator, rest = text.partition(";")
     if rest.strip() or "\n" in text:
@@ -304,7 +305,7 @@ def _id_label(ids: list[int], detokenize: Detokenize) -> tuple[str, int]:
 
 
 class _Known(dict[bytes, int]):
-    """Numbers the distinct texts behind objects, and reads each of them once."""
+    """Numbers the distinct texts after objects and reads each of them once."""
 
     def __init__(self, read: Callable[[bytes], tuple[str, int]]) -> None:
         super().__init__()
@@ -323,15 +324,15 @@ class _Known(dict[bytes, int]):
 def _labels(
     raw: bytes, begins: Ints, stops: Ints, read: Callable[[bytes], tuple[str, int]]
 ) -> tuple[Ints, Ints, list[str]]:
-    """For each object: the number of its label, how its text ends; and the labels."""
+    """The number of each object's label, the ending of its text, and all labels."""
     known = _Known(read)
-    places = zip(begins.tolist(), stops.tolist(), strict=True)
-    numbers = np.array([known[raw[begin:stop]] for begin, stop in places], np.int64)
+    ranges = zip(begins.tolist(), stops.tolist(), strict=True)
+    numbers = np.array([known[raw[begin:stop]] for begin, stop in ranges], np.int64)
     return numbers, np.array(known.endings, np.int64)[numbers], known.labels
 
 
 def _clean(layout: _Layout, fine: Bools, loc: Ints, codes: Ints, count: int) -> Bools:
-    """Which of the `count` answers consist of whole, distinct, upright objects only."""
+    """Mark the answers (of `count`) that have only complete, distinct, upright objects."""
     owner = layout.owner
     fine = fine & (loc.min(axis=1, initial=0) >= 0) & (codes.min(axis=1, initial=0) >= 0)
     fine &= (loc[:, 2] > loc[:, 0]) & (loc[:, 3] > loc[:, 1]) & ~_repeated(loc, owner)
@@ -342,7 +343,7 @@ def _clean(layout: _Layout, fine: Bools, loc: Ints, codes: Ints, count: int) -> 
 
 
 def _repeated(loc: Ints, owner: Ints) -> Bools:
-    """Boxes that an answer has more than once: perhaps duplicates."""
+    """Mark boxes that an answer repeats: perhaps duplicates."""
     key = owner
     for column in loc.T:
         key = key * LOC_COUNT + column
@@ -353,7 +354,7 @@ def _repeated(loc: Ints, owner: Ints) -> Bools:
 
 
 def _select(found: _Candidates, rows: list[int]) -> _Part:
-    """The columns of the clean answers."""
+    """The columns of the well-formed answers."""
     keep = found.clean[found.owner]
     numbers = np.asarray(rows, np.int64)
     return _Part(
@@ -367,7 +368,7 @@ def _select(found: _Candidates, rows: list[int]) -> _Part:
 
 
 def _columns(answers: dict[int, tuple[ParsedObject, ...]]) -> _Part:
-    """Objects to columns; those without a box have no row."""
+    """Convert objects to columns; an object without a box has no row."""
     rows = [
         (row, label, loc, seg)
         for row, objects in answers.items()
@@ -387,7 +388,7 @@ def _columns(answers: dict[int, tuple[ParsedObject, ...]]) -> _Part:
 
 
 def _merge(parts: list[_Part], issues: list[tuple[int, ParseIssue]]) -> ParsedBatch:
-    """All rows in the order of the answers."""
+    """Join the parts, with rows in the order of the answers."""
     if not parts:
         parts = [_columns({})]
     loc, codes, has_mask, index = (

@@ -1,7 +1,7 @@
-"""JSON Lines of answers in, detections out, chunk by chunk.
+"""Read JSON Lines of answers.
 
 A row is ``{"image": "cat.jpg", "output": "<loc…> cat"}``; see `AnswerRow` for the keys. A row
-that can't be used is a `Problem` with its line number; the others go on.
+that can't be used becomes a `Problem` with its line number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class AnswerRow:
     line : int
         Number of the line, from 1.
     name : str
-        ``image``, or ``line-<number>`` where the row has none.
+        ``image``, or ``line-<number>`` if the row has none.
     size : tuple of 2 int
         Width and height: ``width`` and ``height``, ``size`` or ``image_size_wh``, the
         picture's own, or the default.
@@ -45,7 +45,7 @@ class AnswerRow:
     scores : list of float or None
         ``scores``: one per box.
     codec : str
-        ``codec``: the id of the weights that the seg codes belong to, ``""`` if not said.
+        ``codec``: the id of the weights that the seg codes belong to, ``""`` if the row has none.
     """
 
     line: int
@@ -58,7 +58,7 @@ class AnswerRow:
 
 
 class Problem(NamedTuple):
-    """A row, or a part of one, that was left out."""
+    """A row, or a part of one, that was skipped."""
 
     line: int
     reason: str
@@ -69,7 +69,7 @@ def read_rows(
     images: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Iterator[AnswerRow | Problem]:
-    """Rows of a JSONL file in order.
+    """Read the rows of a JSONL file, in order.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def read_rows(
     images : str or path, optional
         The folder of the pictures. Names that lead out of it are problems.
     size : tuple of 2 int, optional
-        Width and height for rows that name neither a size nor a picture.
+        Width and height for rows that have neither a size nor a picture.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def read_rows(
 
 
 def check_sizes_agree(row: AnswerRow, seen: dict[str, tuple[int, int]]) -> None:
-    """One picture has one size: an `InputError` where `seen` says otherwise of an earlier row."""
+    """Refuse a picture whose size differs from that of an earlier row, in `seen`."""
     if seen.setdefault(row.name, row.size) != row.size:
         raise InputError(
             f"{row.name!r} is {row.size[0]}×{row.size[1]} here but "
@@ -107,32 +107,32 @@ def check_sizes_agree(row: AnswerRow, seen: dict[str, tuple[int, int]]) -> None:
 def read_lines(
     path: str | os.PathLike[str], start: int = 0, stop: int | None = None, number: int = 0
 ) -> Iterator[tuple[int, bytes]]:
-    """Lines of a file that aren't empty, with their numbers from ``number + 1``.
+    """Read the non-empty lines of a file, with their numbers from ``number + 1``.
 
-    `start` and `stop` are bytes; `start` is where a line begins, and no line begins at `stop`.
+    Lines that begin at byte offsets from `start` up to, but not including, `stop`.
 
     Raises
     ------
     InputError
-        If it can't be read.
+        If the file can't be read.
     """
     try:
         with Path(path).open("rb") as file:
-            if start:  # a pipe can't
+            if start:  # a pipe can't seek
                 file.seek(start)
             while (stop is None or file.tell() < stop) and (text := file.readline(_LONGEST_LINE)):
                 number += 1
                 piece = text
                 while len(piece) == _LONGEST_LINE and not piece.endswith(b"\n"):
-                    piece = file.readline(_LONGEST_LINE)  # the rest of a line too long to be one
+                    piece = file.readline(_LONGEST_LINE)  # the rest of a line that is too long
                 if text.strip():
                     yield number, text
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
 
 
-def read_object(text: bytes) -> dict[str, Any]:
-    """The JSON object of a line, or an `InputError`."""
+def read_object(text: bytes) -> dict[str, object]:
+    """Parse the JSON object of a line."""
     try:
         row = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -144,11 +144,11 @@ def read_object(text: bytes) -> dict[str, Any]:
 
 def read_row(
     line: int,
-    row: Mapping[str, Any],
+    row: Mapping[str, object],
     images: str | os.PathLike[str] | None = None,
     default: tuple[int, int] | None = None,
 ) -> AnswerRow:
-    """A row of these keys, see `AnswerRow`; an `InputError` where it can't be used."""
+    """Make an `AnswerRow` of a JSON object; an `InputError` says why it can't be used."""
     image = row.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise InputError(f"'image' must be a file name, got {image!r}")
@@ -164,7 +164,7 @@ def read_row(
     )
 
 
-def _answer_of(row: Mapping[str, Any]) -> Answer:
+def _answer_of(row: Mapping[str, object]) -> Answer:
     output, ids = row.get("output"), row.get("token_ids")
     if output is None and ids is None:
         output = row.get("suffix")  # a fine-tuning row
@@ -175,7 +175,7 @@ def _answer_of(row: Mapping[str, Any]) -> Answer:
     raise InputError("needs 'output' (text) or 'token_ids' (a list of integers)")
 
 
-def _scores_of(scores: Any) -> list[float] | None:
+def _scores_of(scores: object) -> list[float] | None:
     if scores is None:
         return None
     if not isinstance(scores, list):
@@ -191,7 +191,7 @@ def _scores_of(scores: Any) -> list[float] | None:
 
 
 def _size_of(
-    row: Mapping[str, Any],
+    row: Mapping[str, object],
     image: str | None,
     images: str | os.PathLike[str] | None,
     default: tuple[int, int] | None,

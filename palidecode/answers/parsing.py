@@ -1,7 +1,7 @@
-"""Answers to objects, and back: `parse` and `format_objects`.
+"""Parse answers into objects and format objects as answers.
 
-Clean text takes a shortcut that only slices and looks up; as soon as anything is odd the
-whole answer is read again by the `Assembler`, which knows every oddity.
+Well-formed text takes a shortcut of slices and lookups; any other answer is read by the
+`Assembler`, which knows every issue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from palidecode.vocab import (
 )
 
 Detokenize: TypeAlias = Callable[[list[int]], str]
-Answer: TypeAlias = str | Sequence[int] | npt.NDArray[np.integer[Any]]
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+Answer: TypeAlias = str | Ids
 
 _EOS = "<eos>"
 _TOKEN = re.compile(r"<loc([0-9]{1,8})>|<seg([0-9]{1,8})>|<eos>|<pad>|<bos>|;|\n")
@@ -44,8 +45,8 @@ _LOC_BLOCK = LOC_PER_BOX * _LOC_LENGTH
 _SEG_LENGTH = len(seg_token(0))
 _SEG_BLOCK = SEG_PER_MASK * _SEG_LENGTH
 _SEG_START, _SEG_STOP = "<seg", ">"
-# Codes by their digits: splitting a block of seg tokens at what stands between the digits
-# is faster than slicing it. Sixteen keys fit the block's length only if all are whole.
+# Codes by their digits: splitting a block of seg tokens between the digits is faster than
+# slicing it. Sixteen keys fill the block's length only if all are complete.
 _CODES_BY_DIGITS = {
     token.removeprefix(_SEG_START).removesuffix(_SEG_STOP): code
     for token, code in SEG_CODES.items()
@@ -55,7 +56,7 @@ _new_object = tuple.__new__  # the class's own __new__ takes twice as long
 
 
 class ParseResult(NamedTuple):
-    """What `parse` found: the objects in order, and every oddity in order."""
+    """The objects and the issues of an answer, both in order."""
 
     objects: tuple[ParsedObject, ...]
     issues: tuple[ParseIssue, ...]
@@ -68,9 +69,9 @@ def parse(
     vocabulary: Vocabulary = PALIGEMMA,
     detokenize: Detokenize | None = None,
 ) -> ParseResult:
-    """Read one answer of a PaliGemma model.
+    """Parse one answer of a PaliGemma model.
 
-    Nothing a model can emit raises, and nothing is dropped in silence: whatever doesn't
+    Raises on nothing that a model can emit, and drops nothing silently: anything that doesn't
     fit ``<loc>×4 [<seg>×16] label`` joined by `` ; `` becomes a `ParseIssue`.
 
     Parameters
@@ -84,7 +85,7 @@ def parse(
         Token ids, for answers of ids; PaliGemma's by default.
     detokenize : callable, optional
         Turns a list of label token ids into text, for answers of ids. Without it labels
-        are ``""`` and an issue says so. What it returns is never read as tokens.
+        are ``""``, with an issue. The text it returns is never read as tokens.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def parse(
 
 
 def format_objects(objects: Iterable[ParsedObject]) -> str:
-    """Write objects as the text a model would answer, the inverse of `parse`.
+    """Write objects as the answer of a model; the inverse of `parse`.
 
     Parameters
     ----------
@@ -138,15 +139,15 @@ def format_objects(objects: Iterable[ParsedObject]) -> str:
     Raises
     ------
     InputError
-        For a label that would not survive (a ``;``, a newline, token-like text, white
-        space at its ends), for numbers out of range, and for an object that has neither
+        For a label that `parse` would read differently (a ``;``, a newline, token-like text,
+        white space at its ends), for numbers out of range, and for an object that has neither
         box nor mask.
     """
     return SEPARATOR.join([_format_object(index, item) for index, item in enumerate(objects)])
 
 
 def label_problem(label: str) -> str | None:
-    """Why a label can't be written into an answer, or None if it can."""
+    """Describe why a label can't be written into an answer; None if it can."""
     if label != label.strip():
         return "white space at its ends"
     if ";" in label or "\n" in label:
@@ -186,7 +187,7 @@ def _check_numbers(index: int, name: str, values: Sequence[int], length: int, co
 
 
 def _parse_clean(text: str) -> tuple[ParsedObject, ...] | None:
-    """Objects of text without any oddity; None where the `Assembler` must look."""
+    """Objects of well-formed text; None if the `Assembler` must read it."""
     body = text[: -len(_EOS)] if text.endswith(_EOS) else text
     segments = body.split(SEPARATOR)
     count = len(segments)
@@ -228,7 +229,7 @@ def _parse_clean(text: str) -> tuple[ParsedObject, ...] | None:
 
 
 def feed_text(assembler: Assembler, text: str, base: int) -> None:
-    """Send the events of a piece of text that starts at `base` of the answer."""
+    """Send the events of a piece of text that starts at offset `base` of the answer."""
     done = 0
     for match in _TOKEN.finditer(text):
         start, end = match.span()
@@ -251,7 +252,7 @@ def feed_text(assembler: Assembler, text: str, base: int) -> None:
 
 
 def close_text(assembler: Assembler, text: str, base: int = 0) -> None:
-    """End an answer whose last piece `text` began at `base`; it may end inside a token."""
+    """End an answer, perhaps inside a token; its last piece `text` began at offset `base`."""
     tail = _CUT_TOKEN.search(text, max(0, len(text) - _CUT_TOKEN_LENGTH))
     if tail is None:
         assembler.close()
@@ -267,19 +268,19 @@ def feed_ids(
     vocabulary: Vocabulary,
     detokenize: Detokenize | None,
 ) -> None:
-    """Send the events of token ids that start at `base` of the answer."""
+    """Send the events of token ids that start at offset `base` of the answer."""
     text_start: int | None = None
     control = {vocabulary.pad: "<pad>", vocabulary.eos: _EOS, vocabulary.bos: "<bos>"}
     values = ids.tolist()
-    for place, token in enumerate(values):
+    for offset, token in enumerate(values):
         loc, seg = token - vocabulary.loc_offset, token - vocabulary.seg_offset
         if not vocabulary.is_special(token):
-            text_start = place if text_start is None else text_start
+            text_start = offset if text_start is None else text_start
             continue
         if text_start is not None:
-            _feed_run(assembler, values[text_start:place], base + text_start, detokenize)
+            _feed_run(assembler, values[text_start:offset], base + text_start, detokenize)
             text_start = None
-        here = base + place
+        here = base + offset
         if 0 <= loc < LOC_COUNT:
             assembler.loc(loc, here, here + 1)
         elif 0 <= seg < SEG_COUNT:
@@ -293,12 +294,12 @@ def feed_ids(
 def _feed_run(
     assembler: Assembler, run: list[int], start: int, detokenize: Detokenize | None
 ) -> None:
-    """Label tokens: their text may hold separators, but never a token."""
+    """Send label tokens; their text may contain separators but never counts as a token."""
     end = start + len(run)
     if detokenize is None:
         assembler.undecoded(start, end)
         return
-    # A token that reads as nothing is white space to us: never nothing at all.
+    # Tokens that decode to "" count as white space.
     text, done = detokenize(run) or " ", 0
     for match in _LABEL_BREAK.finditer(text):
         assembler.text(text[done : match.start()], start, end)
@@ -310,8 +311,8 @@ def _feed_run(
     assembler.text(text[done:], start, end)
 
 
-def as_ids(answer: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """One answer's token ids as a 1-D int64 array, or an `InputError`."""
+def as_ids(answer: Ids) -> npt.NDArray[np.int64]:
+    """Convert one answer's token ids to a 1-D int64 array."""
     try:
         ids = np.asarray(answer)
     except (TypeError, ValueError) as error:
@@ -322,18 +323,18 @@ def as_ids(answer: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[
         raise InputError(
             f"an answer must be text or a flat list of integer token ids, got "
             f"{type(answer).__name__} of shape {ids.shape} and dtype {ids.dtype}; "
-            "for several answers at once use parse_batch or decode"
+            "for several answers use parse_batch or decode"
         )
     return ids.astype(np.int64, copy=False)
 
 
 def result_of(assembler: Assembler, text: str) -> ParseResult:
-    """The objects and the issues, in the order of the answer."""
+    """The assembler's objects and issues, in the order of the answer."""
     return ParseResult(tuple(assembler.objects), issues_of(assembler, text))
 
 
 def issues_of(assembler: Assembler, text: str) -> tuple[ParseIssue, ...]:
-    """The issues in order, each with the text it stands for."""
+    """The assembler's issues in order, each with its text."""
     ordered = sorted(assembler.issues, key=lambda issue: issue[1:])
     return tuple(_issue(kind, (start, end), text) for kind, start, end in ordered)
 

@@ -1,16 +1,15 @@
-"""The parser fed piecewise: an object comes out as soon as it is whole."""
+"""Parse an answer in pieces: each object is returned as soon as it is complete."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from palidecode.answers.assembler import Assembler, ParsedObject, ParseIssue
 from palidecode.answers.parsing import (
+    Answer,
     Detokenize,
     as_ids,
     close_text,
@@ -31,9 +30,9 @@ _BEGUN_LENGTH = 12
 class StreamParser:
     """Parse an answer while it is being written.
 
-    Feed it text cut anywhere (even inside ``<loc00``) or token ids as they come; the
+    Feed it text split anywhere (even inside ``<loc00``) or token ids as they arrive; the
     objects and issues are those of `palidecode.parse` on the whole answer. An object is
-    whole at its separator, at the next object's first token, at ``<eos>`` or at `close`;
+    complete at its separator, at the next object's first token, at ``<eos>`` or at `close`;
     label token ids wait for the end of their run, because a tokenizer needs them together.
 
     Parameters
@@ -63,7 +62,7 @@ class StreamParser:
         self._detokenize = detokenize
         self._assembler: Assembler | None = None
         self._is_text = True
-        self._text: list[str] = []  # what was read, for the issues' texts
+        self._text: list[str] = []  # the text so far, for the issues
         self._held = ""
         self._held_ids: list[int] = []
         self._position = 0
@@ -72,23 +71,23 @@ class StreamParser:
 
     @property
     def issues(self) -> tuple[ParseIssue, ...]:
-        """The oddities found so far, in the order of the answer."""
+        """The issues so far, in the order of the answer."""
         if self._assembler is None:
             return ()
         return issues_of(self._assembler, "".join(self._text) + self._held)
 
-    def feed(self, piece: str | Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[ParsedObject]:
+    def feed(self, piece: Answer) -> list[ParsedObject]:
         """Read the next piece and return the objects it completed.
 
         Parameters
         ----------
         piece : str, or sequence or 1-D array of int
-            Text or token ids; one answer is fed with one of the two.
+            Text or token ids; one answer takes only one of the two.
 
         Raises
         ------
         InputError
-            After `close`, for neither text nor ids, or when text and ids are mixed.
+            After `close`, if `piece` is neither text nor ids, or if text and ids are mixed.
         """
         if self._closed:
             raise InputError("this stream is closed; make a new StreamParser for each answer")
@@ -137,7 +136,7 @@ class StreamParser:
         held = len(self._held_ids)
         new = ids.tolist()
         self._held_ids.extend(new)
-        special = [place for place, token in enumerate(new) if self._vocabulary.is_special(token)]
+        special = [index for index, token in enumerate(new) if self._vocabulary.is_special(token)]
         if not special:
             return
         cut = held + special[-1] + 1

@@ -1,7 +1,8 @@
-"""The command line: arguments in, library calls, progress, exit codes.
+"""The command line: parse the arguments, run one command, return its exit code.
 
-0: everything done. 1: done, but something was left out, and what is said. 2: nothing done,
-and why in one line. 130, 143: stopped by SIGINT or SIGTERM; the same command goes on.
+0: finished. 1: finished, but some input was skipped (listed on stderr) or a limit was missed.
+2: failed, with a one-line reason. 130, 143: interrupted by SIGINT or SIGTERM; the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -19,28 +20,35 @@ from palidecode.errors import PalidecodeError
 from palidecode.version import __version__
 
 COMMANDS = {
-    "predict": "Run a PaliGemma on pictures: COCO JSON.",
-    "decode": "Answers to a COCO file.",
-    "draw": "Boxes, masks and labels on pictures.",
-    "encode": "A COCO file to fine-tuning rows.",
-    "evaluate": "Predictions against COCO ground truth.",
-    "compare": "Two prediction files, image by image.",
-    "evaluate-referring": "Answers to referring expressions against masks: mIoU, cIoU, gIoU, "
-    "box accuracy.",
-    "weights": "The mask codec's weights: list, fetch, verify, convert.",
-    "demo": "Run the bundled tiny model on pictures it has never seen, and measure it.",
+    "predict": "Run PaliGemma on pictures and write COCO JSON.",
+    "decode": "Convert model answers to a COCO file.",
+    "draw": "Draw boxes, masks and labels on pictures.",
+    "encode": "Convert a COCO dataset to fine-tuning examples (JSONL).",
+    "evaluate": "Evaluate predictions against COCO ground truth.",
+    "compare": "Compare two prediction files, image by image.",
+    "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks: "
+    "mIoU, cIoU, gIoU, box accuracy.",
+    "weights": "List, fetch, verify or convert the mask codec's weights.",
+    "demo": "Run the bundled tiny model on pictures it has never seen, and evaluate it.",
 }
-"""Each is a module of this folder, imported when it is that command; - is _ there."""
+"""The commands. Each is a module of this package (with _ for -), imported when it is run."""
+_EXIT_CODES = """\
+exit codes:
+  0        finished
+  1        finished, but some input was skipped or a --min was missed
+  2        failed; the reason is on stderr
+  130 143  interrupted by SIGINT or SIGTERM; run the same command again to resume
+"""
 _FAILED = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next((text for text in arguments if not text.startswith("-")), None)
     args = build_parser(command).parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name or a label may hold what the terminal's encoding can't say; JSON stays JSON.
+        # A name or a label may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
@@ -51,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"palidecode: {error}", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
-        print("palidecode: stopped; no unfinished file was left", file=sys.stderr)
+        print("palidecode: interrupted; no unfinished file was left", file=sys.stderr)
         return _FAILED
     except BrokenPipeError:
-        # The reader went away (`| head`): nothing more to say, and no traceback at exit.
+        # The reader of the pipe is gone (`| head`); avoid a traceback at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
@@ -65,12 +73,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser: all commands by name, and the options of `command`."""
+    """Build the parser of all commands, with the options of `command`."""
     parser = argparse.ArgumentParser(
         prog="palidecode",
-        description="PaliGemma's answers to boxes, masks and COCO JSON.",
-        epilog="Exit codes: 0 done, 1 done but something was left out, 2 failed; 130 and 143: "
-        "stopped by SIGINT or SIGTERM, and the same command goes on.",
+        description="Turn PaliGemma's answers into boxes, masks and COCO JSON.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"palidecode {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.cli.options import (
-    add_answer_options,
-    add_journal_options,
-    add_json,
-    answer_options,
-    answer_rows,
+    add_answers,
+    add_journal,
+    add_output,
+    answers_in,
     decode_one,
+    decoding,
     read_categories,
 )
-from palidecode.cli.output import DONE, GO_ON, LEFT_OUT, progress_bar, say_problems, say_resumed
+from palidecode.cli.output import DONE, RESUMABLE, SKIPPED, Output
 from palidecode.cli.ray import add_ray_options, check
 from palidecode.cli.ray import run as run_on_ray
 from palidecode.errors import InputError, WeightsError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``palidecode decode``."""
-    add_json(parser)
+    add_output(parser)
     parser.add_argument(
         "answers",
         nargs="?",
@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="answers at once (default: 256)"
     )
-    add_answer_options(parser)
+    add_answers(parser)
     group = parser.add_argument_group("COCO")
     group.add_argument("--categories", type=Path, metavar="FILE", help="COCO file or list of names")
     group.add_argument(
@@ -71,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--simplify", type=float, default=0.0, metavar="PIXELS")
     group.add_argument("--min-area", type=float, default=0.0, metavar="PIXELS", help="of a part")
-    add_journal_options(parser)
+    add_journal(parser)
     add_ray_options(parser)
 
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_on_ray(args)
     if (args.text is None) == (args.answers is None):
         raise InputError("give either a file of answers or --text")
-    options = answer_options(args)
+    options = decoding(args)
     if args.text is not None:
         return _decode_text(args, options)
     if args.output is None:
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     with Journal(journal_path(args.output)) as journal:
         journal.begin(_decode_header(args), restart=args.restart)
         writer = ResumableCocoWriter(args.output, journal, **writing)
-        return run_stoppable(lambda stop: _decode_file(args, options, writer, stop), GO_ON)
+        return run_stoppable(lambda stop: _decode_file(args, options, writer, stop), RESUMABLE)
 
 
 def _decode_file(
@@ -123,12 +123,12 @@ def _decode_file(
     from palidecode.runs.resuming import Progress, ResumableCocoWriter
 
     kept = writer if isinstance(writer, ResumableCocoWriter) else None
-    with writer, progress_bar(args, "decoding") as bar:
+    with writer, Output(args.json).progress("decoding") as bar:
         done = Progress() if kept is None else kept.progress
         resumed = done.rows
         if resumed and kept is not None:
-            say_resumed(args, f"{resumed} rows", kept.journal.path)
-        counted = _counted(answer_rows(args), done)
+            Output(args.json).resumed(f"{resumed} rows", kept.journal.path)
+        counted = _counted(answers_in(args.answers, args.images, args.size), done)
         for rows, found, skipped in decode_rows(counted, options, args.batch_size):
             writer.add(found, [row.name for row in rows])
             done.issues.update(issue.kind.value for _, issue in found.issues)
@@ -139,7 +139,7 @@ def _decode_file(
                 stopping.check()
         if not writer.report.images:
             write_failures(args.output, [problem._asdict() for problem in done.problems])
-            say_problems(args, done.problems)
+            Output(args.json).problems(done.problems)
             if kept is not None:
                 kept.forget()
             raise InputError(f"{args.answers}: no usable row; {args.output} was not written")
@@ -204,7 +204,7 @@ def _decode_text(args: argparse.Namespace, options: DecodeOptions) -> int:
             print(f"{corners}  {'mask' if mask else '    '}  {label}")
         for issue in issues:
             print(f"  {issue['kind']} at {issue['span']}: {issue['text']!r}", file=sys.stderr)
-    return LEFT_OUT if report.left_out() else DONE
+    return SKIPPED if report.left_out() else DONE
 
 
 def _run_on_ray(args: argparse.Namespace) -> int:
@@ -275,5 +275,5 @@ def _say_decoded(
             if counts:
                 shown = ", ".join(f"{name} {count}" for name, count in counts.items())
                 print(f"{title}: {shown}")
-    say_problems(args, problems)
-    return LEFT_OUT if problems or report.left_out() else DONE
+    Output(args.json).problems(problems)
+    return SKIPPED if problems or report.left_out() else DONE

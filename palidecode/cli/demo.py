@@ -1,56 +1,59 @@
-"""``palidecode demo``: the bundled model, or bundled answers."""
+"""``palidecode demo``: run the bundled model, or decode bundled answers."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from palidecode.cli.options import add_json
-from palidecode.cli.output import DONE
+from palidecode.cli.options import add_output, fill
+from palidecode.cli.output import DONE, Output
+from palidecode.demo import answers_demo, model_demo
 from palidecode.errors import InputError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``palidecode demo``."""
-    add_json(parser)
+    """Add the options of ``palidecode demo``."""
+    add_output(parser)
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path("palidecode-demo"),
         metavar="DIR",
-        help="where to write (default: palidecode-demo)",
+        help="directory to write to (default: %(default)s)",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--image", type=Path, metavar="FILE", help="a picture of your own instead")
+    which.add_argument(
+        "--image", type=Path, metavar="FILE", help="your picture instead of the bundled ones"
+    )
     which.add_argument(
         "--answers",
         action="store_true",
-        help="decode bundled answers about a bundled picture instead: needs no torch",
+        help="decode bundled answers about a bundled picture; needs no torch",
     )
-    parser.add_argument("--prompt", help="with --image, for instance 'detect star ; circle'")
     parser.add_argument(
-        "--model", default="demo", metavar="DIR", help="another model of such scenes"
+        "--prompt",
+        help="prompt for --image, for instance 'detect star ; circle' (default: segment all "
+        "classes of the model)",
+    )
+    parser.add_argument(
+        "--model",
+        default="demo",
+        metavar="DIR",
+        help="another model of such scenes (default: the bundled one)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """``palidecode demo``."""
-    said: Any
+    """Run ``palidecode demo``."""
+    if args.prompt is not None and args.image is None and not args.answers:
+        raise InputError("--prompt is for your own picture: add --image FILE")
+    report: answers_demo.DemoReport | model_demo.ModelReport | model_demo.PictureReport
     if args.answers:
-        from palidecode.demo.answers_demo import run as run_answers
-
-        said = run_answers(args.output)
+        report = answers_demo.run(args.output)
+    elif args.image is not None:
+        report = model_demo.run_on(args.image, args.prompt, args.output, args.model)
     else:
-        from palidecode.demo.model_demo import run, run_on
-
-        if args.prompt is not None and args.image is None:
-            raise InputError("--prompt asks about a picture: give --image, too")
-        if args.image is not None:
-            said = run_on(args.image, args.prompt, args.output, args.model)
-        else:
-            said = run(args.output, args.model)
-    print(json.dumps(said.as_dict()) if args.json else said.table())
+        report = model_demo.run(args.output, args.model)
+    fill(Output, args).result(report.as_dict(), report.table())
     return DONE

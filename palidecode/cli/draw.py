@@ -1,109 +1,151 @@
-"""``palidecode draw``: boxes, masks and labels on pictures."""
+"""``palidecode draw``: draw boxes, masks and labels on pictures."""
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-from palidecode.cli.options import (
-    add_answer_options,
-    add_json,
-    answer_options,
-    answer_rows,
-    decode_one,
-)
-from palidecode.cli.output import DONE, LEFT_OUT, progress_bar, say_problems
+from palidecode.answers.jsonl import AnswerRow, Problem
+from palidecode.cli.options import add_answers, add_output, answers_in, decode_one, decoding, fill
+from palidecode.cli.output import DONE, SKIPPED, Output
+from palidecode.coco.loading import from_coco
+from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
+from palidecode.files import inside, open_picture, png_names, read_json, replacing
+from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows
 
-if TYPE_CHECKING:
-    from palidecode.detections import Detections
+_PICTURES = (".png", ".jpg", ".jpeg")
+_Problem: TypeAlias = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How objects are drawn."""
+
+    alpha: float
+    font: Path | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"--alpha must be between 0 and 1, got {self.alpha}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``palidecode draw``."""
-    add_json(parser)
+    """Add the options of ``palidecode draw``."""
     parser.add_argument(
         "source",
         type=Path,
         metavar="SOURCE",
-        help="answers (.jsonl), a COCO file (.json), or a picture with --text",
+        help="answers (.jsonl), a COCO dataset (.json), or one picture with --text",
     )
     parser.add_argument("--text", help="one answer about the picture SOURCE")
+    add_output(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder (or file) to write"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory to write to; with --text, a picture file or a directory",
     )
-    add_answer_options(parser)
-    parser.add_argument("--alpha", type=float, default=0.45, help="opacity of masks, 0 to 1")
-    parser.add_argument("--font", type=Path, metavar="FILE", help="a TrueType font for labels")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.45,
+        help="opacity of masks, from 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--font",
+        type=Path,
+        metavar="FILE",
+        help="TrueType font of the labels (default: Pillow's own)",
+    )
+    add_answers(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """``palidecode draw``."""
-    from palidecode.detections import draw
-    from palidecode.files import inside, png_names, replacing
-
-    if not 0 <= args.alpha <= 1:
-        raise InputError(f"--alpha must lie in 0 … 1, got {args.alpha}")
+    """Run ``palidecode draw``."""
+    output, style = fill(Output, args), fill(_Style, args)
     if args.text is not None:
-        return _draw_text(args)
+        return _draw_text(args.text, args.source, args.output, decoding(args), style, output)
     if args.images is None:
-        raise InputError("where are the pictures? --images DIR")
-    found, names, problems = _found_in(args)
+        raise InputError("name the directory of the pictures: --images DIR")
+    if args.source.suffix == ".json":
+        detections, names, problems = _from_coco(args.source)
+    else:
+        rows = answers_in(args.source, args.images, args.size)
+        detections, names, problems = _from_answers(args.source, rows, decoding(args))
+    failed = _draw_all(detections, names, args.images, args.output, style, output)
+    problems += failed
+    written = len(names) - len(failed)
+    data = {
+        "output": str(args.output),
+        "written": written,
+        "problems": [{"picture": number, "reason": reason} for number, reason in problems],
+    }
+    output.result(data, f"{written} pictures in {args.output}")
+    output.problems(problems, "picture")
+    return SKIPPED if problems else DONE
+
+
+def _from_coco(path: Path) -> tuple[Detections, list[str], list[_Problem]]:
+    """Read a COCO dataset; return its objects and the names of its pictures."""
+    dataset = read_json(path)
+    detections = from_coco(dataset)
+    return detections, [str(image.get("file_name")) for image in dataset["images"]], []
+
+
+def _from_answers(
+    path: Path, rows: Iterator[AnswerRow | Problem], options: DecodeOptions
+) -> tuple[Detections, list[str], list[_Problem]]:
+    """Decode answers; return their objects, the names of the pictures, and what was skipped."""
+    read = list(rows)
+    if not read:
+        raise InputError(f"{path}: no answers in this file")
+    ((answers, decoded, skipped),) = decode_rows(read, options, len(read) + 1)
+    detections, names = by_picture(answers, decoded)
+    return detections, names, [(problem.line, problem.reason) for problem in skipped]
+
+
+def _draw_all(
+    detections: Detections,
+    names: list[str],
+    pictures: Path,
+    target: Path,
+    style: _Style,
+    output: Output,
+) -> list[_Problem]:
+    """Draw on a copy of each picture; return the pictures that failed."""
+    failed = []
     drawn = png_names(names)
-    written = 0
-    with progress_bar(args, "drawing", len(names)) as bar:
+    with output.progress("drawing", len(names)) as bar:
         for index, name in enumerate(names):
             bar.update(1)
             try:
-                picture = inside(args.images, name)
-                image = draw(picture, found, index=index, alpha=args.alpha, font=args.font)
-                target = inside(args.output, drawn[name])
-                if target == picture:
-                    raise InputError(f"{picture} would be drawn over; give another folder: -o DIR")
-                with replacing(target, "wb") as file:
+                picture, copy = inside(pictures, name), inside(target, drawn[name])
+                image = draw(picture, detections, index=index, alpha=style.alpha, font=style.font)
+                if copy == picture:
+                    raise InputError(f"{picture} would be drawn over; choose another -o DIR")
+                with replacing(copy, "wb") as file:
                     image.save(file, "PNG")
-                written += 1
             except InputError as error:
-                problems.append((index + 1, str(error)))
-    if args.json:
-        listed = [{"picture": number, "reason": reason} for number, reason in problems]
-        print(json.dumps({"output": str(args.output), "written": written, "problems": listed}))
-    else:
-        print(f"{written} pictures in {args.output}")
-    say_problems(args, problems, "picture")
-    return LEFT_OUT if problems else DONE
+                failed.append((index + 1, str(error)))
+    return failed
 
 
-def _draw_text(args: argparse.Namespace) -> int:
-    from palidecode.detections import draw
-    from palidecode.files import open_picture, replacing
-
-    options, image = answer_options(args), open_picture(args.source)
-    found = decode_one(args.text, image.size, options)
-    drawn = draw(image, found, alpha=args.alpha, font=args.font)
-    is_file = args.output.suffix.lower() in (".png", ".jpg", ".jpeg")
-    target = args.output if is_file else args.output / (args.source.stem + ".png")
+def _draw_text(
+    text: str, source: Path, target: Path, options: DecodeOptions, style: _Style, output: Output
+) -> int:
+    """Draw one answer on its picture."""
+    image = open_picture(source)
+    detections = decode_one(text, image.size, options)
+    drawn = draw(image, detections, alpha=style.alpha, font=style.font)
+    if target.suffix.lower() not in _PICTURES:
+        target /= f"{source.stem}.png"
     with replacing(target, "wb") as file:
         drawn.save(file, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=92)
-    print(json.dumps({"output": str(target), "objects": len(found)}) if args.json else target)
+    output.result({"output": str(target), "objects": len(detections)}, str(target))
     return DONE
-
-
-def _found_in(args: argparse.Namespace) -> tuple[Detections, list[str], list[tuple[int, str]]]:
-    """Detections, the pictures' names, and problems, of a COCO file or of answers."""
-    from palidecode.coco.loading import from_coco
-    from palidecode.files import read_json
-    from palidecode.runs.answers import by_picture, decode_rows
-
-    if args.source.suffix == ".json":
-        dataset = read_json(args.source)
-        found = from_coco(dataset)
-        return found, [str(image.get("file_name")) for image in dataset["images"]], []
-    rows = list(answer_rows(args, "source"))
-    if not rows:
-        raise InputError(f"{args.source}: there are no answers in it")
-    ((answers, found, problems),) = decode_rows(rows, answer_options(args), len(rows) + 1)
-    found, names = by_picture(answers, found)
-    return found, names, [(problem.line, problem.reason) for problem in problems]

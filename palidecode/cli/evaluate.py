@@ -1,155 +1,143 @@
-"""``palidecode evaluate``: predictions against COCO ground truth."""
+"""``palidecode evaluate``: evaluate predictions against COCO ground truth."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.options import add_evaluation_options, add_json, evaluation_options, iou_types
+from palidecode.cli.options import IOU_TYPES, add_evaluation, add_output, fill
 from palidecode.cli.output import (
     DONE,
-    LEFT_OUT,
     SHOWN_CLASSES,
+    SKIPPED,
+    Output,
     aligned,
     decimals,
-    skip_line,
-    skipped_unasked,
+    message,
+    skip_lines,
+    unexpected,
 )
 from palidecode.errors import InputError
+from palidecode.evaluation.coco.bootstrap import RATES, Interval
+from palidecode.evaluation.coco.engine import METRICS
+from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
+from palidecode.evaluation.gates import below, read_limits
+from palidecode.files import replacing
 
 if TYPE_CHECKING:
-    from palidecode.evaluation.coco.bootstrap import Interval
     from palidecode.evaluation.coco.result import CocoEvaluation
 
-RATES = ("precision", "recall", "F1")
-_FOR_A_PAGE = 300  # resamples; half a minute of them would be too long to wait for unasked
+_FOR_A_PAGE = 300  # resamples; more take over half a minute, which -o alone doesn't ask for
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``palidecode evaluate``."""
-    add_json(parser)
+    """Add the options of ``palidecode evaluate``."""
     parser.add_argument("gt", type=Path, metavar="GT.json", help="a COCO dataset")
     parser.add_argument(
         "predictions",
         type=Path,
         metavar="PRED.json",
-        help="a COCO results list, or what `palidecode decode` wrote",
+        help="a COCO results list, or a file that `palidecode decode` or `predict` wrote",
+    )
+    add_output(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="directory for metrics.json and the page index.html (default: print only)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="folder for metrics.json and index.html"
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="the pictures, for the page in -o"
+        "--images", type=Path, metavar="DIR", help="directory of the pictures, for the page of -o"
     )
     parser.add_argument(
         "--min",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="exit with 1 below it: AP, AP50, … ARl, precision, recall, F1; may be repeated",
+        help="exit with 1 if a number is below VALUE; may be repeated. Numbers: "
+        + ", ".join((*METRICS, *RATES)),
     )
-    add_evaluation_options(parser, f"{_FOR_A_PAGE} with -o, else 0", None)
+    add_evaluation(parser, None, f"{_FOR_A_PAGE} with -o, else 0")
 
 
 def run(args: argparse.Namespace) -> int:
-    """``palidecode evaluate``: exit code 1 where rows were skipped or a number is too low."""
-    from palidecode.evaluation.coco.evaluate import evaluate_coco
-    from palidecode.files import replacing
-
-    limits = _limits(args.min)
+    """Run ``palidecode evaluate``."""
+    output = fill(Output, args)
+    limits = read_limits(args.min, (*METRICS, *RATES))
     if args.images is not None and args.output is None:
-        raise InputError("--images is for the page that -o DIR writes")
+        raise InputError("--images is for the page that -o DIR writes; add -o DIR")
     if args.images is not None and not args.images.is_dir():
-        raise InputError(f"{args.images}: no such folder of pictures")
-    if args.bootstrap is None:
-        args.bootstrap = 0 if args.output is None else _FOR_A_PAGE
+        raise InputError(f"{args.images}: no such directory of pictures")
+    resamples = args.bootstrap
+    if resamples is None:
+        resamples = 0 if args.output is None else _FOR_A_PAGE
+    options = fill(EvaluateOptions, args, bootstrap=resamples)
     results: dict[str, CocoEvaluation] = {
-        kind: evaluate_coco(args.gt, args.predictions, kind, **evaluation_options(args))
-        for kind in iou_types(args)
+        kind: evaluate(args.gt, args.predictions, kind, options)
+        for kind in IOU_TYPES[args.iou_type]
     }
-    below = [text for kind, result in results.items() for text in _below(result, limits, kind)]
-    told = {kind: result.as_dict() for kind, result in results.items()}
-    written: list[str] = []
+    data: dict[str, Any] = {kind: result.as_dict() for kind, result in results.items()}
+    missed = [text for kind in results for text in _missed(data[kind], limits, kind)]
+    data = {"below": missed, **data}
+    text = "\n\n".join(map(_table, results.values()))
+    complete = True
     if args.output is not None:
-        with replacing(args.output / "metrics.json") as file:
-            json.dump({"below": below, **told}, file, ensure_ascii=False, indent=1, allow_nan=False)
-        written = ["metrics.json", *(["index.html"] if _write_page(args, results, below) else [])]
-    if args.json:
-        print(json.dumps({"below": below, **told}, ensure_ascii=False, allow_nan=False))
-    else:
-        print("\n\n".join(_table(result) for result in results.values()))
-        if written:
-            print("\nwritten: " + ", ".join(str(args.output / name) for name in written))
-    for text in below:
-        print(f"palidecode: {text}", file=sys.stderr)
-    left_out = any(skipped_unasked(result.skipped) for result in results.values())
-    no_page = bool(written) and "index.html" not in written
-    return LEFT_OUT if below or left_out or no_page else DONE
+        page = args.output / "index.html"
+        written = [str(args.output / "metrics.json")]
+        with replacing(written[0]) as file:
+            json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
+        if complete := _write_page(page, results, args.gt, args.predictions, args.images, missed):
+            written.append(str(page))
+        text += f"\n\nwritten: {', '.join(written)}"
+    output.result(data, text)
+    for line in missed:
+        message(line)
+    skipped = any(unexpected(result.skipped) for result in results.values())
+    return SKIPPED if missed or skipped or not complete else DONE
+
+
+def _missed(data: Mapping[str, Any], limits: Mapping[str, float], kind: str) -> list[str]:
+    """Return a line about each number that is below its limit."""
+    numbers = {**data["metrics"], **data["at_iou_50"]}
+    return [
+        f"{kind} {name} is {decimals(numbers[name])}, below {limit:g}"
+        for name, limit in below(numbers, limits).items()
+    ]
 
 
 def _write_page(
-    args: argparse.Namespace, results: dict[str, CocoEvaluation], below: Sequence[str]
+    page: Path,
+    results: Mapping[str, CocoEvaluation],
+    gt: Path,
+    predictions: Path,
+    images: Path | None,
+    missed: Sequence[str],
 ) -> bool:
-    """The page for people, if what draws it is installed; metrics.json is written already."""
+    """Write the page; return False if a package that it needs is not installed."""
     try:
-        from palidecode.report import write_report
+        from palidecode.report import write_report  # needs an extra, and matplotlib is slow
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "jinja2", "markupsafe"):
             raise
-        print(
-            f"palidecode: no index.html: it needs {error.name}: pip install 'palidecode[report]'",
-            file=sys.stderr,
-        )
+        message(f"no index.html: it needs {error.name}: pip install 'palidecode[report]'")
         return False
     write_report(
-        args.output / "index.html",
+        page,
         results,
-        images=args.images,
-        truth_name=args.gt.name,
-        predictions_name=args.predictions.name,
-        below=below,
+        images=images,
+        truth_name=gt.name,
+        predictions_name=predictions.name,
+        below=missed,
     )
     return True
 
 
-def _limits(texts: Sequence[str]) -> dict[str, float]:
-    from palidecode.evaluation.coco.engine import METRICS
-
-    limits = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if name not in (*METRICS, *RATES):
-            known = ", ".join((*METRICS, *RATES))
-            raise InputError(f"--min {text}: no number is called {name!r}; there are {known}")
-        try:
-            limits[name] = float(value)
-        except ValueError:
-            limits[name] = math.nan
-        if math.isnan(limits[name]):
-            raise InputError(f"--min {text}: write it as {name}=0.5")
-    return limits
-
-
-def _below(result: CocoEvaluation, limits: dict[str, float], kind: str) -> list[str]:
-    """What is below its limit, in words; a number that can't be computed is below any."""
-    found = result.as_dict()
-    numbers = {**found["metrics"], **{name: found["at_iou_50"][name] for name in RATES}}
-    return [
-        f"{kind} {name} is {decimals(numbers[name])}, below {limit:g}"
-        for name, limit in limits.items()
-        if numbers[name] is None or numbers[name] < limit
-    ]
-
-
 def _table(result: CocoEvaluation) -> str:
-    """An evaluation as a table for a terminal."""
-    from palidecode.evaluation.coco.engine import METRICS
-
+    """Return an evaluation as text."""
     lines = [
         f"{result.iou_type}: {result.predictions:,} predictions, {result.objects:,} objects, "
         f"{result.images:,} images"
@@ -174,14 +162,12 @@ def _table(result: CocoEvaluation) -> str:
         ),
     ]
     if best is not None:
-        lines.append(f"  best F1 {best['f1']:.3f} when scores below {best['score']:.3g} are cut")
+        lines.append(f"  best F1 {best['f1']:.3f} without scores below {best['score']:.3g}")
     wrong = {k: n for k, n in result.kinds.items() if k not in ("ok", "missed") and n}
     if wrong:
         lines.append("  wrong: " + ", ".join(f"{kind} {n:,}" for kind, n in wrong.items()))
     lines += ["", *_class_lines(result.rows())]
-    for title, found in (("LEFT OUT", result.skipped), ("counted, but odd", result.noted)):
-        if found:
-            lines += ["", f"{title}:", *map(skip_line, found)]
+    lines += skip_lines("SKIPPED", result.skipped) + skip_lines("counted, but odd", result.noted)
     return "\n".join(lines)
 
 
@@ -194,11 +180,11 @@ def _class_lines(rows: list[dict[str, Any]]) -> list[str]:
         cells.append([row["category"], *counts, *(decimals(row[name]) for name in names)])
     lines = aligned(cells)
     if len(rows) > len(shown):
-        lines.append(f"  … and {len(rows) - len(shown)} more classes (all of them with --json)")
+        lines.append(f"  … and {len(rows) - len(shown)} more classes (--json lists all of them)")
     return lines
 
 
-def _interval(found: Interval | None) -> str:
-    if found is None:
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
         return ""
-    return f"   {found.low:.3f} … {found.high:.3f} ({found.confidence:.0%})"
+    return f"   {interval.low:.3f} … {interval.high:.3f} ({interval.confidence:.0%})"

@@ -1,102 +1,204 @@
-"""Options that several commands share, and what is made of them."""
+"""Options that several commands share, and their way into frozen dataclasses."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from palidecode.answers.jsonl import AnswerRow, Problem, read_rows
+from palidecode.coco.categories import Match
+from palidecode.detections import Detections, decode
 from palidecode.errors import InputError
+from palidecode.files import check_size, read_json
+from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.runs.answers import DecodeOptions, load_options
 
 if TYPE_CHECKING:
-    from palidecode.detections import Detections
-    from palidecode.runs.answers import DecodeOptions
+    from _typeshed import DataclassInstance
+
+    from palidecode.evaluation.coco.engine import IouType
+
+    Options = TypeVar("Options", bound=DataclassInstance)
+
+IOU_TYPES: dict[str, tuple[IouType, ...]] = {
+    "bbox": ("bbox",),
+    "segm": ("segm",),
+    "both": ("bbox", "segm"),
+}
+"""The evaluations of each choice of --iou-type."""
 
 
-def add_json(parser: Any) -> None:
-    """Of every command."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object for machines")
+def fill(cls: type[Options], args: argparse.Namespace, **others: object) -> Options:
+    """Build a dataclass of options from the parsed arguments of the same names.
+
+    Parameters
+    ----------
+    cls : dataclass type
+    args : Namespace
+    **others
+        Fields that have no argument of their own, or another value.
+    """
+    named = {field.name for field in fields(cls)}
+    return cls(**{name: value for name, value in vars(args).items() if name in named} | others)
 
 
-def add_answer_options(parser: Any) -> None:
-    """Of commands that read answers."""
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="of pictures not named otherwise")
-    parser.add_argument("--divisor", type=int, choices=(1024, 1023), default=1024)
-    parser.add_argument("--clip", action="store_true", help="keep boxes inside the picture")
-    parser.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
-    parser.add_argument("--backend", choices=("auto", "onnx", "torch"), default="auto")
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json, for labels of token_ids"
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the option of every command that chooses its `Output`."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def add_codec(parser: argparse.ArgumentParser, divisor: int = DEFAULT_DIVISOR) -> None:
+    """Add the options of the mask codec and the bins."""
+    group = parser.add_argument_group("tokens")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="mask codec: a weights file, google-oid or palidecode-demo (default: google-oid if "
+        "it was fetched, else palidecode-demo)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--backend",
+        choices=("auto", "onnx", "torch"),
+        default="auto",
+        help="library that runs the mask codec (default: auto, which is onnx)",
+    )
+    group.add_argument(
+        "--divisor",
+        type=int,
+        choices=(1024, 1023),
+        default=divisor,
+        help="number of loc bins per side of a picture (default: %(default)s)",
+    )
+
+
+def add_answers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that read answers."""
+    group = parser.add_argument_group("pictures and labels")
+    group.add_argument("--images", type=Path, metavar="DIR", help="directory of the pictures")
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="size of the pictures whose row has neither an image nor a size",
+    )
+    group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.json that turns token_ids into labels",
+    )
+    group.add_argument(
         "--label-from-prompt",
         action="store_true",
-        help="label what has no label with what its prompt asked for",
+        help="give objects without a label the name that their prompt asked for",
     )
+    add_codec(parser)
 
 
-def add_journal_options(parser: Any) -> None:
-    """Of commands that may run for days."""
+def add_journal(parser: argparse.ArgumentParser) -> None:
+    """Add the options of resumable commands."""
     group = parser.add_argument_group(
-        "long runs",
-        "A run that was killed, or stopped by SIGINT or SIGTERM (exit codes 130 and 143), goes on "
-        "when started again with the same command. What is finished stands in a journal beside "
-        "the output until that is written; what failed is listed in failures.jsonl.",
+        "interrupted runs",
+        "An interrupted run (killed, SIGINT or SIGTERM) resumes when the same command is run "
+        "again. Progress is saved in a journal beside the output; failed inputs are listed in "
+        "failures.jsonl.",
     )
-    group.add_argument("--restart", action="store_true", help="forget what is finished")
-    group.add_argument("--keep-journal", action="store_true", help="leave it when all is done")
-    group.add_argument("--no-journal", action="store_true", help="lose all when stopped")
+    group.add_argument(
+        "--restart", action="store_true", help="discard saved progress and start over"
+    )
+    group.add_argument(
+        "--keep-journal", action="store_true", help="keep the journal of a finished run"
+    )
+    group.add_argument(
+        "--no-journal",
+        action="store_true",
+        help="don't save progress; an interrupted run starts over",
+    )
 
 
-def _size(text: str) -> tuple[int, int]:
-    from palidecode.files import check_size
+def add_evaluation(
+    parser: argparse.ArgumentParser, bootstrap: int | None, described: str = "%(default)s"
+) -> None:
+    """Add the options of `EvaluateOptions`; `bootstrap` is the default of --bootstrap."""
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--iou-type",
+        choices=tuple(IOU_TYPES),
+        default="bbox",
+        help="IoU of boxes, of masks, or both evaluations (default: bbox)",
+    )
+    group.add_argument(
+        "--categories",
+        nargs="+",
+        type=_category,
+        metavar="NAME",
+        help="evaluate only these categories, by name or id (default: all)",
+    )
+    group.add_argument(
+        "--match",
+        choices=get_args(Match),
+        default="exact",
+        help="matching of category names; loose ignores case and knows plurals and aliases "
+        "(default: exact)",
+    )
+    group.add_argument(
+        "--merge-duplicates",
+        type=float,
+        metavar="IOU",
+        help="skip predictions that overlap a better one of their class by at least this "
+        "(default: keep all)",
+    )
+    group.add_argument(
+        "--scores",
+        choices=("file", "ignore"),
+        default="file",
+        help="ignore evaluates as if the predictions had no scores (default: file)",
+    )
+    group.add_argument(
+        "--orders",
+        type=int,
+        default=10,
+        metavar="K",
+        help="number of random orders of predictions without scores (default: 10)",
+    )
+    group.add_argument(
+        "--bootstrap",
+        type=int,
+        default=bootstrap,
+        metavar="N",
+        help=f"number of resamples for 95%% intervals (default: {described})",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
 
-    try:
-        width, _, height = text.lower().replace("×", "x").partition("x")
-        return check_size((int(width), int(height)))
-    except (ValueError, InputError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not WIDTHxHEIGHT, for instance 640x480"
-        ) from None
 
-
-def answer_options(args: argparse.Namespace) -> DecodeOptions:
-    """How answers are decoded; loads the mask codec and the tokenizer."""
-    from palidecode.runs.answers import load_options
-
+def decoding(args: argparse.Namespace) -> DecodeOptions:
+    """Load what the options of `add_answers` name."""
     names = ("weights", "backend", "divisor", "clip", "tokenizer", "label_from_prompt")
     return load_options(**{name: getattr(args, name) for name in names})
 
 
-def answer_rows(args: argparse.Namespace, name: str = "answers") -> Any:
-    """The rows of a file of answers, with the sizes of their pictures."""
-    from palidecode.answers.jsonl import read_rows
-
-    if args.images is not None and not args.images.is_dir():
-        raise InputError(f"{args.images}: no such folder of pictures")
-    return read_rows(getattr(args, name), args.images, args.size)
-
-
 def decode_one(text: str, size: tuple[int, int], options: DecodeOptions) -> Detections:
-    """One answer about one picture."""
-    from palidecode.detections import decode
-
+    """Decode one answer about one picture."""
     return decode(
-        text,
-        size,
-        options.codec,
-        options.divisor,
-        clip=options.clip,
-        codes_id=options.codes_id,
+        text, size, options.codec, options.divisor, clip=options.clip, codes_id=options.codes_id
     )
 
 
-def read_categories(path: Path | None) -> Any:
-    """A COCO file, or a text file with a name per line."""
-    from palidecode.files import read_json
+def answers_in(
+    path: Path, images: Path | None, size: tuple[int, int] | None
+) -> Iterator[AnswerRow | Problem]:
+    """Read the answers of a file, with the sizes of their pictures."""
+    if images is not None and not images.is_dir():
+        raise InputError(f"{images}: no such directory of pictures")
+    return read_rows(path, images, size)
 
+
+def read_categories(path: Path | None) -> Any:
+    """Read a COCO file, or a text file with one name per line."""
     if path is None:
         return None
     if path.suffix == ".json":
@@ -108,53 +210,15 @@ def read_categories(path: Path | None) -> Any:
     return [name.strip() for name in names if name.strip()]
 
 
-def add_evaluation_options(parser: Any, said: str, bootstrap: int | None) -> None:
-    """Of ``evaluate`` and ``compare``."""
-    parser.add_argument("--iou-type", choices=("bbox", "segm", "both"), default="bbox")
-    parser.add_argument(
-        "--categories", nargs="+", metavar="NAME", help="evaluate only these (names or ids)"
-    )
-    parser.add_argument(
-        "--match", choices=("exact", "loose"), default="exact", help="loose: case, plurals, aliases"
-    )
-    parser.add_argument(
-        "--merge-duplicates",
-        type=float,
-        metavar="IOU",
-        help="leave out repeats of the same class that overlap by at least this",
-    )
-    parser.add_argument(
-        "--scores", choices=("file", "ignore"), default="file", help="ignore: as if there were none"
-    )
-    parser.add_argument(
-        "--orders", type=int, default=10, metavar="K", help="random orders of unscored predictions"
-    )
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=bootstrap,
-        metavar="N",
-        help=f"resamples for 95%% intervals (default: {said})",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, _, height = text.lower().replace("×", "x").partition("x")
+        return check_size((int(width), int(height)))
+    except (ValueError, InputError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT, for instance 640x480"
+        ) from None
 
 
-def iou_types(args: argparse.Namespace) -> Sequence[Any]:
-    """The kinds of IoU asked for."""
-    return ("bbox", "segm") if args.iou_type == "both" else (args.iou_type,)
-
-
-def evaluation_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords of `evaluate_coco` and `compare_coco`."""
-    categories = args.categories
-    if categories is not None:
-        categories = [int(name) if name.isdecimal() else name for name in categories]
-    return {
-        "categories": categories,
-        "match": args.match,
-        "merge_duplicates": args.merge_duplicates,
-        "scores": args.scores,
-        "orders": args.orders,
-        "bootstrap": args.bootstrap,
-        "seed": args.seed,
-    }
+def _category(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text

@@ -1,11 +1,12 @@
-"""What commands print: JSON or text, progress, problems; and their exit codes."""
+"""Printing: results as JSON or text, problems, progress; and the exit codes."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,46 +15,37 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from palidecode.coco.skips import Skip
 
-DONE, LEFT_OUT, FAILED = 0, 1, 2
-GO_ON = "the same command goes on from here"
-_SHOWN_PROBLEMS = 10
+DONE, SKIPPED, FAILED = 0, 1, 2
+"""Exit codes: finished; finished, but input was skipped or a limit missed; failed."""
+RESUMABLE = "run the same command again to resume"
 SHOWN_CLASSES = 20
-_AS_ASKED = ("merged", "not_asked")  # left out because somebody wanted it so
+_SHOWN_PROBLEMS = 10
+_ON_REQUEST = ("merged", "not_asked")  # reasons to skip that the user asked for
 
 
-def progress_bar(
-    args: argparse.Namespace, text: str, total: int | None = None, **options: Any
-) -> Any:
-    """A bar on stderr where somebody looks at it, and work is long."""
-    # disable=None: no bar where stderr is no terminal.
-    quiet = True if args.json else None
-    return tqdm(desc=text, total=total, disable=quiet, leave=False, delay=0.5, **options)
+def message(text: str) -> None:
+    """Print a line on stderr."""
+    print(f"palidecode: {text}", file=sys.stderr)
 
 
-def say_resumed(args: argparse.Namespace, what: str, journal: Path) -> None:
-    """That a run goes on, and where that is known from."""
-    if not args.json:
-        print(f"palidecode: going on: {what} are finished ({journal})", file=sys.stderr)
+def counted(counts: Mapping[str, object]) -> str:
+    """Return counts as text: ``crowds 2, unmapped_labels ('cat' 1)``."""
+    return ", ".join(f"{name} {_count(count)}" for name, count in counts.items())
 
 
-def say_problems(args: argparse.Namespace, problems: Sequence[Any], what: str = "line") -> None:
-    """The first problems one by one, the rest as a number."""
-    if args.json:
-        return
-    for number, reason in problems[:_SHOWN_PROBLEMS]:
-        print(f"palidecode: {what} {number}: {reason}", file=sys.stderr)
-    if len(problems) > _SHOWN_PROBLEMS:
-        rest = len(problems) - _SHOWN_PROBLEMS
-        print(f"palidecode: and {rest} more (all of them with --json)", file=sys.stderr)
+def _count(count: object) -> str:
+    if not isinstance(count, Mapping):
+        return str(count)
+    return "(" + ", ".join(f"{name!r} {number}" for name, number in count.items()) + ")"
 
 
-def skipped_unasked(skipped: Sequence[Skip]) -> bool:
-    """Whether rows were left out that nobody asked to leave out."""
-    return any(skip.reason not in _AS_ASKED for skip in skipped)
+def decimals(value: float | None) -> str:
+    """Return a number with three decimals; a dash for None and NaN."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def aligned(cells: list[list[str]]) -> list[str]:
-    """Cells in columns."""
+    """Return the lines of a table: its first column left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return [
         "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
@@ -61,11 +53,54 @@ def aligned(cells: list[list[str]]) -> list[str]:
     ]
 
 
-def skip_line(skip: Skip) -> str:
-    """A line about rows that were left out."""
-    return f"  {skip}" + (f" ({skip.such_as})" if skip.such_as else "")
+def skip_lines(title: str, skips: Sequence[Skip]) -> list[str]:
+    """Return the lines that list skipped rows, with examples; none without skipped rows."""
+    lines = [f"  {skip}" + (f" ({skip.such_as})" if skip.such_as else "") for skip in skips]
+    return ["", f"{title}:", *lines] if lines else []
 
 
-def decimals(value: float | None) -> str:
-    """Three decimals, or a dash."""
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def unexpected(skips: Sequence[Skip]) -> bool:
+    """Return True if rows were skipped that the options don't ask to skip."""
+    return any(skip.reason not in _ON_REQUEST for skip in skips)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Prints what one run of a command has to report.
+
+    Attributes
+    ----------
+    json : bool
+        Print the result as one JSON object, and neither problems nor progress.
+    """
+
+    json: bool = False
+
+    def result(self, data: object, text: str) -> None:
+        """Print the result on stdout: `data` as JSON, or `text`."""
+        print(json.dumps(data, ensure_ascii=False, allow_nan=False) if self.json else text)
+
+    def note(self, text: str) -> None:
+        """Print a line on stderr, unless the output is JSON."""
+        if not self.json:
+            message(text)
+
+    def resumed(self, what: str, journal: Path) -> None:
+        """Report that a run resumes, and from which journal."""
+        self.note(f"resuming: {what} are finished ({journal})")
+
+    def problems(self, problems: Sequence[tuple[int, str]], what: str = "line") -> None:
+        """Print the first problems (number and reason), and how many more there are."""
+        for number, reason in problems[:_SHOWN_PROBLEMS]:
+            self.note(f"{what} {number}: {reason}")
+        if len(problems) > _SHOWN_PROBLEMS:
+            more = len(problems) - _SHOWN_PROBLEMS
+            self.note(f"and {more} more (--json lists all of them)")
+
+    def progress(self, text: str, total: int | None = None, **options: Any) -> tqdm:
+        """Return a progress bar on stderr.
+
+        It is hidden when stderr is not a terminal or the work takes under 0.5 s.
+        """
+        hidden = True if self.json else None  # None: unless stderr is a terminal
+        return tqdm(desc=text, total=total, disable=hidden, leave=False, delay=0.5, **options)

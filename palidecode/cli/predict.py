@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.options import add_journal_options, add_json, read_categories
-from palidecode.cli.output import DONE, GO_ON, LEFT_OUT, progress_bar, say_resumed
+from palidecode.cli.options import add_journal, add_output, read_categories
+from palidecode.cli.output import DONE, RESUMABLE, SKIPPED, Output
 from palidecode.cli.ray import add_ray_options, check
 from palidecode.cli.ray import run as run_on_ray
 from palidecode.errors import InputError
@@ -34,7 +34,7 @@ _SHOWN = 10
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``palidecode predict``."""
-    add_json(parser)
+    add_output(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures or folders")
     parser.add_argument(
         "--model",
@@ -79,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-objects", type=int, metavar="N", help="per answer")
     group.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
     group.add_argument("--tokenizer", type=Path, metavar="FILE", help="instead of the model's own")
-    add_journal_options(parser)
+    add_journal(parser)
     add_ray_options(parser, gpus=True)
 
 
@@ -173,13 +173,13 @@ def _predict_with(journal: Journal, run: _Run) -> int:
     done = FinishedPictures(journal)
     if went_on:
         run.resumed = sum(item.name in done.places for item in run.pictures)
-        say_resumed(args, f"{run.resumed} of {len(run.pictures)} pictures", journal.path)
+        Output(args.json).resumed(f"{run.resumed} of {len(run.pictures)} pictures", journal.path)
 
     def work(stopping: Stopping) -> int:
         _predict_left(run, done, stopping)
         return _write(run, done, stopping)
 
-    return run_stoppable(work, GO_ON)
+    return run_stoppable(work, RESUMABLE)
 
 
 def _predict_left(run: _Run, done: FinishedPictures, stopping: Stopping) -> None:
@@ -278,7 +278,7 @@ def _writer(run: _Run) -> CocoWriter:
 
 
 def _bar(run: _Run) -> Any:
-    return progress_bar(run.args, run.options.task + "ing", len(run.pictures))
+    return Output(run.args.json).progress(run.options.task + "ing", len(run.pictures))
 
 
 def _load(args: argparse.Namespace) -> PaliDecoder:
@@ -421,7 +421,7 @@ def _say_predicted(
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
         }
         print(json.dumps(summary))
-        return LEFT_OUT if failed or report.left_out() else DONE
+        return SKIPPED if failed or report.left_out() else DONE
     each = (report.images - resumed) / seconds["predict"] if seconds["predict"] else 0.0
     loaded = f", loaded in {seconds['load']:.1f} s" if "load" in seconds else ""
     print(f"{report.annotations} objects of {report.images} pictures in {args.output}")
@@ -431,7 +431,7 @@ def _say_predicted(
     if report.left_out():
         print("left out: " + ", ".join(f"{k} {v}" for k, v in report.left_out().items()))
     _say_unread(args, failed)
-    return LEFT_OUT if failed or report.left_out() else DONE
+    return SKIPPED if failed or report.left_out() else DONE
 
 
 def _say_unread(args: argparse.Namespace, failed: dict[str, str]) -> None:

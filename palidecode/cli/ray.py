@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.output import GO_ON, progress_bar, say_resumed
+from palidecode.cli.output import RESUMABLE, Output
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def run(
 
     def go_on(shards: int) -> None:
         if shards:
-            say_resumed(args, f"{shards} shards", journal_path(args.output))
+            Output(args.json).resumed(f"{shards} shards", journal_path(args.output))
 
     done: list[tuple[WrittenCoco, float]] = []
 
     def work(stopping: Stopping) -> int:
         began = time.perf_counter()
-        with progress_bar(args, doing) as bar:
+        with Output(args.json).progress(doing) as bar:
 
             def on_shard(row: Row) -> None:
                 bar.update(row["rows"])
@@ -99,5 +99,5 @@ def run(
     aside = redirect_stdout(sys.stderr) if args.json else nullcontext()
     with aside, connected(args.ray):
         found = find()
-        code = run_stoppable(work, GO_ON)
+        code = run_stoppable(work, RESUMABLE)
     return say(found, *done[0]) if done else code

@@ -131,7 +131,7 @@ def test_one_text_as_coco(capsys, tmp_path):
         (("decode", "--text", "x"), "--size 640x480"),
         (("decode", "nowhere.jsonl"), "-o coco.json"),
         (("decode", "nowhere.jsonl", "-o", "x.json"), "nowhere.jsonl: can't be read"),
-        (("decode", "x", "-o", "y", "--images", "nowhere"), "no such folder"),
+        (("decode", "x", "-o", "y", "--images", "nowhere"), "no such directory"),
         (("decode", "x", "-o", "y", "--weights", "nowhere.npz"), "no such weights"),
         (("decode", "x", "-o", "y", "--tokenizer", "nowhere.json"), "tokenizer.json"),
         (("decode", "x", "-o", "y", "--categories", "nowhere.txt"), "can't be read"),
@@ -232,7 +232,7 @@ def test_weights_list_verify_and_convert(capsys, folder):
 def test_help_version_and_exit_codes_in_a_real_process():
     command = [sys.executable, "-m", "palidecode"]
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    for name in ("decode", "draw", "weights", "demo", "Exit codes"):
+    for name in ("decode", "draw", "weights", "demo", "exit codes"):
         assert name in helped.stdout
     shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert shown.stdout == f"palidecode {__version__}\n"

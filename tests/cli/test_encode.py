@@ -63,7 +63,7 @@ def test_encode_counts_what_it_leaves_out(coco, dataset, tmp_path, capsys):
     out = tmp_path / "train.jsonl"
     assert main(["encode", str(coco), "-o", str(out)]) == 1
     printed = capsys.readouterr().out
-    assert "left out: crowds 1, unknown_categories 1, bad_labels ('a;b' 0)" in printed
+    assert "skipped: crowds 1, unknown_categories 1, bad_labels ('a;b' 0)" in printed
     out.write_text("as it was")
     assert main(["encode", str(coco), "-o", str(out), "--invalid", "error"]) == 2
     assert "a;b" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_encode_looks_for_pictures(coco, dataset, tmp_path, capsys):
     assert [row["image"] for row in rows_in(out)] == ["a.jpg"]
     assert "image 1: b.jpg is 480×640" in said
     assert "image 2:" in said
-    assert "left out" not in printed  # the annotations of b.jpg went with it
+    assert "skipped" not in printed  # the annotations of b.jpg went with it
     dataset["images"][0]["file_name"] = "../coco.json"
     coco.write_text(json.dumps(dataset))
     assert main(command) == 2
@@ -96,7 +96,7 @@ def test_encode_looks_for_pictures(coco, dataset, tmp_path, capsys):
         (["--val-share", "0.2"], "--val val.jsonl"),
         (["--val", "{out}"], "two files"),
         (["--val", "{folder}/v.jsonl", "--val-share", "1"], "between 0 and 1"),
-        (["--images", "{folder}/nowhere"], "no such folder"),
+        (["--images", "{folder}/nowhere"], "no such directory"),
         (["--max-objects", "0"], "max_objects"),
         (["-o", "{coco}"], "would be overwritten"),
         (["--task", "segment", "--weights", "{folder}/no.npz"], "no.npz"),

@@ -91,7 +91,7 @@ def test_the_demo_on_a_picture_of_ones_own(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--prompt", "detect star"], "give --image"),
+        (["--prompt", "detect star"], "add --image"),
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--model", "nowhere"], "nowhere: no such folder"),
     ],

@@ -125,7 +125,7 @@ def test_a_driver_that_is_stopped_goes_on(place, cluster, tmp_path, number, code
     driver.send_signal(number)
     _, told = driver.communicate()
     assert driver.returncode == code, told
-    assert told.rstrip().endswith("the same command goes on from here")
+    assert told.rstrip().endswith("run the same command again to resume")
     assert not output.exists()
     assert len(list(shards_folder(output).glob("*.json"))) >= 2
     assert main([*words, "auto"]) == 1

@@ -146,7 +146,7 @@ def test_without_the_extra_the_numbers_are_written(example, tmp_path, capsys, mo
 
 def test_the_folder_of_pictures_is_checked(example, tmp_path, capsys):
     assert run(example, tmp_path, "--images", str(tmp_path / "nowhere")) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such directory" in capsys.readouterr().err
     files = [str(example / name) for name in ("truth.json", "found.json")]
     assert main(["evaluate", *files, "--images", str(example)]) == 2
     assert "-o DIR" in capsys.readouterr().err

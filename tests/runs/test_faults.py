@@ -220,12 +220,12 @@ def test_a_signal_stops_it_cleanly(place, undisturbed, tmp_path, name, number):
     running.signal(number)
     code, said = running.wait()
     assert code == 128 + number
-    assert said.splitlines()[-1] == "palidecode: stopped; the same command goes on from here"
+    assert said.splitlines()[-1] == "palidecode: stopped; run the same command again to resume"
     assert "Traceback" not in said
     done = len(rows_of(journal))
     code, said = run(words, folder)
     assert code == 1
-    assert said.startswith("palidecode: going on: ")
+    assert said.startswith("palidecode: resuming: ")
     assert done > 0
     assert contents(folder) == undisturbed[name, False][0]
 
@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_clear_error(place, undisturbed, tmp_path, name):
     limit = len(undisturbed[name, False][0]["coco.json"]) // 4
     code, said = run(words, folder, limit)
     full = journal if name == "predict" else folder / "coco.json"
-    errors = [line for line in said.splitlines() if "going on" not in line]
+    errors = [line for line in said.splitlines() if "resuming" not in line]
     assert code == 2
     assert len(errors) == 1
     assert errors[0].startswith(f"palidecode: {full}: can't be written: File too large; what is")
@@ -371,7 +371,7 @@ def test_other_answers_and_weights_do_not_mix(place, undisturbed, tmp_path):
     assert "another run: mask codec was sha256 " in said
     code, said = run([*words, "--segmentation", "none", "--restart"], folder)
     assert code == 1, said
-    assert "going on" not in said
+    assert "resuming" not in said
     assert sorted(contents(folder)) == ["coco.json", FAILURES]
 
 

@@ -26,10 +26,10 @@ from palidecode.finetune.objects import (
     Invalid,
     Order,
     RowOptions,
-    Task,
 )
 from palidecode.finetune.roundtrip import RoundTrip
 from palidecode.finetune.rows import encode_images, split_images
+from palidecode.prompts import Task
 
 if TYPE_CHECKING:
     from palidecode.finetune.rows import EncodedImage

@@ -7,123 +7,79 @@ needs numpy alone.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from palidecode.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from palidecode.answers.assembler import IssueKind, ParsedObject, ParseIssue
-    from palidecode.answers.batch import parse_batch
-    from palidecode.answers.parsing import ParseResult, format_objects, parse
-    from palidecode.answers.stream import StreamParser
-    from palidecode.coco.categories import CategoryMap
-    from palidecode.coco.loading import from_coco, from_coco_results
-    from palidecode.coco.writing import CocoReport, CocoWriter, MaskFormat, to_coco, to_coco_results
-    from palidecode.codec import load_codec
-    from palidecode.detections import CodecMismatchWarning, Detections, decode, draw
-    from palidecode.errors import InputError, PalidecodeError, ParseError, WeightsError
-    from palidecode.evaluation.coco.comparison import CocoComparison, compare_coco
-    from palidecode.evaluation.coco.evaluate import UnscoredWarning, evaluate_coco
-    from palidecode.evaluation.coco.result import CocoEvaluation
-    from palidecode.evaluation.referring.evaluate import ReferringResult, evaluate_referring
-    from palidecode.finetune.encoding import encode_boxes, encode_masks
-    from palidecode.finetune.objects import EncodeReport
-    from palidecode.finetune.rows import to_finetuning_rows
-    from palidecode.geometry.boxes import box_iou, loc_to_xyxy, xyxy_to_loc
-    from palidecode.pipeline.decoder import PaliDecoder, UnreadablePictureWarning
-    from palidecode.pipeline.reading import Generated
-    from palidecode.runtime.grammar import GrammarOptions
-    from palidecode.vocab import Vocabulary
+try:
+    with open(__file__, encoding="utf-8") as _file:
+        _SOURCE = _file.read()
+except OSError:  # an application that was packed without sources imports everything
+    _SOURCE = ""
 
+# Every public name is written here and nowhere else: type checkers and the documentation read
+# these lines as imports, `_HOME_OF` reads them as text.
+if TYPE_CHECKING or not _SOURCE:
+    from palidecode.answers.assembler import IssueKind as IssueKind
+    from palidecode.answers.assembler import ParsedObject as ParsedObject
+    from palidecode.answers.assembler import ParseIssue as ParseIssue
+    from palidecode.answers.batch import parse_batch as parse_batch
+    from palidecode.answers.parsing import ParseResult as ParseResult
+    from palidecode.answers.parsing import format_objects as format_objects
+    from palidecode.answers.parsing import parse as parse
+    from palidecode.answers.stream import StreamParser as StreamParser
+    from palidecode.coco.categories import CategoryMap as CategoryMap
+    from palidecode.coco.loading import from_coco as from_coco
+    from palidecode.coco.loading import from_coco_results as from_coco_results
+    from palidecode.coco.writing import CocoReport as CocoReport
+    from palidecode.coco.writing import CocoWriter as CocoWriter
+    from palidecode.coco.writing import MaskFormat as MaskFormat
+    from palidecode.coco.writing import to_coco as to_coco
+    from palidecode.coco.writing import to_coco_results as to_coco_results
+    from palidecode.codec import load_codec as load_codec
+    from palidecode.detections import CodecMismatchWarning as CodecMismatchWarning
+    from palidecode.detections import Detections as Detections
+    from palidecode.detections import decode as decode
+    from palidecode.detections import draw as draw
+    from palidecode.errors import InputError as InputError
+    from palidecode.errors import PalidecodeError as PalidecodeError
+    from palidecode.errors import ParseError as ParseError
+    from palidecode.errors import WeightsError as WeightsError
+    from palidecode.evaluation.coco.comparison import CocoComparison as CocoComparison
+    from palidecode.evaluation.coco.comparison import compare_coco as compare_coco
+    from palidecode.evaluation.coco.evaluate import UnscoredWarning as UnscoredWarning
+    from palidecode.evaluation.coco.evaluate import evaluate_coco as evaluate_coco
+    from palidecode.evaluation.coco.result import CocoEvaluation as CocoEvaluation
+    from palidecode.evaluation.referring.evaluate import ReferringResult as ReferringResult
+    from palidecode.evaluation.referring.evaluate import evaluate_referring as evaluate_referring
+    from palidecode.finetune.encoding import encode_boxes as encode_boxes
+    from palidecode.finetune.encoding import encode_masks as encode_masks
+    from palidecode.finetune.objects import EncodeReport as EncodeReport
+    from palidecode.finetune.rows import to_finetuning_rows as to_finetuning_rows
+    from palidecode.geometry.boxes import box_iou as box_iou
+    from palidecode.geometry.boxes import loc_to_xyxy as loc_to_xyxy
+    from palidecode.geometry.boxes import xyxy_to_loc as xyxy_to_loc
+    from palidecode.pipeline.decoder import PaliDecoder as PaliDecoder
+    from palidecode.pipeline.decoder import UnreadablePictureWarning as UnreadablePictureWarning
+    from palidecode.pipeline.reading import Generated as Generated
+    from palidecode.runtime.grammar import GrammarOptions as GrammarOptions
+    from palidecode.vocab import Vocabulary as Vocabulary
 
-_HOMES = {
-    "coco.categories": ("CategoryMap",),
-    "coco.writing": (
-        "CocoReport",
-        "CocoWriter",
-        "MaskFormat",
-        "to_coco",
-        "to_coco_results",
-    ),
-    "coco.loading": ("from_coco", "from_coco_results"),
-    "codec": ("load_codec",),
-    "answers.assembler": ("IssueKind", "ParseIssue", "ParsedObject"),
-    "answers.batch": ("parse_batch",),
-    "geometry.boxes": ("box_iou", "loc_to_xyxy", "xyxy_to_loc"),
-    "answers.parsing": ("ParseResult", "format_objects", "parse"),
-    "answers.stream": ("StreamParser",),
-    "detections": ("CodecMismatchWarning", "Detections", "decode", "draw"),
-    "finetune.encoding": ("encode_boxes", "encode_masks"),
-    "errors": ("InputError", "PalidecodeError", "ParseError", "WeightsError"),
-    "evaluation.coco.evaluate": ("UnscoredWarning", "evaluate_coco"),
-    "evaluation.coco.comparison": ("CocoComparison", "compare_coco"),
-    "evaluation.coco.result": ("CocoEvaluation",),
-    "evaluation.referring.evaluate": ("ReferringResult", "evaluate_referring"),
-    "finetune.rows": ("to_finetuning_rows",),
-    "pipeline.reading": ("Generated",),
-    "finetune.objects": ("EncodeReport",),
-    "pipeline.decoder": ("PaliDecoder", "UnreadablePictureWarning"),
-    "runtime.grammar": ("GrammarOptions",),
-    "vocab": ("Vocabulary",),
+_HOME_OF = {
+    line.split()[-1]: line.split()[1]
+    for line in _SOURCE.splitlines()
+    if line.startswith("    from palidecode.")
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "CategoryMap",
-    "CocoComparison",
-    "CocoEvaluation",
-    "CocoReport",
-    "CocoWriter",
-    "CodecMismatchWarning",
-    "Detections",
-    "EncodeReport",
-    "Generated",
-    "GrammarOptions",
-    "InputError",
-    "IssueKind",
-    "MaskFormat",
-    "PaliDecoder",
-    "PalidecodeError",
-    "ParseError",
-    "ParseIssue",
-    "ParseResult",
-    "ParsedObject",
-    "ReferringResult",
-    "StreamParser",
-    "UnreadablePictureWarning",
-    "UnscoredWarning",
-    "Vocabulary",
-    "WeightsError",
-    "box_iou",
-    "compare_coco",
-    "decode",
-    "draw",
-    "encode_boxes",
-    "encode_masks",
-    "evaluate_coco",
-    "evaluate_referring",
-    "format_objects",
-    "from_coco",
-    "from_coco_results",
-    "load_codec",
-    "loc_to_xyxy",
-    "parse",
-    "parse_batch",
-    "to_coco",
-    "to_coco_results",
-    "to_finetuning_rows",
-    "xyxy_to_loc",
-]
+if not TYPE_CHECKING:  # which would take any name for one of the package
+    globals()["__all__"] = sorted(_HOME_OF)
 
+    def __getattr__(name: str) -> object:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'palidecode' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(home), name)
+        return value
 
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'palidecode' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"palidecode.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOME_OF})

@@ -10,7 +10,8 @@ import pytest
 
 import palidecode
 
-ROOT = Path(palidecode.__file__).parent
+FACE = Path(palidecode.__file__)
+ROOT = FACE.parent
 HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib", "cv2", "pycocotools")
 HEAVY += ("hotcoco", "msgspec", "jinja2")
 ROWS = [
@@ -46,14 +47,34 @@ RIDDLES_TO_SOLVE = {
 """Rooms whose docstrings still open with question words."""
 
 
+def names_for_type_checkers(module):
+    """Names of `from a import b as b` under `if TYPE_CHECKING …`."""
+    for node in module.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test).startswith("TYPE_CHECKING"):
+            for line in node.body:
+                yield from (alias.asname for alias in line.names if alias.asname == alias.name)
+
+
 def test_every_public_name_is_there_and_nothing_else():
     for name in palidecode.__all__:
         assert getattr(palidecode, name) is not None
     assert sorted(palidecode.__all__) == palidecode.__all__
     assert set(palidecode.__all__) <= set(dir(palidecode))
-    assert set(palidecode._HOME_OF) == set(palidecode.__all__)
+    face = ast.parse(FACE.read_text())
+    assert sorted(names_for_type_checkers(face)) == palidecode.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = palidecode.nothing
+
+
+def test_without_its_source_the_package_still_has_every_name(tmp_path):
+    """As in an application that was packed without sources."""
+    code = "import builtins; real = builtins.open\n"
+    code += "def refuse(path, *rest, **named):\n"
+    code += "    if str(path).endswith('__init__.py'): raise FileNotFoundError(path)\n"
+    code += "    return real(path, *rest, **named)\n"
+    code += "builtins.open = refuse\n"
+    code += "import palidecode; assert callable(palidecode.parse) and callable(palidecode.to_coco)"
+    assert "palidecode.coco.writing" in loaded_after(code)
 
 
 def test_public_names_have_docstrings():

@@ -34,7 +34,6 @@ RIDDLES_TO_SOLVE = {
     "cli",
     "coco",
     "codec",
-    "demo",
     "evaluation",
     "finetune",
     "geometry",

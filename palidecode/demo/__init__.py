@@ -1,1 +1,1 @@
-"""``palidecode demo``: the bundled answers about a bundled picture; a model on bundled scenes."""
+"""``palidecode demo``: bundled answers about a bundled picture, and a model on bundled scenes."""

@@ -1,6 +1,6 @@
-"""``palidecode demo``: bundled answers about a bundled picture, through the whole chain.
+"""``palidecode demo --answers``: decode, draw and check bundled answers about a bundled picture.
 
-The picture, its truth and the answers are made by ``training/scenes/harbour.py``.
+``training/scenes/harbour.py`` makes the picture, its ground truth and the answers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -37,9 +36,9 @@ class DemoRow:
     box : list of float
         x1, y1, x2, y2 in pixels.
     mask_pixels : int or None
-        None where the answer had no mask.
+        None if the answer has no mask.
     box_iou, mask_iou : float
-        Against the truth, in [0, 1]; `mask_iou` is NaN without a mask.
+        With the ground truth, in [0, 1]; `mask_iou` is NaN without a mask.
     """
 
     label: str
@@ -51,14 +50,14 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo found, and where the files are."""
+    """Objects and parse issues of the demo, and the files written."""
 
     rows: list[DemoRow]
     issues: list[str]
     files: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``; NaN becomes None."""
+    def as_dict(self) -> dict[str, object]:
+        """Convert to JSON values; NaN becomes None."""
         data = asdict(self)
         for row in data["rows"]:
             if np.isnan(row["mask_iou"]):
@@ -66,7 +65,7 @@ class DemoReport:
         return data
 
     def table(self) -> str:
-        """The printed report."""
+        """The report as text."""
         wide = max(len(row.label) for row in self.rows)
         lines = [f"{'object':<{wide}}  {'x1, y1, x2, y2':<23} {'mask px':>8}  box IoU  mask IoU"]
         for row in self.rows:
@@ -77,7 +76,7 @@ class DemoReport:
                 f"{row.label:<{wide}}  {box:<23} {pixels:>8}  {row.box_iou:7.3f}  {iou:>8}"
             )
         lines.append("")
-        lines.extend(f"odd in the answers: {issue}" for issue in self.issues)
+        lines.extend(f"parse issue: {issue}" for issue in self.issues)
         lines.extend(f"written: {name}" for name in self.files)
         return "\n".join(lines)
 
@@ -98,8 +97,8 @@ def run(output: Path) -> DemoReport:
     with resources.as_file(resources.files("palidecode.demo")) as folder:
         codec = load_codec(DEMO_ID)
         rows = read_rows(folder / ANSWERS, folder)
-        ((answers, found, _),) = decode_rows(rows, DecodeOptions(codec=codec))
-        detections, names = by_picture(answers, found)
+        ((answers, decoded, _),) = decode_rows(rows, DecodeOptions(codec=codec))
+        detections, names = by_picture(answers, decoded)
         truth = from_coco(folder / TRUTH)
         picture = draw(folder / PICTURE, detections)
     dataset = to_coco(detections, file_names=names)
@@ -110,7 +109,7 @@ def run(output: Path) -> DemoReport:
         picture.save(file, "PNG")
     issues = [
         f"{issue.kind.value} {issue.text!r}" + _prompt_of(answers, answer)
-        for answer, issue in found.issues
+        for answer, issue in decoded.issues
     ]
     return DemoReport(_compare(detections, truth), issues, [str(path) for path in files])
 
@@ -119,11 +118,11 @@ def _prompt_of(rows: list[AnswerRow], answer: int) -> str:
     return f" in the answer to {rows[answer].prompt!r}"
 
 
-def _compare(found: Detections, truth: Detections) -> list[DemoRow]:
-    """Each object beside the truth of its label that its box fits best."""
-    rles, true_rles = found.to_rle(), truth.to_rle()
-    same = np.array([[a == b for b in truth.labels] for a in found.labels])
-    fit = np.where(same, box_iou(found.xyxy, truth.xyxy), -1.0)
+def _compare(detections: Detections, truth: Detections) -> list[DemoRow]:
+    """Match each object to the ground truth of its label with the best box IoU."""
+    rles, true_rles = detections.to_rle(), truth.to_rle()
+    same = np.array([[a == b for b in truth.labels] for a in detections.labels])
+    fit = np.where(same, box_iou(detections.xyxy, truth.xyxy), -1.0)
     rows = []
     for row, match in enumerate(fit.argmax(axis=1).tolist()):
         rle = rles[row]
@@ -131,6 +130,6 @@ def _compare(found: Detections, truth: Detections) -> list[DemoRow]:
         mask_iou = float("nan")
         if rle is not None:
             mask_iou = float(coco_mask.iou([rle], [true_rles[match]], [0])[0, 0])
-        box = [float(value) for value in found.xyxy[row]]
-        rows.append(DemoRow(found.labels[row], box, pixels, float(fit[row, match]), mask_iou))
+        box = [float(value) for value in detections.xyxy[row]]
+        rows.append(DemoRow(detections.labels[row], box, pixels, float(fit[row, match]), mask_iou))
     return rows

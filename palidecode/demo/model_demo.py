@@ -1,8 +1,8 @@
-"""``palidecode demo``: the bundled model on scenes it has never seen, or on one's own picture.
+"""``palidecode demo``: run the bundled model on held-out scenes or on one's own picture.
 
-The model is ``demo/model``, made by ``training/model/train.py``; it knows sixteen kinds of drawn
-objects in nine colours, and nothing else. The pictures and their truth are held-out scenes, made
-by ``training/scenes/demo.py``.
+``training/model/train.py`` makes the model, ``demo/model``; it knows sixteen kinds of drawn objects
+in nine colours, and nothing else. ``training/scenes/demo.py`` makes the held-out scenes and their
+ground truth.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from palidecode.coco.writing import to_coco
@@ -32,8 +33,8 @@ SCENES, TRUTH = "scenes", "instances.json"
 _COLUMNS, _TILE, _GAP = 4, 448, 12  # of the sheet, in pixels
 _EXAMPLES = 3  # prompts for some classes that are shown
 _KNOWS_LITTLE = (
-    "This model is tiny and has only ever seen drawn scenes of {classes}. On photographs it "
-    "guesses. For those: palidecode predict PICTURE --model google/paligemma2-3b-mix-448 "
+    "This model is tiny and was trained only on drawn scenes of {classes}. On photographs it "
+    "guesses; for those, run: palidecode predict PICTURE --model google/paligemma2-3b-mix-448 "
     "--prompt 'detect cat'"
 )
 
@@ -49,21 +50,21 @@ class Example:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What the model found on the bundled pictures.
+    """Results of the model on the bundled pictures.
 
     Attributes
     ----------
     pictures, objects, found : int
-        Pictures, objects in their truth, objects found.
+        Numbers of pictures, of objects in the ground truth, and of predictions.
     boxes, masks : dict
         AP, AP50, AP75 in [0, 1].
     mask_iou : float
-        Mean mask IoU of the objects that were found.
+        Mean mask IoU of correct predictions.
     more : str
-        Its figures on many such pictures, where its folder says them.
+        Its results on many such pictures, if its folder states them.
     examples : list of Example
     seconds : float
-        Loading, answering and decoding.
+        Time for loading, generating and decoding.
     files : list of str
     """
 
@@ -78,21 +79,21 @@ class ModelReport:
     seconds: float
     files: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+    def as_dict(self) -> dict[str, object]:
+        """Convert to JSON values."""
         return asdict(self)
 
     def table(self) -> str:
-        """The printed report."""
+        """The report as text."""
         lines = [
-            f"{self.pictures} pictures it has never seen with {self.objects} objects: "
+            f"{self.pictures} unseen pictures with {self.objects} objects: "
             f"{self.found} predictions, right and wrong, in {self.seconds:.1f} s",
             "",
             "        " + "".join(f"{name:>7}" for name in self.boxes),
         ]
         for name, values in (("boxes", self.boxes), ("masks", self.masks)):
             lines.append(f"{name:<8}" + "".join(f"{value:7.3f}" for value in values.values()))
-        lines += [f"mean mask IoU of what it found: {self.mask_iou:.3f}"]
+        lines += [f"mean mask IoU of correct predictions: {self.mask_iou:.3f}"]
         lines += [self.more, ""] if self.more else [""]
         for example in self.examples:
             lines.append(f"{example.picture}: {example.prompt}")
@@ -104,7 +105,7 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class PictureReport:
-    """What the model says about one's own picture.
+    """The model's answer about one's own picture.
 
     Attributes
     ----------
@@ -112,7 +113,7 @@ class PictureReport:
     objects : list of dict
         ``label``, ``box`` (x1, y1, x2, y2 in pixels), ``score``.
     knows : str
-        What the model can be asked.
+        Advice on the objects that the model knows.
     files : list of str
     """
 
@@ -122,12 +123,12 @@ class PictureReport:
     knows: str
     files: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+    def as_dict(self) -> dict[str, object]:
+        """Convert to JSON values."""
         return asdict(self)
 
     def table(self) -> str:
-        """The printed report."""
+        """The report as text."""
         lines = [self.prompt, f"  → {self.answer or '(nothing)'}", ""]
         for item in self.objects:
             box = ", ".join(f"{value:.0f}" for value in item["box"])
@@ -193,13 +194,13 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
 def run_on(
     picture: Path, prompt: str | None, output: Path, model: str | os.PathLike[str] = DEMO_MODEL
 ) -> PictureReport:
-    """Ask the model about one's own picture; the overlay goes to `output`.
+    """Ask the model about one's own picture and write an overlay to `output`.
 
     Parameters
     ----------
     picture : Path
     prompt : str, optional
-        By default all it knows, with masks.
+        By default, all classes it knows, with masks.
     output : Path
         The folder to write to.
     model : str or path
@@ -207,7 +208,7 @@ def run_on(
     Raises
     ------
     InputError
-        If torch isn't installed, the picture can't be read or the folder not be written.
+        If torch isn't installed, the picture can't be read, or the folder can't be written.
     """
     image = open_picture(picture)
     decoder = _load(model)
@@ -238,24 +239,24 @@ def _load(model: str | os.PathLike[str]) -> PaliDecoder:
 
 def _held_out(model: str | os.PathLike[str]) -> str:
     manifest = locate(model)[0] / "manifest.json"
-    told = read_json(manifest).get("held_out") if manifest.exists() else None
-    if not told:
+    figures = read_json(manifest).get("held_out") if manifest.exists() else None
+    if not figures:
         return ""
     boxes, masks = (
-        ", ".join(f"{name} {told[kind][name]:.3f}" for name in ("AP", "AP50"))
+        ", ".join(f"{name} {figures[kind][name]:.3f}" for name in ("AP", "AP50"))
         for kind in ("boxes", "masks")
     )
-    return f"on {told['pictures']} others: boxes {boxes}; masks {masks}"
+    return f"on {figures['pictures']} others: boxes {boxes}; masks {masks}"
 
 
-def _three(stats: Any) -> dict[str, float]:
+def _three(stats: npt.NDArray[np.float64]) -> dict[str, float]:
     return {name: round(float(stats[n]), 4) for n, name in enumerate(("AP", "AP50", "AP75"))}
 
 
 def _ask_for_some(
     decoder: PaliDecoder, pictures: list[Image.Image], truth: dict[str, Any]
 ) -> list[Example]:
-    """Some pictures of several classes, asked for one that is there and one that isn't."""
+    """Ask about a class that is in the picture and one that isn't, for some pictures."""
     names = {item["id"]: item["name"] for item in truth["categories"]}
     examples: list[Example] = []
     for image, picture in zip(truth["images"], pictures, strict=True):
@@ -271,7 +272,7 @@ def _ask_for_some(
 
 
 def _large(image: Image.Image) -> Image.Image:
-    """Small pictures are enlarged, so that lines and labels are fine."""
+    """Enlarge small pictures, so that lines and labels are thin on them."""
     scale = max(1, round(2 * _TILE / max(image.size)))
     size = (image.width * scale, image.height * scale)
     return image.resize(size, Image.Resampling.BICUBIC) if scale > 1 else image
@@ -281,9 +282,9 @@ def _sheet(overlays: list[Image.Image]) -> Image.Image:
     rows = -(-len(overlays) // _COLUMNS)
     step = _TILE + _GAP
     sheet = Image.new("RGB", (_COLUMNS * step + _GAP, rows * step + _GAP), "white")
-    for place, overlay in enumerate(overlays):
+    for index, overlay in enumerate(overlays):
         tile = overlay.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
-        row, column = divmod(place, _COLUMNS)
+        row, column = divmod(index, _COLUMNS)
         sheet.paste(tile, (_GAP + column * step, _GAP + row * step))
     return sheet
 

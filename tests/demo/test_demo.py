@@ -46,7 +46,7 @@ def test_the_answers_demo_speaks_json(tmp_path, capsys):
 def test_the_demo_runs_its_model_on_pictures_it_has_never_seen(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "12 pictures it has never seen" in printed
+    assert "12 unseen pictures" in printed
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["coco.json", "metrics.json", "overlays", "sheet.png"]
     assert len(list((tmp_path / "overlays").iterdir())) == 12

@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from palidecode.errors import PalidecodeError
 from palidecode.version import __version__
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     print(f"palidecode: warning: {message}", file=sys.stderr)
 
 

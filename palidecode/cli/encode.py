@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, get_args
+from typing import IO, TYPE_CHECKING, get_args
 
 from palidecode.cli.options import add_codec, add_output, fill
 from palidecode.cli.output import DONE, SKIPPED, Output, counted, message
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
-from palidecode.files import inside, picture_size, read_json, replacing
+from palidecode.files import replacing
 from palidecode.finetune.objects import (
     DEFAULT_ABSENT,
     Boxes,
@@ -32,6 +32,8 @@ from palidecode.finetune.rows import encode_images, split_images
 from palidecode.prompts import Task
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from palidecode.finetune.rows import EncodedImage
 
 _SHARE = 0.1
@@ -158,12 +160,9 @@ def run(args: argparse.Namespace) -> int:
     codec = None if options.task == "detect" else load_codec(args.weights, args.backend)
     if codec is not None and codec.id == DEMO_ID:
         message(_DEMO_CODEC)
-    dataset = read_json(files.coco)
-    problems: list[tuple[int, str]] = []
-    if files.images is not None:
-        dataset, problems = with_pictures(dataset, files.images)
     report = EncodeReport()
-    truth = GroundTruth(dataset, options, report)
+    truth = GroundTruth(files.coco, options, report)
+    problems = [] if files.images is None else truth.check_pictures(files.images)
     trip = RoundTrip(codec, options.divisor)
     with output.progress("encoding", len(truth.images)) as bar:
         counts = _write(files, truth, _measured(encode_images(truth, codec), trip, bar))
@@ -181,58 +180,8 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if problems or report.left_out() else DONE
 
 
-def with_pictures(dataset: Any, folder: Path) -> tuple[Any, list[tuple[int, str]]]:
-    """Return a dataset without the images whose picture is missing or has another size.
-
-    Returns
-    -------
-    dataset : dict
-        The annotations of the removed images are removed too.
-    problems : list of (int, str)
-        Index of each removed image, and the reason.
-    """
-    if not isinstance(dataset, dict) or not isinstance(dataset.get("images"), list):
-        return dataset, []  # the reader reports the error
-    problems: list[tuple[int, str]] = []
-    kept, removed = [], set()
-    for index, image in enumerate(dataset["images"]):
-        try:
-            _check_picture(image, folder)
-        except InputError as error:
-            problems.append((index, str(error)))
-            removed.add(image["id"])
-        else:
-            kept.append(image)
-    annotations = dataset.get("annotations")
-    if removed and isinstance(annotations, list):
-        annotations = [
-            annotation for annotation in annotations if _image_id(annotation) not in removed
-        ]
-    return {**dataset, "images": kept, "annotations": annotations}, problems
-
-
-def _image_id(annotation: Any) -> int | str | None:
-    number = annotation.get("image_id") if isinstance(annotation, dict) else None
-    return number if isinstance(number, (int, str)) else None
-
-
-def _check_picture(image: Any, folder: Path) -> None:
-    """Raise `InputError` for a picture that isn't the image of the dataset."""
-    if not isinstance(image, dict) or not isinstance(image.get("id"), (int, str)):
-        return  # the reader counts it
-    name = image.get("file_name")
-    if not isinstance(name, str) or not name:
-        return
-    width, height = picture_size(inside(folder, name))
-    if (width, height) != (image.get("width"), image.get("height")):
-        raise InputError(
-            f"{name} is {width}×{height} in {folder} but "
-            f"{image.get('width')}×{image.get('height')} in the COCO file"
-        )
-
-
 def _measured(
-    chunks: Iterator[list[EncodedImage]], trip: RoundTrip, bar: Any
+    chunks: Iterator[list[EncodedImage]], trip: RoundTrip, bar: tqdm
 ) -> Iterator[EncodedImage]:
     for chunk in chunks:
         trip.add(chunk)
@@ -249,7 +198,7 @@ def _write(files: _Files, truth: GroundTruth, encoded: Iterator[EncodedImage]) -
         held_back = split_images(names, share, truth.options.seed)
     counts = {str(path): 0 for path in files.written}
     with ExitStack() as stack:
-        opened: dict[str, IO[Any]] = {name: stack.enter_context(replacing(name)) for name in counts}
+        opened: dict[str, IO[str]] = {name: stack.enter_context(replacing(name)) for name in counts}
         for image in encoded:
             name = str(files.val if image.row["image"] in held_back else files.output)
             opened[name].write(json.dumps(image.row, ensure_ascii=False) + "\n")

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from palidecode.cli.options import IOU_TYPES, add_evaluation, add_output, fill
 from palidecode.cli.output import (
@@ -22,7 +22,7 @@ from palidecode.cli.output import (
 )
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
-from palidecode.evaluation.coco.engine import METRICS
+from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.files import replacing
@@ -80,9 +80,8 @@ def run(args: argparse.Namespace) -> int:
         kind: evaluate(args.gt, args.predictions, kind, options)
         for kind in IOU_TYPES[args.iou_type]
     }
-    data: dict[str, Any] = {kind: result.as_dict() for kind, result in results.items()}
-    missed = [text for kind in results for text in _missed(data[kind], limits, kind)]
-    data = {"below": missed, **data}
+    missed = [text for result in results.values() for text in _missed(result, limits)]
+    data = {"below": missed, **{kind: result.as_dict() for kind, result in results.items()}}
     text = "\n\n".join(map(_table, results.values()))
     complete = True
     if args.output is not None:
@@ -100,11 +99,12 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if missed or skipped or not complete else DONE
 
 
-def _missed(data: Mapping[str, Any], limits: Mapping[str, float], kind: str) -> list[str]:
+def _missed(result: CocoEvaluation, limits: Mapping[str, float]) -> list[str]:
     """Return a line about each number that is below its limit."""
-    numbers = {**data["metrics"], **data["at_iou_50"]}
+    metrics = {name: None if v == NOTHING else v for name, v in result.metrics.items()}
+    numbers = metrics | dict(zip(RATES, result.rates.values.tolist(), strict=True))
     return [
-        f"{kind} {name} is {decimals(numbers[name])}, below {limit:g}"
+        f"{result.iou_type} {name} is {decimals(numbers[name])}, below {limit:g}"
         for name, limit in below(numbers, limits).items()
     ]
 
@@ -148,8 +148,8 @@ def _table(result: CocoEvaluation) -> str:
         )
     lines.append("")
     for name, value, spread in zip(METRICS, result.stats, result.spread, strict=True):
-        shown = "-" if value == -1 else f"{value:.3f}"
-        if result.unscored and value != -1:
+        shown = "-" if value == NOTHING else f"{value:.3f}"
+        if result.unscored and value != NOTHING:
             shown += f" ± {spread:.3f}"
         lines.append(f"  {name:<9} {shown}{_interval(result.intervals.get(name))}")
     rates, best = result.rates, result.best_threshold
@@ -166,13 +166,14 @@ def _table(result: CocoEvaluation) -> str:
     wrong = {k: n for k, n in result.kinds.items() if k not in ("ok", "missed") and n}
     if wrong:
         lines.append("  wrong: " + ", ".join(f"{kind} {n:,}" for kind, n in wrong.items()))
-    lines += ["", *_class_lines(result.rows())]
+    lines += ["", *_class_lines(result)]
     lines += skip_lines("SKIPPED", result.skipped) + skip_lines("counted, but odd", result.noted)
     return "\n".join(lines)
 
 
-def _class_lines(rows: list[dict[str, Any]]) -> list[str]:
+def _class_lines(result: CocoEvaluation) -> list[str]:
     names = ("AP", "AP50", "precision", "recall", "F1")
+    rows = result.rows()
     shown = sorted(rows, key=lambda row: (-row["objects"], row["category"]))[:SHOWN_CLASSES]
     cells = [["class", "objects", "predictions", *names]]
     for row in shown:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -97,10 +97,17 @@ class Output:
             more = len(problems) - _SHOWN_PROBLEMS
             self.note(f"and {more} more (--json lists all of them)")
 
-    def progress(self, text: str, total: int | None = None, **options: Any) -> tqdm:
+    def progress(self, text: str, total: int | None = None, unit: str = "it") -> tqdm:
         """Return a progress bar on stderr.
 
         It is hidden when stderr is not a terminal or the work takes under 0.5 s.
         """
-        hidden = True if self.json else None  # None: unless stderr is a terminal
-        return tqdm(desc=text, total=total, disable=hidden, leave=False, delay=0.5, **options)
+        return tqdm(
+            desc=text,
+            total=total,
+            unit=unit,
+            unit_scale=unit == "B",  # bytes: 8.5M
+            disable=True if self.json else None,  # None: unless stderr is a terminal
+            leave=False,
+            delay=0.5,
+        )

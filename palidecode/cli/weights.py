@@ -82,7 +82,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _fetch(args: argparse.Namespace) -> int:
     output = fill(Output, args)
-    with output.progress("fetching", GOOGLE_BYTES, unit="B", unit_scale=True) as bar:
+    with output.progress("fetching", GOOGLE_BYTES, unit="B") as bar:
         path = fetch(args.output, progress=lambda done, _: bar.update(done - bar.n))
     output.result({"path": str(path)}, str(path))
     return DONE

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from palidecode.answers.parsing import label_problem
 from palidecode.coco.categories import check_categories
 from palidecode.coco.loading import read_segmentation
 from palidecode.errors import InputError
-from palidecode.files import check_size, read_json
+from palidecode.files import check_size, inside, picture_size, read_json
 from palidecode.finetune.encoding import crop_rles, encode_boxes
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
 from palidecode.geometry.masks import rounded_corners
@@ -129,8 +130,9 @@ class EncodeReport:
 
 
 class AnnotatedImage(NamedTuple):
-    """An image, and its annotations as they stand in the file."""
+    """An image, its position in the dataset, and its annotations as the file has them."""
 
+    position: int
     name: str
     size: tuple[int, int]
     annotations: list[Any]
@@ -217,6 +219,36 @@ class GroundTruth:
                 self._leave_out(problem, f"annotation {annotation.get('id', '?')} of {image.name}")
         return objects, unclear
 
+    def check_pictures(self, folder: Path) -> list[tuple[int, str]]:
+        """Remove the images whose picture is missing or has another size.
+
+        Parameters
+        ----------
+        folder : Path
+            The directory of the pictures.
+
+        Returns
+        -------
+        list of (int, str)
+            Position of each removed image in the dataset, and the reason.
+        """
+        kept, problems = [], []
+        for image in self.images:
+            try:
+                size = picture_size(inside(folder, image.name))
+                if size != image.size:
+                    (width, height), (given_width, given_height) = size, image.size
+                    raise InputError(
+                        f"{image.name} is {width}×{height} in {folder} but "
+                        f"{given_width}×{given_height} in the COCO file"
+                    )
+            except InputError as error:
+                problems.append((image.position, str(error)))
+            else:
+                kept.append(image)
+        self.images = kept
+        return problems
+
     def _leave_out(self, problem: _Unusable, what: str) -> None:
         """Count a problem, or raise it where that was asked for."""
         self._refuse(str(problem), what)
@@ -243,7 +275,7 @@ class GroundTruth:
         found: dict[Hashable, AnnotatedImage] = {}
         for place, image in enumerate(images):
             try:
-                number, read = _read_image(image)
+                number, read = _read_image(place, image)
             except _Unusable as problem:
                 self._leave_out(problem, f"image {place}")
                 continue
@@ -268,7 +300,7 @@ def name_problem(name: str) -> str | None:
     return label_problem(name) or (None if name.isprintable() else "characters that don't print")
 
 
-def _read_image(image: Any) -> tuple[Hashable, AnnotatedImage]:
+def _read_image(position: int, image: Any) -> tuple[Hashable, AnnotatedImage]:
     if not isinstance(image, Mapping):
         raise _Unusable("bad_images", f"not an object: {image!r}")
     number, name = image.get("id"), image.get("file_name")
@@ -280,7 +312,7 @@ def _read_image(image: Any) -> tuple[Hashable, AnnotatedImage]:
         size = check_size((image.get("width"), image.get("height")))
     except InputError as error:
         raise _Unusable("bad_images", str(error)) from error
-    return number, AnnotatedImage(name, size, [])
+    return number, AnnotatedImage(position, name, size, [])
 
 
 def _image_of(annotation: Any, images: Mapping[Hashable, AnnotatedImage]) -> AnnotatedImage:

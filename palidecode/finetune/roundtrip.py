@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from palidecode.codec.protocol import MaskCodec
 from palidecode.detections import Detections
 from palidecode.finetune.rows import EncodedImage
-from palidecode.geometry.boxes import DEFAULT_DIVISOR, box_area, loc_to_xyxy
+from palidecode.geometry.boxes import DEFAULT_DIVISOR, loc_to_xyxy, paired_iou
 from palidecode.geometry.rle import Rle
 
 OVERALL = "all classes"
@@ -135,22 +135,6 @@ class RoundTrip:
             )
             lines.append(f"{label:<{width}}  {sums.objects:>7}  {box:>7}  {mask:>8}")
         return "\n".join(lines)
-
-
-def paired_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Intersection over union of the first box of `a` with the first of `b`, and so on.
-
-    Shapes (N, 4) and (N, 4), xyxy in pixels, to (N,); 0 where both are empty.
-    """
-    left, right = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    low = np.maximum(left[:, :2], right[:, :2])
-    high = np.minimum(left[:, 2:], right[:, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=1)
-    union = box_area(left) + box_area(right) - shared
-    iou: npt.NDArray[np.float64] = np.divide(
-        shared, union, out=np.zeros_like(shared), where=union > 0
-    )
-    return iou
 
 
 def _rle_iou(a: Rle | None, b: Rle | None) -> float:

@@ -28,7 +28,6 @@ def loc_to_xyxy(
     *,
     divisor: int = DEFAULT_DIVISOR,
     clip: bool = False,
-    snap: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Loc bins to boxes in pixels.
 
@@ -42,8 +41,6 @@ def loc_to_xyxy(
         The number of bins the image is divided into.
     clip : bool
         Keep the boxes inside the image.
-    snap : bool
-        Truncate to whole pixels with ``int()``, as big_vision's evaluator does.
 
     Returns
     -------
@@ -63,12 +60,9 @@ def loc_to_xyxy(
     check_divisor(divisor)
     bins = as_rows(loc, 4, "loc")
     width_height = check_sizes(sizes, len(bins))
-    # In float64, so that truncating a whole number of pixels doesn't lose one.
     pixels = bins[:, [1, 0, 3, 2]] * np.tile(width_height, 2) / divisor
     if clip:
         pixels = np.clip(pixels, 0, np.tile(width_height, 2))
-    if snap:
-        pixels = np.trunc(pixels)
     return pixels.astype(np.float32)
 
 
@@ -109,12 +103,6 @@ def xyxy_to_loc(
     return np.clip(bins, 0, LOC_COUNT - 1)[:, [1, 0, 3, 2]].astype(np.int16)
 
 
-def xyxy_to_xywh(xyxy: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Corners to COCO's x, y, width, height. Shapes (N, 4), pixels."""
-    boxes = as_rows(xyxy, 4, "xyxy")
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
 def xywh_to_xyxy(xywh: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """COCO's x, y, width, height to corners. Shapes (N, 4), pixels."""
     boxes = as_rows(xywh, 4, "xywh")
@@ -142,11 +130,24 @@ def box_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
     ndarray of float64, shape (N, M)
         In [0, 1]; 0 where both boxes are empty.
     """
-    left, right = as_rows(a, 4, "a"), as_rows(b, 4, "b")
-    top = np.maximum(left[:, None, :2], right[None, :, :2])
-    bottom = np.minimum(left[:, None, 2:], right[None, :, 2:])
-    shared = np.prod(np.maximum(bottom - top, 0), axis=2)
-    union = box_area(left)[:, None] + box_area(right)[None, :] - shared
+    return _iou(as_rows(a, 4, "a")[:, None], as_rows(b, 4, "b")[None])
+
+
+def paired_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Intersection over union of each box of `a` with the box of `b` in the same row.
+
+    Shapes (N, 4) and (N, 4), with corners in any unit, to (N,); 0 where both boxes are empty.
+    """
+    return _iou(as_rows(a, 4, "a"), as_rows(b, 4, "b"))
+
+
+def _iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Intersection over union of boxes (…, 4), broadcast against each other."""
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., 2:], b[..., 2:])
+    shared = np.maximum(high - low, 0).prod(axis=-1)
+    areas = [np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (a, b)]
+    union = areas[0] + areas[1] - shared
     iou: npt.NDArray[np.float64] = np.divide(
         shared, union, out=np.zeros_like(shared), where=union > 0
     )

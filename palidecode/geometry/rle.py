@@ -7,7 +7,7 @@ image. COCO counts pixels column by column, the first run being background.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ _MAX_CHARACTERS = 6
 # COCO's C code makes five points, of eight bytes each, of every pixel of an outline, and doesn't
 # look whether it got the memory. No outline that somebody drew is as long.
 MAX_OUTLINE = 1 << 22
+
+
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 class Rle(TypedDict):
@@ -65,7 +68,7 @@ def crop_to_rle(crop: MaskCrop, size: tuple[int, int]) -> Rle:
     return _compress(_counts(starts, ends, width * height), size)
 
 
-def _runs(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _runs(mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
     """Where the runs of a crop start and end, counted down its columns.
 
     A run that reaches from the bottom of one column to the top of the next is cut there,
@@ -85,16 +88,14 @@ def _runs(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArr
     return starts - starts // (h + 1), ends - (ends - 1) // (h + 1)
 
 
-def _place(flat: npt.NDArray[np.int64], crop: MaskCrop, height: int) -> npt.NDArray[np.int64]:
+def _place(flat: Ints, crop: MaskCrop, height: int) -> Ints:
     """Places in the crop to places in the image, both counted down the columns."""
     x, y = np.divmod(flat, crop.mask.shape[0])
-    out: npt.NDArray[np.int64] = (x + crop.x0) * height + y + crop.y0
+    out: Ints = (x + crop.x0) * height + y + crop.y0
     return out
 
 
-def _counts(
-    starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], total: int
-) -> npt.NDArray[np.int64]:
+def _counts(starts: Ints, ends: Ints, total: int) -> Ints:
     """Run lengths, background first, from the places where mask starts and ends."""
     if len(starts) > 1:
         apart = starts[1:] != ends[:-1]
@@ -108,7 +109,7 @@ def _counts(
     return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
 
 
-def _compress(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
+def _compress(counts: Ints, size: tuple[int, int]) -> Rle:
     width, height = size
     packed = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
     return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
@@ -151,6 +152,17 @@ def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
 
 
+def union(rles: Sequence[Rle], size: tuple[int, int]) -> Rle:
+    """Merge the masks of one image; an empty mask if there are none."""
+    width, height = size
+    if not rles:
+        return _compress(np.array([width * height]), size)
+    if len(rles) == 1:
+        return rles[0]
+    merged = coco_mask.merge(list(rles))
+    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
+
+
 def check_rle(rle: object, what: str = "segmentation") -> Rle:
     """A sound compressed RLE from compressed or uncompressed input.
 
@@ -162,7 +174,7 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
     rle : dict
         ``size`` (height, width) and ``counts``: str, bytes, or a list of run lengths.
     what : str
-        What to call it in an error.
+        Its name in error messages.
 
     Raises
     ------
@@ -173,7 +185,7 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
     return _checked(rle, what)[0]
 
 
-def _checked(rle: object, what: str) -> tuple[Rle, npt.NDArray[np.int64]]:
+def _checked(rle: object, what: str) -> tuple[Rle, Ints]:
     """`check_rle`, and the run lengths."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise InputError(f"{what}: an RLE needs 'size' and 'counts'")
@@ -186,23 +198,21 @@ def _checked(rle: object, what: str) -> tuple[Rle, npt.NDArray[np.int64]]:
     if height * width > MAX_PIXELS:
         raise InputError(f"{what}: {width}×{height} is more than an RLE's {MAX_PIXELS} pixels")
     counts = rle["counts"]
-    runs = _listed(counts, what) if isinstance(counts, list) else _uncompress(counts, what)
-    if (runs < 0).any():
-        raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
-    # In Python's integers: hostile runs overflow an int64.
-    total = sum(runs.tolist())
-    if total != height * width:
-        raise InputError(
-            f"{what}: the counts sum to {total}, but {width}×{height} pixels "
-            f"are {height * width}; the file is damaged or the size is another picture's"
-        )
     if isinstance(counts, list):
+        runs = _listed(counts, what)
+        if (runs < 0).any():
+            raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
+        # In Python's integers: hostile runs overflow an int64.
+        _check_total(sum(runs.tolist()), height, width, what)
         return _compress(runs, (width, height)), runs
-    text = counts if isinstance(counts, str) else counts.decode()
-    return Rle(size=[height, width], counts=text), runs
+    if not isinstance(counts, (str, bytes)):
+        raise InputError(f"{what}: counts must be ASCII text or a list of integers")
+    text = counts if isinstance(counts, str) else counts.decode("latin-1")
+    checked = Rle(size=[height, width], counts=text)
+    return checked, read_runs([checked], what)[0].ravel()
 
 
-def _listed(counts: list[object], what: str) -> npt.NDArray[np.int64]:
+def _listed(counts: list[object], what: str) -> Ints:
     """Run lengths given as a list."""
     if not all(isinstance(run, (int, np.integer)) for run in counts):
         raise InputError(f"{what}: counts must be ASCII text or a list of integers")
@@ -212,41 +222,109 @@ def _listed(counts: list[object], what: str) -> npt.NDArray[np.int64]:
         raise InputError(f"{what}: a run is longer than any image") from error
 
 
-def _uncompress(counts: object, what: str) -> npt.NDArray[np.int64]:
-    """Run lengths of COCO's text: base 48, five bits a character, deltas from the third run."""
-    if isinstance(counts, str) and counts.isascii():
-        raw = counts.encode("ascii")
-    elif isinstance(counts, bytes):
-        raw = counts
-    else:
-        raise InputError(f"{what}: counts must be ASCII text or a list of integers")
-    bits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
-    strange = (bits < 0) | (bits >= 64)
-    if strange.any():
-        character = chr(raw[int(strange.argmax())])
-        raise InputError(f"{what}: the character {character!r} is not of COCO's RLE alphabet")
+def _check_total(total: int, height: int, width: int, what: str) -> None:
+    if total != height * width:
+        raise InputError(
+            f"{what}: the counts sum to {total}, but {width}×{height} pixels "
+            f"are {height * width}; the file is damaged or the size is another picture's"
+        )
+
+
+def read_runs(rles: Sequence[Rle], what: str = "segmentation") -> tuple[Ints, Ints]:
+    """Run lengths of compressed RLEs, decoded together.
+
+    Parameters
+    ----------
+    rles : sequence of N Rle
+    what : str
+        Their name in error messages.
+
+    Returns
+    -------
+    runs : ndarray of int64, shape (R, 2)
+        Pairs of a run of background and a run of mask, of one RLE after the other.
+    ends : ndarray of int64, shape (N,)
+        Where the pairs of each RLE end.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong with the first RLE whose counts can't be read or don't fill its size.
+    """
+    try:
+        numbers, counts = _uncompress([rle["counts"] for rle in rles])
+    except _DamagedRle as damage:
+        raise InputError(f"{what}: {damage}") from None
+    runs, ends = _without_differences(numbers, counts)
+    if runs.min(initial=0) < 0:
+        raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
+    totals = _steps(np.concatenate([[0], np.cumsum(runs)[1::2]])[ends])
+    for total, rle in zip(totals.tolist(), rles, strict=True):
+        height, width = rle["size"]
+        if total != height * width:
+            _check_total(total, height, width, what)
+    return runs, ends
+
+
+class _DamagedRle(Exception):
+    """Text that isn't COCO's RLE."""
+
+
+def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
+    """The numbers that COCO's texts hold, and how many each text has.
+
+    Five bits are one character, from "0" on; the lowest come first, and all characters of a number
+    but its last one have a sixth bit. The fifth bit of the last one is the sign.
+    """
+    text = "".join(texts)
+    if not text.isascii():
+        raise _DamagedRle("counts must be ASCII text or a list of integers")
+    bits = np.frombuffer(text.encode("ascii"), np.uint8) - np.uint8(48)  # wraps below "0"
+    if bits.max(initial=0) >= 64:
+        character = text[int((bits >= 64).argmax())]
+        raise _DamagedRle(f"the character {character!r} is not of COCO's RLE alphabet")
     lasts = np.flatnonzero(bits < 32)
-    starts = np.concatenate([[0], lasts + 1])
-    lengths = np.diff(starts, append=len(bits))
-    if (lengths > _MAX_CHARACTERS).any():
-        raise InputError(f"{what}: the counts hold a number of more than six characters")
-    if lengths[-1]:
-        raise InputError(f"{what}: the counts end in the middle of a number")
-    if len(lasts) == 0:
-        return np.zeros(0, np.int64)
-    starts, lengths = starts[:-1], lengths[:-1]
-    place = np.arange(len(bits)) - np.repeat(starts, lengths)
-    runs: npt.NDArray[np.int64] = np.add.reduceat((bits & 31) << (5 * place), starts)
-    runs -= (bits[lasts] & 16) << (5 * lengths - 4)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    text_ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    ends = np.searchsorted(lasts, text_ends)
+    complete = np.concatenate([[-1], lasts])[ends] == text_ends - 1
+    if not (complete | (_steps(text_ends) == 0)).all():
+        raise _DamagedRle("the counts end in the middle of a number")
+    lengths = _steps(lasts + 1)
+    longest = int(lengths.max(initial=0))
+    if longest > _MAX_CHARACTERS:
+        raise _DamagedRle("the counts hold a number of more than six characters")
+    numbers = ((bits[lasts] & 31) ^ 16).astype(np.int64) - 16
+    for back in range(1, longest):
+        longer = np.flatnonzero(lengths > back)
+        numbers[longer] = (numbers[longer] << 5) + (bits[lasts[longer] - back] & 31)
+    return numbers, _steps(ends)
 
 
-def rle_to_mask(rle: Rle) -> npt.NDArray[np.bool_]:
-    """The whole image's mask, shape (height, width)."""
-    decoded: npt.NDArray[np.bool_] = coco_mask.decode(check_rle(rle)).astype(np.bool_)
-    return decoded
+def _steps(ends: Ints) -> Ints:
+    """Differences to the number before, the first to 0."""
+    steps = ends.copy()
+    steps[1:] -= ends[:-1]
+    return steps
+
+
+def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Pairs of runs; from the fourth run on COCO writes the difference to the run before last."""
+    odd = counts & 1
+    pairs = (counts + odd) >> 1
+    ends = np.cumsum(pairs)
+    # A text of an odd number of runs ends with background: it gets an empty run of mask.
+    flat = np.zeros(2 * int(pairs.sum()), np.int64)
+    flat[np.arange(len(numbers)) + np.repeat(np.cumsum(odd) - odd, counts)] = numbers
+    runs = flat.reshape(-1, 2)
+    some = pairs > 0
+    firsts = (ends - pairs)[some]
+    alone = runs[firsts, 0]  # the first run of background is part of no difference
+    runs[firsts, 0] = 0
+    sums = np.cumsum(runs, axis=0)
+    sums -= np.repeat(sums[firsts] - runs[firsts], pairs[some], axis=0)
+    sums[firsts, 0] = alone
+    sums[ends[odd == 1] - 1, 1] = 0
+    return sums, ends
 
 
 def rle_to_crop(rle: Rle) -> MaskCrop:
@@ -292,13 +370,23 @@ def rle_to_window(rle: Rle, xyxy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """
     checked, runs = _checked(rle, "segmentation")
     height, width = checked["size"]
-    x1, y1, x2, y2 = rounded_corners(xyxy, (width, height))
+    return runs_in_window(runs, height, rounded_corners(xyxy, (width, height)))
+
+
+def runs_in_window(
+    runs: Ints, height: int, corners: tuple[int, int, int, int]
+) -> npt.NDArray[np.bool_]:
+    """The mask inside a box of whole pixels of its image, from its runs, background first.
+
+    Shape (y2 - y1, x2 - x1); (0, 0) where the box is empty.
+    """
+    x1, y1, x2, y2 = corners
     if x2 <= x1 or y2 <= y1:
         return np.zeros((0, 0), np.bool_)
     return _columns(np.cumsum(runs), height, x1, x2)[:, y1:y2].T
 
 
-def _columns(edges: npt.NDArray[np.int64], height: int, x1: int, x2: int) -> npt.NDArray[np.bool_]:
+def _columns(edges: Ints, height: int, x1: int, x2: int) -> npt.NDArray[np.bool_]:
     """Columns x1 … x2 of the image, shape (x2 - x1, height), from the ends of its runs."""
     inside = np.clip(edges, x1 * height, x2 * height)
     values = np.zeros(len(edges), np.bool_)

@@ -4,15 +4,10 @@ from pycocotools import mask as coco_mask
 
 from palidecode import EncodeReport, decode
 from palidecode.finetune.objects import GroundTruth, RowOptions
-from palidecode.finetune.roundtrip import RoundTrip, paired_iou
+from palidecode.finetune.roundtrip import RoundTrip
 from palidecode.finetune.rows import encode_images
+from palidecode.geometry.boxes import paired_iou
 from tests.coco.samples import SIZE
-
-
-def test_paired_iou():
-    a = [[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 4, 4], [5, 5, 5, 5]]
-    b = [[0, 0, 10, 10], [5, 0, 15, 10], [6, 6, 9, 9], [5, 5, 5, 5]]
-    assert paired_iou(a, b).tolist() == [1, pytest.approx(1 / 3), 0, 0]
 
 
 def test_round_trip_equals_the_long_way(dataset, demo_codec):

@@ -6,21 +6,21 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from palidecode import InputError, box_iou, loc_to_xyxy, xyxy_to_loc
-from palidecode.geometry.boxes import box_area, xywh_to_xyxy, xyxy_to_xywh
+from palidecode.geometry.boxes import box_area, paired_iou, xywh_to_xyxy
 
 locs = hnp.arrays(np.int64, st.tuples(st.integers(0, 6), st.just(4)), elements=st.integers(0, 1023))
 sides = st.integers(1, 5000)
 
 
 @settings(deadline=None, max_examples=200)
-@given(locs, sides, sides, st.sampled_from([1023, 1024]), st.booleans(), st.booleans())
-def test_bins_to_pixels_as_one_would_write_it(loc, width, height, divisor, clip, snap):
-    found = loc_to_xyxy(loc, (width, height), divisor=divisor, clip=clip, snap=snap)
+@given(locs, sides, sides, st.sampled_from([1023, 1024]), st.booleans())
+def test_bins_to_pixels_as_one_would_write_it(loc, width, height, divisor, clip):
+    found = loc_to_xyxy(loc, (width, height), divisor=divisor, clip=clip)
     assert found.dtype == np.float32
     assert found.shape == (len(loc), 4)
     for (y1, x1, y2, x2), box in zip(loc.tolist(), found.tolist(), strict=True):
         values = [x1 * width, y1 * height, x2 * width, y2 * height]
-        expected = [v // divisor if snap else v / divisor for v in values]
+        expected = [v / divisor for v in values]
         if clip:
             expected = [min(v, side) for v, side in zip(expected, [width, height] * 2, strict=True)]
         assert box == pytest.approx(expected, rel=1e-6)
@@ -48,8 +48,8 @@ def test_the_published_cats():
 
 def test_a_published_box_in_whole_pixels():
     """Bins of an answer on a 448 px picture, from a notebook of JoeJoe1313."""
-    snapped = loc_to_xyxy([[415, 520, 890, 1023]], (448, 448), snap=True)
-    assert snapped.tolist() == [[227, 181, 447, 389]]
+    pixels = loc_to_xyxy([[415, 520, 890, 1023]], (448, 448))
+    assert np.trunc(pixels).tolist() == [[227, 181, 447, 389]]
 
 
 def test_encoding_clips_to_the_last_bin():
@@ -82,6 +82,10 @@ boxes = hnp.arrays(
 )
 
 
+def xywh(xyxy):
+    return np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+
+
 @settings(deadline=None, max_examples=100)
 @given(boxes, boxes)
 def test_iou_is_that_of_pycocotools(a, b):
@@ -89,8 +93,10 @@ def test_iou_is_that_of_pycocotools(a, b):
     found = box_iou(a, b)
     assert found.shape == (len(a), len(b))
     if found.size:
-        expected = coco_mask.iou(xyxy_to_xywh(a), xyxy_to_xywh(b), [0] * len(b))
+        expected = coco_mask.iou(xywh(a), xywh(b), [0] * len(b))
         assert found == pytest.approx(expected)
+        count = min(len(a), len(b))
+        assert paired_iou(a[:count], b[:count]) == pytest.approx(found.diagonal())
 
 
 def test_iou_of_empty_and_inverted_boxes_is_0():
@@ -100,10 +106,14 @@ def test_iou_of_empty_and_inverted_boxes_is_0():
     assert box_area([[9, 9, 2, 2], [0, 0, 3, 2]]).tolist() == [0, 6]
 
 
-def test_xywh_and_back():
-    xyxy = [[1.0, 2.0, 4.0, 8.0]]
-    assert xyxy_to_xywh(xyxy).tolist() == [[1, 2, 3, 6]]
-    assert xywh_to_xyxy(xyxy_to_xywh(xyxy)).tolist() == xyxy
+def test_paired_iou():
+    a = [[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 4, 4], [5, 5, 5, 5]]
+    b = [[0, 0, 10, 10], [5, 0, 15, 10], [6, 6, 9, 9], [5, 5, 5, 5]]
+    assert paired_iou(a, b).tolist() == [1, pytest.approx(1 / 3), 0, 0]
+
+
+def test_xywh_to_corners():
+    assert xywh_to_xyxy([[1, 2, 3, 6]]).tolist() == [[1, 2, 4, 8]]
 
 
 def test_no_boxes():

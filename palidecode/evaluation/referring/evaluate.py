@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,11 +24,9 @@ from palidecode.coco.reading import no_collection
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
-from palidecode.cores import cores
 from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.evaluation.referring.overlap import CHUNK, overlaps, read_runs
-from palidecode.evaluation.referring.refcoco import Truth, read_refcoco, union
+from palidecode.evaluation.referring.refcoco import Truth, read_refcoco
 from palidecode.evaluation.referring.rows import (
     MISSING,
     ReferringAnswer,
@@ -39,17 +35,15 @@ from palidecode.evaluation.referring.rows import (
     own_pairs,
     read_lines,
 )
-from palidecode.geometry.boxes import check_divisor
-from palidecode.geometry.rle import Rle, check_rle
-from palidecode.vocab import LOC_PER_BOX, MASK_SIDE, PALIGEMMA, Vocabulary
+from palidecode.geometry.boxes import check_divisor, paired_iou
+from palidecode.geometry.masks import paste, whole_corners
+from palidecode.geometry.rle import check_rle, read_runs, runs_in_window
+from palidecode.vocab import LOC_PER_BOX, PALIGEMMA, Vocabulary
 
 BOX_THRESHOLDS = (0.5, 0.75)
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DIVISOR = 1023
-_BATCH = 1024  # samples whose answers are read at once
-_THREADS = 4
-_KEPT_BYTES = 1 << 24
-_AHEAD = 6  # parts that wait for a thread; their fields are large
+_BATCH = 512  # samples; their fields are 8 MB
 SCORES = (
     *("miou", "ciou", "giou"),
     *(f"boxacc@{at}" for at in BOX_THRESHOLDS),
@@ -58,6 +52,7 @@ SCORES = (
 """The flat names of a result's shares."""
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 class ReferringSample(NamedTuple):
@@ -173,7 +168,6 @@ def evaluate_referring(
     threshold: float = 0.0,
     missing: Literal["zero", "skip"] = "zero",
     vocabulary: Vocabulary = PALIGEMMA,
-    threads: int | None = None,
 ) -> ReferringResult:
     """Hold answers to referring expressions against masks.
 
@@ -203,8 +197,6 @@ def evaluate_referring(
         ways they are counted in the result.
     vocabulary : Vocabulary
         For ``token_ids``.
-    threads : int, optional
-        How many count pixels at once; by default as many as there are cores, at most four.
 
     Returns
     -------
@@ -229,8 +221,6 @@ def evaluate_referring(
         raise InputError(f"missing must be 'zero' or 'skip', got {missing!r}")
     if (refs is None) != (instances is None):
         raise InputError("RefCOCO's truth is two files: give refs and instances, or neither")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
     problems: list[Problem] = []
     rows = read_lines(predictions, problems)
     lacking = 0
@@ -252,12 +242,8 @@ def evaluate_referring(
     used = load_codec() if codec is None else codec
     how = _Protocol(used, codes_id, divisor, threshold, vocabulary)
     samples: list[ReferringSample] = []
-    # glibc hands memory back to the system, which is slow to get again, from twice the largest
-    # block on that was ever freed. Now it keeps what one part after the other takes.
-    np.empty(_KEPT_BYTES, np.uint8)
-    with ThreadPoolExecutor(threads or min(_THREADS, cores())) as pool:
-        for start in range(0, len(pairs), _BATCH):
-            samples += _measure(pairs[start : start + _BATCH], how, pool, problems)
+    for start in range(0, len(pairs), _BATCH):
+        samples += _measure(pairs[start : start + _BATCH], how, problems)
     if not samples:
         raise InputError(_nothing(problems))
     return _summary(samples, lacking, used.id, problems)
@@ -310,12 +296,12 @@ class _Protocol:
 
 
 def _measure(
-    pairs: Sequence[tuple[Truth, ReferringAnswer]],
-    how: _Protocol,
-    pool: Executor,
-    problems: list[Problem],
+    pairs: Sequence[tuple[Truth, ReferringAnswer]], how: _Protocol, problems: list[Problem]
 ) -> list[ReferringSample]:
-    """Some samples' numbers; those whose true mask is damaged become problems."""
+    """Measure some samples; those whose true mask is damaged become problems."""
+    pairs, runs = _sound(pairs, problems)
+    if not pairs:
+        return []
     numbers, invalid = bins_and_codes([answer for _, answer in pairs], how.vocabulary)
     sizes = np.array([truth.size for truth, _ in pairs], np.int64)
     # In this order of operations: v / 1023 · h and v · h / 1023 differ before int().
@@ -325,110 +311,66 @@ def _measure(
     for row in np.flatnonzero(empty).tolist():
         invalid[row] = invalid[row] or "box without a whole pixel"
     usable = np.array([not reason for reason in invalid])
-    pixels[~usable] = 0
-    rles = [truth.rle for truth, _ in pairs]
-    parts = _parts(numbers[:, LOC_PER_BOX:], usable, pixels, rles, how)
-    # numpy lets go of the interpreter while it counts, so threads help.
-    both, predicted, areas, damaged = zip(*_in_turn(pool, parts), strict=True)
-    reasons = list(chain.from_iterable(damaged))
-    shared, area = np.concatenate(both), np.concatenate(areas)
-    unions = np.concatenate(predicted) + area - shared
-    iou = shared / np.maximum(unions, 1)
-    keep = np.array([not reason for reason in reasons])
-    for row in np.flatnonzero(~keep).tolist():
-        problems.append(Problem(pairs[row][1].line, reasons[row]))
-    truths = [truth for (truth, _), reason in zip(pairs, reasons, strict=True) if not reason]
-    if not truths:
-        return []
-    box_iou = _box_iou(boxes[keep], _true_boxes(truths, sizes[keep]))
+    area = np.array([int(own[1::2].sum()) for own in runs])
+    shared, predicted = np.zeros_like(area), np.zeros_like(area)
+    rows = np.flatnonzero(usable)
+    fields = _fields(numbers[rows, LOC_PER_BOX:], how)
+    for row, field in zip(rows.tolist(), fields, strict=True):
+        size = pairs[row][0].size
+        mask = paste(field, pixels[row], size, threshold=how.threshold).mask
+        window = runs_in_window(runs[row], size[1], whole_corners(pixels[row]))
+        shared[row], predicted[row] = np.count_nonzero(mask & window), np.count_nonzero(mask)
+    unions = predicted + area - shared
+    box_iou = paired_iou(boxes, _true_boxes([truth for truth, _ in pairs], sizes))
     columns = zip(
-        truths,
-        iou[keep].tolist(),
+        (shared / np.maximum(unions, 1)).tolist(),
         box_iou.tolist(),
-        shared[keep].tolist(),
-        unions[keep].tolist(),
-        (area[keep] > 0).tolist(),
-        [why for why, reason in zip(invalid, reasons, strict=True) if not reason],
+        shared.tolist(),
+        unions.tolist(),
+        (area > 0).tolist(),
+        invalid,
         strict=True,
     )
     return [
         ReferringSample(truth.id, truth.image, truth.expression, *values)
-        for truth, *values in columns
+        for (truth, _), values in zip(pairs, columns, strict=True)
     ]
 
 
-class _Part(NamedTuple):
-    """Samples that are counted in one go; see `overlaps`."""
+def _sound(
+    pairs: Sequence[tuple[Truth, ReferringAnswer]], problems: list[Problem]
+) -> tuple[Sequence[tuple[Truth, ReferringAnswer]], list[Ints]]:
+    """The samples whose true mask can be read, and its run lengths."""
+    try:
+        runs, ends = read_runs([truth.rle for truth, _ in pairs])
+    except InputError:
+        sound = []
+        for truth, answer in pairs:
+            try:
+                check_rle(truth.rle)
+            except InputError as error:
+                problems.append(Problem(answer.line, str(error)))
+            else:
+                sound.append((truth, answer))
+        pairs = sound
+        runs, ends = read_runs([truth.rle for truth, _ in pairs])
+    return pairs, [own.ravel() for own in np.split(runs, ends)[:-1]]
 
-    fields: npt.NDArray[np.float32]
-    corners: npt.NDArray[np.int64]
-    rles: list[Rle]
-    threshold: float
 
-
-def _parts(
-    codes: npt.NDArray[np.int64],
-    usable: npt.NDArray[np.bool_],
-    corners: npt.NDArray[np.int64],
-    rles: list[Rle],
-    how: _Protocol,
-) -> Iterator[_Part]:
-    """Samples with the fields of their answers; those of unusable answers are 0."""
+def _fields(codes: Ints, how: _Protocol) -> npt.NDArray[np.float32]:
     count = len(codes)
     # `Detections` warns of a codec that isn't the codes' own.
-    coded = Detections(
+    return Detections(
         xyxy=np.zeros((count, 4), np.float32),
         labels=[""] * count,
         scores=np.full(count, np.nan, np.float32),
         image_index=np.zeros(count, np.int64),
         sizes=np.ones((1, 2), np.int64),
         codes=codes.astype(np.uint8),
-        has_mask=usable,
+        has_mask=np.ones(count, np.bool_),
         codec=how.codec,
         codes_id=how.codes_id,
-    )
-    for start in range(0, count, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, count))
-        found = coded.fields(rows[usable[rows]])
-        fields = found
-        if len(found) < len(rows):
-            fields = np.zeros((len(rows), MASK_SIDE, MASK_SIDE), np.float32)
-            fields[usable[rows]] = found
-        yield _Part(fields, corners[rows], rles[start : start + CHUNK], how.threshold)
-
-
-def _in_turn(pool: Executor, parts: Iterable[_Part]) -> Iterator[tuple[Any, ...]]:
-    """Counts of some parts, few of which are made ahead."""
-    ahead: deque[Future[tuple[Any, ...]]] = deque()
-    for part in parts:
-        ahead.append(pool.submit(_count, part))
-        if len(ahead) > _AHEAD:
-            yield ahead.popleft().result()
-    yield from (done.result() for done in ahead)
-
-
-def _count(
-    part: _Part,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
-    """Pixels shared, predicted and true, and what is wrong with each true mask."""
-    rles, damaged = part.rles, [""] * len(part.rles)
-    try:
-        runs = read_runs(rles)
-    except InputError:
-        damaged = [_damage(rle) for rle in rles]
-        pairs = zip(rles, damaged, strict=True)
-        rles = [union([], (r["size"][1], r["size"][0])) if bad else r for r, bad in pairs]
-        runs = read_runs(rles)
-    both, predicted = overlaps(part.fields, part.corners, rles, runs, threshold=part.threshold)
-    return both, predicted, runs.areas(), damaged
-
-
-def _damage(rle: Rle) -> str:
-    try:
-        check_rle(rle)
-    except InputError as error:
-        return str(error)
-    return ""
+    ).fields()
 
 
 def _true_boxes(truths: Sequence[Truth], sizes: npt.NDArray[np.int64]) -> Floats:
@@ -439,13 +381,3 @@ def _true_boxes(truths: Sequence[Truth], sizes: npt.NDArray[np.int64]) -> Floats
     corners = np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
     scaled: Floats = corners / np.tile(sizes[:, ::-1], 2)
     return scaled
-
-
-def _box_iou(boxes: Floats, others: Floats) -> Floats:
-    """IoU row by row; 0 where both are empty."""
-    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=1)
-    areas = [np.maximum(box[:, 2:] - box[:, :2], 0).prod(axis=1) for box in (boxes, others)]
-    union_area = areas[0] + areas[1] - shared
-    found: Floats = np.divide(shared, union_area, out=np.zeros_like(shared), where=union_area > 0)
-    return found

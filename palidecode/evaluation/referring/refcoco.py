@@ -17,12 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
-from pycocotools import mask as coco_mask
-
 from palidecode.coco.loading import read_segmentation
 from palidecode.errors import InputError
 from palidecode.files import check_size, read_json
-from palidecode.geometry.rle import Rle
+from palidecode.geometry.rle import Rle, union
 
 _DEEPEST = 12  # lists and dicts in each other; refs have five
 _HOLDERS = (list, tuple, dict, set, frozenset)
@@ -252,20 +250,6 @@ def _mask_and_box(
     rles = [read_segmentation(annotation["segmentation"], size) for annotation in annotations]
     box = read_box(annotations[0].get("bbox")) if len(annotations) == 1 else None
     return union([rle for rle in rles if rle is not None], size), box
-
-
-def union(rles: Sequence[Rle], size: tuple[int, int]) -> Rle:
-    """Some masks of one image in one; an empty mask of none."""
-    width, height = size
-    if len(rles) == 1:
-        return rles[0]
-    if not rles:
-        merged = coco_mask.frPyObjects(
-            {"counts": [width * height], "size": [height, width]}, height, width
-        )
-    else:
-        merged = coco_mask.merge(list(rles))
-    return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
 
 
 def read_box(box: Any) -> tuple[float, float, float, float] | None:

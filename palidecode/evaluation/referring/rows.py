@@ -18,9 +18,9 @@ import numpy.typing as npt
 from palidecode.answers.jsonl import Problem
 from palidecode.coco.loading import read_segmentation
 from palidecode.errors import InputError
-from palidecode.evaluation.referring.refcoco import RefCoco, Truth, read_box, union
+from palidecode.evaluation.referring.refcoco import RefCoco, Truth, read_box
 from palidecode.files import check_size
-from palidecode.geometry.rle import Rle, check_rle
+from palidecode.geometry.rle import Rle, check_rle, union
 from palidecode.prompts import plain_expression
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from palidecode import InputError, evaluate_referring
 from palidecode.cli import main
 from palidecode.evaluation.referring.refcoco import load_refs, read_refcoco
-from palidecode.geometry.rle import rle_to_mask
 
 WHOLE = "<loc0000><loc0000><loc1023><loc1023>" + "<seg001>" * 16
 INSTANCES = {
@@ -175,8 +175,8 @@ def test_expressions_of_a_split(files):
     assert (cup.expression, cup.size, cup.bbox) == ("the cup", (64, 48), (0, 0, 20, 10))
     assert cup.image == "COCO_train2014_0009.jpg"
     assert cup.rle is found.truths[10].rle  # a mask is read once
-    assert rle_to_mask(cup.rle).sum() == 200
-    assert rle_to_mask(found.truths[20].rle).sum() == 48
+    assert coco_mask.decode(cup.rle).sum() == 200
+    assert coco_mask.decode(found.truths[20].rle).sum() == 48
 
 
 def test_grefcoco_has_several_targets_or_none(tmp_path, demo_codec):
@@ -184,9 +184,9 @@ def test_grefcoco_has_several_targets_or_none(tmp_path, demo_codec):
     more = [ref(1, [1, 2], "val", "both"), ref(2, [-1], "val", "no one", no_target=True)]
     refs.write_text(json.dumps(more))
     found = read_refcoco(refs, INSTANCES)
-    assert rle_to_mask(found.truths[10].rle).sum() == 248
+    assert coco_mask.decode(found.truths[10].rle).sum() == 248
     assert found.truths[10].bbox is None
-    assert rle_to_mask(found.truths[20].rle).sum() == 0
+    assert coco_mask.decode(found.truths[20].rle).sum() == 0
     rows = [{"sent_id": 10, "output": WHOLE}, {"sent_id": 20, "output": "<eos>"}]
     result = evaluate_referring(rows, refs, INSTANCES, codec=demo_codec)
     assert (result.no_target, result.samples[1].invalid != "") == (1, True)

@@ -39,7 +39,6 @@ RIDDLES_TO_SOLVE = {
     "geometry",
     "pipeline",
     "ray_data",
-    "report",
     "runs",
     "runtime",
 }

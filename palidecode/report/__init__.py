@@ -1,4 +1,4 @@
-"""An evaluation as one page to look at: numbers, plots, and pictures with what went wrong."""
+"""Evaluation reports: one HTML page with numbers, plots, and pictures of the errors."""
 
 from palidecode.report.page import write_report
 

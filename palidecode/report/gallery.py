@@ -1,4 +1,4 @@
-"""The gallery's pictures: which ones, small copies of them, and what is drawn on top."""
+"""The gallery of a report: selects pictures, shrinks them and prepares their overlays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import contourpy
 import cv2
@@ -26,32 +26,33 @@ from palidecode.files import inside, open_picture
 from palidecode.geometry.rle import Rle, rle_to_crop
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 MOST_PICTURES = 600
-"""Pictures in a gallery."""
+"""Most pictures in a gallery."""
 
 MOST_DRAWN = 100
-"""Objects, and predictions, that are drawn on one picture: the best scored."""
+"""Most objects, and most predictions, drawn on one picture: the largest and the best scored."""
 
 MOST_BYTES = 20_000_000
-"""Of all galleries of a page together: small copies and outlines."""
+"""Most bytes of small copies and outlines in all galleries of a page."""
 
 SIDE = 320
 """Longest side of a small copy, in pixels."""
 
-_OF_EACH = 3  # pictures that a class and kind of error should have
+_OF_EACH = 3  # pictures for each class and kind of error, if there are as many
 _EXAMPLES = 5
 _FINE = 16  # canvas pixels; narrower masks are traced at full size
-_TOLERANCE = 0.4  # canvas pixels that an outline may be off
+_TOLERANCE = 0.4  # canvas pixels by which an outline may deviate
 
 
 class Thumbnails:
-    """Small copies of pictures as base64 WebP, each made once.
+    """Small copies of pictures as base64 WebP, each encoded once.
 
     Parameters
     ----------
     folder : path or None
-        Where the pictures are; without, there are none.
+        Folder of the pictures; None gives no copies.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
@@ -62,7 +63,7 @@ class Thumbnails:
         self._known: dict[str, tuple[int, tuple[int, int]] | None] = {}
 
     def of(self, image: ImageRow) -> tuple[int, tuple[int, int]] | None:
-        """Its place in `encoded` and the picture's size; None where there is no picture."""
+        """Index of an image's copy in `encoded`, and the picture's size; None without a picture."""
         name = image.file_name
         if self.folder is None or not name:
             return None
@@ -80,17 +81,17 @@ class Thumbnails:
         return self._known[name]
 
     def notices(self) -> list[str]:
-        """What is missing or odd, in words."""
-        told = []
-        for found, text in (
-            (list(self.unreadable.values()), "could not be read: blank canvases stand for them"),
-            (self.other_size, "of another size than the ground truth says: boxes are stretched"),
+        """Notices about missing and unusual pictures."""
+        notices = []
+        for names, text in (
+            (list(self.unreadable.values()), "could not be read: shown as blank canvases"),
+            (self.other_size, "of another size than in the ground truth: boxes are stretched"),
         ):
-            if found:
-                more = "" if len(found) <= _EXAMPLES else ", …"
-                what = "1 picture" if len(found) == 1 else f"{len(found):,} pictures"
-                told.append(f"{what} {text} ({', '.join(found[:_EXAMPLES])}{more})")
-        return told
+            if names:
+                more = "" if len(names) <= _EXAMPLES else ", …"
+                count = "1 picture" if len(names) == 1 else f"{len(names):,} pictures"
+                notices.append(f"{count} {text} ({', '.join(names[:_EXAMPLES])}{more})")
+        return notices
 
 
 def _webp(picture: Image.Image) -> str:
@@ -108,82 +109,81 @@ class Gallery:
     Attributes
     ----------
     pictures : list of dict
-        As the page's script reads them: see `_picture`.
+        The format that the page's script reads; see `_picture`.
     notices : list of str
-        What is not shown.
+        Notices about pictures and objects that are not shown.
     """
 
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, object]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
 def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> Gallery:
-    """The pictures that are shown, the worst first.
+    """Prepare the pictures to show, the worst first.
 
     Parameters
     ----------
     result : CocoEvaluation
     thumbnails : Thumbnails
     bytes_left : int
-        What the pictures and their outlines may take.
+        Size limit of the pictures and their outlines.
     """
-    shown, left_out, used, clipped = {}, 0, 0, 0
+    shown, skipped, used, clipped = {}, 0, 0, 0
     truths = _by_image(result.scene.truths.image, result.images)
     found = _by_image(result.found.image, result.images)
     wanted = choose(result)
-    for place in wanted:
+    for index in wanted:
         if used > bytes_left:
-            left_out += 1
+            skipped += 1
             continue
         before = len(thumbnails.encoded)
-        picture, missing = _picture(result, place, truths[place], found[place], thumbnails)
+        picture, missing = _picture(result, index, truths[index], found[index], thumbnails)
         clipped += missing
         used += len(json.dumps(picture)) + sum(map(len, thumbnails.encoded[before:]))
-        shown[place] = picture
-    order = [place for place in _worst_first(result) if place in shown]
+        shown[index] = picture
+    order = [index for index in _worst_first(result) if index in shown]
     total = result.images
     notices = []
-    if len(wanted) < total or left_out:
+    if len(wanted) < total or skipped:
         notices.append(
-            f"{len(shown):,} of {total:,} pictures are here: the worst ones by F1, and the worst "
-            "cases of as many classes and kinds of error as there is room for. The numbers count "
-            "all of them."
+            f"{len(shown):,} of {total:,} pictures are here: the worst by F1, and the worst "
+            "cases of as many classes and kinds of error as fit. The numbers count all pictures."
         )
     if clipped:
         notices.append(
             f"{clipped:,} objects and predictions are not drawn: a picture shows the "
             f"{MOST_DRAWN} largest objects and {MOST_DRAWN} best scored predictions."
         )
-    return Gallery([shown[place] for place in order], notices)
+    return Gallery([shown[index] for index in order], notices)
 
 
 def choose(result: CocoEvaluation, most: int = MOST_PICTURES) -> list[int]:
-    """Places of the images to show, the most wanted first.
+    """Choose the indices of the images to show, the most important first.
 
     Half are the worst by F1. Then every class and kind of error gets its worst cases, so that
-    a filter finds something, and what room is left goes to the next worst.
+    every filter has matches, and the next worst images fill the rest.
     """
     worst = _worst_first(result)
     chosen = dict.fromkeys(worst[: most if len(worst) <= most else most // 2])
     if len(worst) > most:
         cases = _cases(result)
-        of: dict[int, set[tuple[int, str]]] = {place: set() for place in worst}
-        for place, category, kind in cases:
-            of[place].add((category, kind))
-        has = Counter(pair for place in chosen for pair in of[place])
+        of: dict[int, set[tuple[int, str]]] = {index: set() for index in worst}
+        for index, category, kind in cases:
+            of[index].add((category, kind))
+        has = Counter(pair for index in chosen for pair in of[index])
         for wanted in range(1, _OF_EACH + 1):
-            for place, category, kind in cases:
-                if has[category, kind] < wanted and place not in chosen:
-                    chosen[place] = None
-                    has.update(of[place])
-        for place in worst:
-            chosen.setdefault(place)
+            for index, category, kind in cases:
+                if has[category, kind] < wanted and index not in chosen:
+                    chosen[index] = None
+                    has.update(of[index])
+        for index in worst:
+            chosen.setdefault(index)
     return list(chosen)[:most]
 
 
 def _worst_first(result: CocoEvaluation) -> list[int]:
-    place_of = {image.id: place for place, image in enumerate(result.scene.images)}
-    return [place_of[row["image_id"]] for row in result.image_rows]
+    index_of = {image.id: index for index, image in enumerate(result.scene.images)}
+    return [index_of[row["image_id"]] for row in result.image_rows]
 
 
 def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
@@ -201,7 +201,7 @@ def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
         strict=True,
     )
     missed = zip(truths.image[lost].tolist(), truths.category[lost].tolist(), strict=True)
-    # Missed objects first: there are few of a class, and they are easily crowded out.
+    # Missed objects first: each class has few, and other cases would crowd them out.
     return [*((image, category, "missed") for image, category in missed), *cases]
 
 
@@ -211,16 +211,16 @@ def _by_image(of: Ints, count: int) -> list[Ints]:
 
 
 def _picture(
-    result: CocoEvaluation, place: int, objects: Ints, rows: Ints, thumbnails: Thumbnails
-) -> tuple[dict[str, Any], int]:
-    """One picture as the script reads it, and how many of its boxes aren't drawn.
+    result: CocoEvaluation, index: int, objects: Ints, rows: Ints, thumbnails: Thumbnails
+) -> tuple[dict[str, object], int]:
+    """One picture in the script's format, and the number of its boxes that aren't drawn.
 
-    ``name``, ``thumb`` (place among the small copies or None), ``width``, ``height`` (of the
+    ``name``, ``thumb`` (index among the small copies or None), ``width``, ``height`` (of the
     canvas), ``f1``, ``right``, ``wrong``, ``missed``; ``truths``: lists of class, state (0
-    found, 1 missed, 2 crowd), x, y, width, height, outline; ``found``: class, kind, score, IoU,
-    its place in ``truths`` or -1, x, y, width, height, outline.
+    detected, 1 missed, 2 crowd), x, y, width, height, outline; ``found``: class, kind, score,
+    IoU, index in ``truths`` or -1, x, y, width, height, outline.
     """
-    image, matches = result.scene.images[place], result.matches
+    image, matches = result.scene.images[index], result.matches
     truths, found = result.scene.truths, result.found
     objects_drawn = objects[np.argsort(-truths.area[objects], kind="stable")][:MOST_DRAWN]
     score = np.where(np.isnan(found.score[rows]), 1.0, found.score[rows])
@@ -228,13 +228,13 @@ def _picture(
     thumb = thumbnails.of(image)
     size = _canvas(image, thumb, truths.box[objects_drawn], found.box[rows_drawn])
     scale = SIDE / max(size)
-    place_of = {row: number for number, row in enumerate(objects_drawn.tolist())}
+    index_of = {row: number for number, row in enumerate(objects_drawn.tolist())}
     state = np.where(truths.crowd, 2, matches.missed.astype(np.int64))
     counts = Counter(matches.kind[rows].tolist())
     right, lost = counts["ok"], int(matches.missed[objects].sum())
     wrong = len(rows) - right - counts["ignored"]
     total = 2 * right + wrong + lost
-    picture = {
+    picture: dict[str, object] = {
         "name": image.file_name or f"image {image.id}",
         "thumb": None if thumb is None else thumb[0],
         "width": round(size[0] * scale, 1),
@@ -255,7 +255,7 @@ def _picture(
                 KINDS.index(str(matches.kind[row])),
                 None if np.isnan(found.score[row]) else round(float(found.score[row]), 4),
                 round(float(matches.iou[row]), 4),
-                place_of.get(int(matches.truth[row]), -1),
+                index_of.get(int(matches.truth[row]), -1),
                 *shape,
             ]
             for row, shape in zip(
@@ -267,9 +267,9 @@ def _picture(
 
 
 def _canvas(
-    image: ImageRow, thumb: tuple[int, tuple[int, int]] | None, *boxes: Any
+    image: ImageRow, thumb: tuple[int, tuple[int, int]] | None, *boxes: Floats
 ) -> tuple[float, float]:
-    """The picture's size; where nobody knows it, what the boxes need."""
+    """The picture's size or, if it is unknown, the extent of the boxes."""
     if image.width > 0 and image.height > 0:
         return image.width, image.height
     if thumb is not None:
@@ -279,31 +279,30 @@ def _canvas(
     return width, height
 
 
-def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[list[Any]]:
-    """x, y, width, height and outline of each row, in the canvas's pixels."""
+def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[list[object]]:
+    """List x, y, width, height and outline of each row, in canvas pixels."""
     boxes = np.round(table.box[rows] * scale, 1).tolist()
     if table.masks is None or not image.width:
         return [[*box, None] for box in boxes]
     size = int(image.width), int(image.height)
     masks = [table.masks[row] for row in rows.tolist()]
     return [
-        [*box, None if mask is None else outline(as_rle(mask, *size), scale)]
+        [*box, None if mask is None else outline(cast(Rle, as_rle(mask, *size)), scale)]
         for box, mask in zip(boxes, masks, strict=True)
     ]
 
 
-def outline(rle: Any, scale: float) -> str:
-    """A mask as the path of an SVG, no finer than the canvas; fill it by the even-odd rule.
+def outline(rle: Rle, scale: float) -> str:
+    """Trace a mask as an SVG path, no finer than the canvas, for the even-odd fill rule.
 
     Parameters
     ----------
     rle : dict
         COCO's compressed RLE.
     scale : float
-        From the picture's pixels to the canvas's.
+        Canvas pixels per picture pixel.
     """
-    checked: Rle = rle
-    crop = rle_to_crop(checked)
+    crop = rle_to_crop(rle)
     if not crop.mask.any():
         return ""
     height, width = crop.mask.shape
@@ -311,7 +310,7 @@ def outline(rle: Any, scale: float) -> str:
     if scale < 1 and min(height, width) * scale >= _FINE:
         small = round(width * scale), round(height * scale)
         field = np.asarray(cv2.resize(field, small, interpolation=cv2.INTER_AREA), np.float32)
-    # Where half of a cell is mask: along pixel edges, and straight across stairs.
+    # The 0.5 level follows pixel edges and cuts straight across stairs.
     step = np.array([width, height]) / field.shape[::-1]
     tolerance = max(_TOLERANCE, 0.6 * scale)
     rings = contourpy.contour_generator(z=np.pad(field, 1)).lines(0.5)
@@ -321,6 +320,6 @@ def outline(rle: Any, scale: float) -> str:
     )
 
 
-def _path(ring: npt.NDArray[np.float64], tolerance: float) -> str:
+def _path(ring: Floats, tolerance: float) -> str:
     points = cv2.approxPolyDP(ring[:-1].astype(np.float32)[:, None], tolerance, True)[:, 0]
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in points.round(1).astype(float).tolist()) + "Z"

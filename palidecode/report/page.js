@@ -26,7 +26,7 @@
   const themes = ["auto", "light", "dark"];
   const toggle = document.getElementById("theme");
   let theme = "auto";
-  try { theme = localStorage.getItem("palidecode-theme") || "auto"; } catch { /* not kept, then */ }
+  try { theme = localStorage.getItem("palidecode-theme") || "auto"; } catch { /* not saved */ }
   function showTheme() {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
@@ -35,7 +35,7 @@
   }
   toggle.addEventListener("click", () => {
     theme = themes[(themes.indexOf(theme) + 1) % themes.length];
-    try { localStorage.setItem("palidecode-theme", theme); } catch { /* not kept, then */ }
+    try { localStorage.setItem("palidecode-theme", theme); } catch { /* not saved */ }
     showTheme();
   });
   showTheme();
@@ -87,7 +87,7 @@
         });
         keyed.sort(([a], [b]) => {
           if (words) return up ? a.localeCompare(b) : b.localeCompare(a);
-          // What has no value stands last, whichever way.
+          // Rows without a value come last in either order.
           if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
           return up ? a - b : b - a;
         });
@@ -109,7 +109,7 @@
   }
 
   function tag(view, text, classes, picture, [x, y, width]) {
-    // Above its box; where there is no room, inside.
+    // Above its box or, without room, inside.
     const inside = y / picture.height < 0.09;
     const label = make("span", `tag o ${classes} ${inside ? "inside" : ""}`, text);
     const share = (part) => `${Math.min(Math.max(part / picture.width, 0), 0.9) * 100}%`;
@@ -137,7 +137,7 @@
 
   const score = (value) => (value === null ? "" : value.toFixed(2));
 
-  // Truth and prediction side by side; `fits` says which rows the filters are about.
+  // Truth and prediction side by side; `fits` holds the rows that match the filters.
   function pair(picture, classes, fits) {
     const two = make("div", "two");
     const [left, leftView, leftSvg] = frame(picture, "truth");
@@ -194,7 +194,7 @@
       !want || want === kind || (want === "wrong" && kind !== "ok" && kind !== "ignored");
     const between = (value, [from, to]) => value >= from && value <= to;
 
-    // Which rows of a picture the filters are about.
+    // The rows of a picture that match the filters.
     function fitting(picture, want) {
       const scored = want.score[0] === -Infinity && want.score[1] === Infinity;
       const found = new Set();
@@ -238,10 +238,10 @@
       shown.sort(orders[fields.order.value]);
       one(".count", section).textContent = everything
         ? `${shown.length.toLocaleString("en")} pictures`
-        : `${shown.length.toLocaleString("en")} of ${pictures.length.toLocaleString("en")} pictures fit; what does not is dimmed`;
+        : `${shown.length.toLocaleString("en")} of ${pictures.length.toLocaleString("en")} pictures match; other objects are dimmed`;
       grid.replaceChildren();
       drawn = 0;
-      if (!shown.length) grid.append(make("p", "empty", "No picture fits these filters."));
+      if (!shown.length) grid.append(make("p", "empty", "No picture matches these filters."));
       draw();
     }
 
@@ -259,7 +259,7 @@
       item.setAttribute("role", "listitem");
       shot.tabIndex = place === 0 ? 0 : -1;
       shot.setAttribute("role", "button");
-      const f1 = picture.f1 === null ? "nothing to find" : `F1 ${picture.f1.toFixed(2)}`;
+      const f1 = picture.f1 === null ? "no objects" : `F1 ${picture.f1.toFixed(2)}`;
       shot.setAttribute("aria-label", `${picture.name}: ${f1}, ${describe(picture)}`);
       const caption = make("div", "caption");
       const name = make("span", "name", picture.name);
@@ -330,7 +330,7 @@
       draw();
       focus(place);
     });
-    // The next pictures are drawn shortly before they are scrolled to.
+    // Draw the next pictures shortly before they scroll into view.
     new IntersectionObserver((entries) => {
       if (entries.some((entry) => entry.isIntersecting) && drawn < shown.length && drawn) draw();
     }, { rootMargin: "300px" }).observe(more.parentElement);

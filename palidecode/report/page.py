@@ -1,8 +1,7 @@
-"""The page: an evaluation's numbers, put into the template.
+"""The report page: an evaluation's numbers in the template.
 
-Everything is in the one file: no script, font or picture comes from elsewhere, and the page's
-own content security policy forbids any that would. Only its own script may run, named by hash,
-so a label that is a script stays a label.
+The page is one file: it loads no script, font or picture, and its content security policy forbids
+any. Only its own script may run, allowed by hash, so a label that is a script stays a label.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 
-from palidecode.evaluation.coco.measures import Confusion
+from palidecode.evaluation.coco.measures import Confusion, Curve
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.files import replacing
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
@@ -27,7 +27,7 @@ from palidecode.report.plots import calibration_svg, curves_svg, kinds_svg, size
 from palidecode.version import __version__
 
 MOST_CONFUSED = 30
-"""Classes that have a row of their own in the confusion matrix; the others share one."""
+"""Classes with their own row in the confusion matrix; the others share one."""
 
 _MOST_PAIRS = 10
 
@@ -35,27 +35,27 @@ TABS = {"bbox": "Boxes", "segm": "Masks"}
 
 MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95: rewards tight outlines",
-    "AP50": "found at all: IoU of at least 0.5",
-    "AP75": "found well: IoU of at least 0.75",
+    "AP50": "at IoU 0.5: rewards any rough match",
+    "AP75": "at IoU 0.75: rewards close matches",
     "APs": "AP of objects below 32² px",
     "APm": "AP of objects of 32² to 96² px",
     "APl": "AP of objects above 96² px",
     "AR1": "recall with the best prediction of each picture and class",
-    "AR10": "recall with the ten best of each",
-    "AR100": "objects found, whatever else was said; mean over IoU 0.50 to 0.95",
+    "AR10": "recall with the ten best predictions of each picture and class",
+    "AR100": "share of objects detected, mean over IoU 0.50 to 0.95",
     "ARs": "AR100 of objects below 32² px",
     "ARm": "AR100 of objects of 32² to 96² px",
     "ARl": "AR100 of objects above 96² px",
 }
 
-# Word, TIDE's name, what it means.
+# Word, TIDE's name, meaning.
 ERRORS = (
-    ("localisation", "Loc", "right class, but the outline fits badly (IoU 0.1 to 0.5)"),
+    ("localisation", "Loc", "of the right class, but fits badly (IoU 0.1 to 0.5)"),
     ("class", "Cls", "on an object of another class"),
-    ("both", "Both", "loosely on an object of another class"),
-    ("duplicate", "Dupe", "repeats an object that was found already"),
+    ("both", "Both", "on an object of another class, but fits badly"),
+    ("duplicate", "Dupe", "on an object that is already detected"),
     ("background", "Bkg", "on nothing"),
-    ("missed", "Miss", "an object that nobody found"),
+    ("missed", "Miss", "absent: the object is not detected"),
 )
 
 
@@ -68,25 +68,25 @@ def write_report(
     predictions_name: str = "predictions",
     below: Sequence[str] = (),
 ) -> None:
-    """Write evaluations of the same predictions as one HTML page that needs nothing else.
+    """Write evaluations of the same predictions as one self-contained HTML page.
 
     Parameters
     ----------
     path : path
         The page.
     results : mapping of {"bbox", "segm"} to CocoEvaluation
-        A tab for each.
+        One tab for each.
     images : path, optional
-        Folder of the pictures; without, boxes are drawn on blank canvases.
+        Folder of the pictures; without it, boxes are drawn on blank canvases.
     truth_name, predictions_name : str
-        What the page calls the two files.
+        Names of the two files on the page.
     below : sequence of str
-        Numbers that are lower than they should be, in words.
+        Descriptions of numbers below their limit.
 
     Raises
     ------
     InputError
-        If it can't be written.
+        If the page can't be written.
     """
     thumbnails = Thumbnails(images)
     share = MOST_BYTES // max(len(results), 1)
@@ -94,27 +94,16 @@ def write_report(
     notices = thumbnails.notices()
     if images is None:
         notices.append("Boxes are drawn on blank canvases: --images DIR shows the pictures.")
-    data = {
-        "thumbs": thumbnails.encoded,
-        "kinds": {
-            kind: {
-                "classes": [item["name"] for item in result.scene.categories],
-                "curves": [curve.name for curve in _curves_at(result, 0.5)[1:]],
-                "pictures": galleries[kind].pictures,
-            }
-            for kind, result in results.items()
-        },
+    kinds = {
+        kind: {
+            "classes": [item["name"] for item in result.scene.categories],
+            "curves": [curve.name for curve in _curves_at(result, 0.5)[1:]],
+            "pictures": galleries[kind].pictures,
+        }
+        for kind, result in results.items()
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("palidecode", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "count": _count}
     script = _own("page.js")
-    html = environment.get_template("page.html").render(
+    html = _template().render(
         truth_name=truth_name,
         predictions_name=predictions_name,
         below=below,
@@ -126,24 +115,36 @@ def write_report(
         style=Markup(_own("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(_embedded(data)),
+        data=Markup(_embedded({"thumbs": thumbnails.encoded, "kinds": kinds})),
     )
     with replacing(path) as file:
         file.write(html)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("palidecode", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "count": _count}
+    return environment.get_template("page.html")
 
 
 def _own(name: str) -> str:
     return resources.files("palidecode.report").joinpath(name).read_text("utf-8").strip()
 
 
-def _embedded(data: Any) -> str:
-    """JSON that can't end the element it stands in."""
+def _embedded(data: object) -> str:
+    """JSON that can't close the element that contains it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
-def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, Any]:
-    """Everything that the template says about one evaluation."""
+def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, object]:
+    """Collect the template's variables for one evaluation."""
     curves = {iou: _curves_at(result, iou) for iou in (0.5, 0.75)}
     gains: Mapping[str, float] = result.tide.get("delta_ap", {})
     errors: list[dict[str, Any]] = [
@@ -177,19 +178,19 @@ def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, 
     }
 
 
-def _curves_at(result: CocoEvaluation, iou: float) -> list[Any]:
+def _curves_at(result: CocoEvaluation, iou: float) -> list[Curve]:
     return [curve for curve in result.curves if curve.iou == iou]
 
 
-def _headline(result: CocoEvaluation) -> list[dict[str, Any]]:
-    """The numbers that stand first: value, range and what it says."""
+def _headline(result: CocoEvaluation) -> list[dict[str, object]]:
+    """The headline numbers: value, range and meaning."""
     rates = result.rates
     found = [row for row in _metrics(result) if row["name"] in ("AP", "AP50", "AP75", "AR100")]
     total = rates.right + rates.wrong
     objects = rates.right + rates.missed
     for name, value, text in (
         ("precision", rates.precision, f"{rates.right:,} of {total:,} predictions are right"),
-        ("recall", rates.recall, f"{rates.right:,} of {objects:,} objects were found"),
+        ("recall", rates.recall, f"{rates.right:,} of {objects:,} objects were detected"),
         ("F1", rates.f1, "balance of precision and recall"),
     ):
         known = None if np.isnan(value) else value
@@ -200,30 +201,30 @@ def _headline(result: CocoEvaluation) -> list[dict[str, Any]]:
     return found
 
 
-def _metrics(result: CocoEvaluation) -> list[dict[str, Any]]:
-    told = result.as_dict()
+def _metrics(result: CocoEvaluation) -> list[dict[str, object]]:
+    numbers = result.as_dict()
     return [
         {
             "name": name,
             "value": value,
             "interval": result.intervals.get(name),
-            "spread": told["spread"][name] if result.unscored and value is not None else 0,
+            "spread": numbers["spread"][name] if result.unscored and value is not None else 0,
             "text": MEANINGS[name],
         }
-        for name, value in told["metrics"].items()
+        for name, value in numbers["metrics"].items()
     ]
 
 
-def _confusion(found: Confusion) -> dict[str, Any]:
-    """The matrix, as the share of each row; the classes that are confused least share a row.
+def _confusion(confusion: Confusion) -> dict[str, object]:
+    """The confusion matrix with shares of each row; the least confused classes share a row.
 
     Returns
     -------
     dict
-        ``names``, ``cells`` (rows of count and share), ``pairs`` (what it is, what was said,
-        count), ``merged`` (how many classes share the row ``others``).
+        ``names``, ``cells`` (rows of count and share), ``pairs`` (true class, predicted class,
+        count), ``merged`` (number of classes in the row ``others``).
     """
-    counts, names = found.counts, list(found.names)
+    counts, names = confusion.counts, list(confusion.names)
     classes = len(names) - 1
     errors = counts - np.diag(np.diag(counts))
     merged = max(classes - MOST_CONFUSED, 0)
@@ -249,10 +250,10 @@ def _confusion(found: Confusion) -> dict[str, Any]:
     return {"names": names, "cells": cells, "pairs": pairs, "merged": merged}
 
 
-def _largest(errors: Any) -> list[tuple[int, int]]:
+def _largest(errors: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     order = np.argsort(-errors, axis=None, kind="stable")[:_MOST_PAIRS]
-    places = zip(*np.unravel_index(order, errors.shape), strict=True)
-    return [(int(row), int(column)) for row, column in places if errors[row, column]]
+    cells = zip(*np.unravel_index(order, errors.shape), strict=True)
+    return [(int(row), int(column)) for row, column in cells if errors[row, column]]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

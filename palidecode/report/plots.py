@@ -1,16 +1,15 @@
-"""Plots as inline SVG that takes the page's font and colours.
+"""Plots as inline SVG with the page's font and colours.
 
-matplotlib draws them: a plot is 10 to 100 kB where an embedded plotly.js alone is 4.8 MB, the
-text stays text, and the page needs no script for it, which lets it forbid all but its own.
-What matplotlib can't know, the theme, is put in afterwards: it draws in placeholder colours,
-and these become the page's CSS variables.
+matplotlib draws them: a plot takes 10 to 100 kB (plotly.js alone takes 4.8 MB), its text stays
+text, and it needs no script, so the page can forbid all scripts but its own. matplotlib draws in
+placeholder colours, which then become the page's CSS variables.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,14 +59,14 @@ _STYLE: Any = {
 
 
 def curves_svg(curves: Sequence[Curve], name: str) -> Markup:
-    """Precision over recall: the first curve, the mean, stands out; the page lights up others.
+    """Plot precision over recall; the mean is emphasised, and the page highlights others.
 
     Parameters
     ----------
     curves : sequence of Curve
-        The mean, then one for each class, which becomes the element ``curve-<n>`` of its own.
+        The mean, then one for each class, which becomes the element ``curve-<n>``.
     name : str
-        Makes the ids of this plot its own.
+        Prefix of the ids in this plot.
     """
     with _figure(4.6, 3.5) as (figure, out):
         axes = figure.add_subplot()
@@ -84,7 +83,7 @@ def curves_svg(curves: Sequence[Curve], name: str) -> Markup:
 
 
 def kinds_svg(kinds: Sequence[tuple[str, int, float | None]], name: str) -> Markup:
-    """How often each kind of error happens, and what mending it would bring.
+    """Plot the count of each kind of error, and the AP50 gained by fixing it.
 
     Parameters
     ----------
@@ -94,23 +93,23 @@ def kinds_svg(kinds: Sequence[tuple[str, int, float | None]], name: str) -> Mark
     gains = [gain for _, _, gain in kinds if gain is not None]
     with _figure(9.0 if gains else 6.0, 2.3) as (figure, out):
         columns = figure.subplots(1, 2 if gains else 1, sharey=True, squeeze=False)[0]
-        places = range(len(kinds))
+        positions = range(len(kinds))
         words = [word for word, _, _ in kinds]
-        _bars(columns[0], places, [count for _, count, _ in kinds], "{:,.0f}", _WARM)
-        columns[0].set_title("how often")
-        columns[0].set_yticks(places, words)
+        _bars(columns[0], positions, [count for _, count, _ in kinds], "{:,.0f}", _WARM)
+        columns[0].set_title("count")
+        columns[0].set_yticks(positions, words)
         columns[0].invert_yaxis()
         if gains:
-            _bars(columns[1], places, [gain or 0.0 for _, _, gain in kinds], "+{:.3f}", _ACCENT)
-            columns[1].set_title("AP50 gained if only this were mended")
+            _bars(columns[1], positions, [gain or 0.0 for _, _, gain in kinds], "+{:.3f}", _ACCENT)
+            columns[1].set_title("AP50 gained by fixing only this")
         for axes in columns:
             axes.tick_params(axis="y", length=0, labelcolor=_INK)
         _save(figure, out)
     return _inline(out, name, "Error kinds")
 
 
-def calibration_svg(bins: Sequence[dict[str, Any]], name: str) -> Markup:
-    """Share of right predictions over their score, and how many there are of each score."""
+def calibration_svg(bins: Sequence[Mapping[str, float]], name: str) -> Markup:
+    """Plot the share of right predictions over their score, and the counts of scores."""
     used = [part for part in bins if part["count"]]
     with _figure(4.6, 3.5) as (figure, out):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -133,16 +132,18 @@ def calibration_svg(bins: Sequence[dict[str, Any]], name: str) -> Markup:
 
 
 def sizes_svg(sizes: Sequence[dict[str, Any]], name: str) -> Markup:
-    """AP and AR of small, medium and large objects."""
+    """Plot AP and AR of small, medium and large objects."""
     with _figure(4.6, 3.5) as (figure, out):
         axes = figure.add_subplot()
         for shift, key, color in ((-0.19, "AP", _ACCENT), (0.19, "AR", _MUTED)):
-            for place, row in enumerate(sizes):
+            for position, row in enumerate(sizes):
                 known = row[key] is not None
                 height = row[key] if known else 0.0
-                axes.bar(place + shift, height, 0.34, color=color, label=None if place else key)
-                told = f"{height:.2f}" if known else "–"
-                axes.text(place + shift, height + 0.02, told, ha="center", color=_MUTED)
+                axes.bar(
+                    position + shift, height, 0.34, color=color, label=None if position else key
+                )
+                text = f"{height:.2f}" if known else "–"
+                axes.text(position + shift, height + 0.02, text, ha="center", color=_MUTED)
         axes.set_xticks(range(len(sizes)), [row["size"] for row in sizes])
         axes.tick_params(axis="x", length=0, labelcolor=_INK)
         axes.set_ylim(0, 1.08)
@@ -153,11 +154,13 @@ def sizes_svg(sizes: Sequence[dict[str, Any]], name: str) -> Markup:
     return _inline(out, name, "AP and AR by size")
 
 
-def _bars(axes: Axes, places: Any, values: Sequence[float], form: str, color: str) -> None:
-    axes.barh(places, values, 0.62, color=color)
+def _bars(
+    axes: Axes, positions: Sequence[int], values: Sequence[float], form: str, color: str
+) -> None:
+    axes.barh(positions, values, 0.62, color=color)
     largest = max(*values, 1e-9)
-    for place, value in zip(places, values, strict=True):
-        axes.text(max(value, 0) + largest * 0.02, place, form.format(value), va="center")
+    for position, value in zip(positions, values, strict=True):
+        axes.text(max(value, 0) + largest * 0.02, position, form.format(value), va="center")
     axes.set_xlim(min(0, *values), largest * 1.22)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(False, axis="y")
@@ -176,7 +179,7 @@ def _unit_axes(axes: Axes, x: str, y: str) -> None:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.StringIO]]:
-    # No pyplot: it keeps figures, and picks a backend that may want a screen.
+    # No pyplot: it keeps figures alive, and may pick a backend that needs a screen.
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained"), io.StringIO()
 
@@ -187,7 +190,7 @@ def _save(figure: Figure, out: io.StringIO) -> None:
 
 
 def _inline(out: io.StringIO, name: str, title: str) -> Markup:
-    """The SVG without what belongs to a file of its own, in the page's colours."""
+    """Strip the SVG of its file header and metadata, and apply the page's colours."""
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
@@ -199,5 +202,5 @@ def _inline(out: io.StringIO, name: str, title: str) -> Markup:
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     text = re.sub(r"\n\s*", "\n", text)
-    # Safe: not a word in it comes from a file.
+    # Safe: no text in it comes from a file.
     return Markup(text.replace("@>", f'role="img" aria-label="{title}">', 1))

@@ -142,7 +142,7 @@ def test_filters_change_what_is_shown(page):
     wanted = fitting(lambda row, _: KINDS[row[1]] == "class")
     assert 0 < len(wanted) < 24
     assert names(page) == wanted
-    assert count(page).startswith(f"{len(wanted)} of 40 pictures fit")
+    assert count(page).startswith(f"{len(wanted)} of 40 pictures match")
     bright = page.locator("#panel-bbox .found .o.class:not(.dim):not(.tag)").count()
     total = sum(KINDS[row[1]] == "class" for p in pictures for row in p["found"])
     assert bright == total
@@ -168,7 +168,7 @@ def test_filters_change_what_is_shown(page):
     assert names(page) == wanted
     page.locator("#panel-bbox [data-filter=score-from]").fill("1.5")
     assert names(page) == []
-    assert page.get_by_text("No picture fits these filters").is_visible()
+    assert page.get_by_text("No picture matches these filters").is_visible()
 
 
 def test_orders(page):

@@ -1,4 +1,4 @@
-"""The report: what the page holds, what it leaves out and says so, and what it never does."""
+"""The report page: its content, its notices about omissions, and its safety."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_without_scores_there_are_no_curves(example, tmp_path):
     assert "<h2>No scores</h2>" in html
     assert "± 0." in html
     assert "Precision over recall" not in html
-    assert "Are scores honest" not in html
+    assert "Calibration of scores" not in html
     assert 'data-filter="score-from"' not in html
     assert data_of(html)["kinds"]["bbox"]["pictures"][0]["found"] is not None
 
@@ -229,7 +229,7 @@ def test_what_was_left_out_and_what_is_too_low_is_on_the_page(example, tmp_path,
     html = (out / "index.html").read_text()
     assert "of images that the ground truth doesn&#39;t have" in html
     assert "below 0.99" in html
-    assert "are no probabilities" in html
+    assert "are not probabilities" in html
     assert "below 0.99" in capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from palidecode import interop
 from palidecode.answers.assembler import ParseIssue
-from palidecode.answers.batch import parse_batch
+from palidecode.answers.batch import ParsedBatch, parse_batch
 from palidecode.answers.parsing import Answer, Detokenize
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
@@ -493,12 +493,29 @@ def decode(
         vocabulary=vocabulary,
         detokenize=detokenize,
     )
-    per_image = _sizes_of(sizes, len(answers))
+    return place_objects(
+        batch, len(answers), sizes, codec, divisor, scores=scores, clip=clip, codes_id=codes_id
+    )
+
+
+def place_objects(
+    batch: ParsedBatch,
+    count: int,
+    sizes: npt.ArrayLike,
+    codec: MaskCodec | None = None,
+    divisor: int = DEFAULT_DIVISOR,
+    *,
+    scores: Sequence[Sequence[float] | None] | None = None,
+    clip: bool = False,
+    codes_id: str | None = None,
+) -> Detections:
+    """Place the parsed objects of `count` answers in their images; see `decode`."""
+    per_image = _sizes_of(sizes, count)
     index = batch.answer_index
     return Detections(
         xyxy=loc_to_xyxy(batch.loc, per_image[index], divisor=divisor, clip=clip),
         labels=batch.labels,
-        scores=_scores_of(scores, index, len(answers)),
+        scores=_scores_of(scores, index, count),
         image_index=index,
         sizes=per_image,
         codes=batch.codes,

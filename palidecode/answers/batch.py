@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from palidecode.answers.assembler import ParsedObject, ParseIssue
-from palidecode.answers.parsing import Answer, Detokenize, as_ids, parse
+from palidecode.answers.parsing import Answer, Detokenize, ParseResult, as_ids, parse
 from palidecode.errors import InputError, ParseError
 from palidecode.prompts import SEPARATOR
 from palidecode.vocab import (
@@ -118,6 +118,13 @@ def parse_batch(
     if objects:
         parts.append(_columns(objects))
     return _merge(parts, issues)
+
+
+def join_results(results: Sequence[ParseResult]) -> ParsedBatch:
+    """Convert the results of `parse`, one per answer, to columns."""
+    objects = {row: result.objects for row, result in enumerate(results)}
+    issues = [(row, issue) for row, result in enumerate(results) for issue in result.issues]
+    return _merge([_columns(objects)], issues)
 
 
 def _named(row: int, function: Callable[[Value], Result], answer: Value) -> Result:

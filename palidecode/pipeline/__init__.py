@@ -1,9 +1,9 @@
 """PaliDecoder: pictures and prompts in, detections with scores out."""
 
 from palidecode.pipeline.checkpoint import ModelOptions
-from palidecode.pipeline.decoder import AskOptions, PaliDecoder, UnreadablePictureWarning
-from palidecode.pipeline.reading import Generated
-from palidecode.runtime.grammar import GrammarOptions
+from palidecode.pipeline.decoder import AskOptions, PaliDecoder
+from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
+from palidecode.runtime.options import GrammarOptions
 
 __all__ = [
     "AskOptions",

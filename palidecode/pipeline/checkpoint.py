@@ -14,29 +14,26 @@ from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.errors import InputError
 from palidecode.files import read_json
-from palidecode.runtime.config import PaliGemmaConfig, read_config
-from palidecode.runtime.image import ImageConfig, Resample, read_image_config
+from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.image import ImageConfig, Resample
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import torch
-
     from palidecode.runtime.paligemma import PaliGemma
-    from palidecode.runtime.weights import Source
 
 DEMO_MODEL = "demo"
 """Name of the model in this package: tiny, trained from scratch on drawn scenes."""
 DTYPES = ("bfloat16", "float32", "float16")
 NOTES = "palidecode.json"
-"""Beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes": […]}``,
-the mask codec its seg tokens belong to, and what it can find."""
+"""File beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes":
+[…]}``, the mask codec its seg tokens belong to, and the classes it knows."""
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model to load, and how; plain values only.
+    """The model to load and its settings; plain values only.
 
     Attributes
     ----------
@@ -137,30 +134,31 @@ def load(
     InputError, WeightsError
         See `PaliDecoder.from_pretrained`.
     """
-    device, dtype = _device(options.device), _dtype(options.dtype)
+    try:
+        import tokenizers  # noqa: F401
+
+        from palidecode.runtime import loading  # loads torch
+    except ImportError as error:
+        raise InputError(
+            f"running a model needs {error.name}: pip install 'palidecode[runtime]'"
+        ) from error
+    device = loading.find_device(options.device)
     if codec is None and options.codec is not None:
         codec = load_codec(options.codec, threads=threads)
     path, name = locate(options.model, options.revision)
-    source, config, image_config = _open(path)
+    source, config, image_config = loading.open_checkpoint(path)
     tokenizer = Tokenizer.from_file(_tokenizer_path(path, options.tokenizer))
     if options.final_softcap != "config":
         config = replace(config, text=replace(config.text, final_softcap=options.final_softcap))
     if options.resample is not None:
         image_config = replace(image_config, resample=options.resample)
-    # A big_vision file doesn't say which token stands for the picture.
+    # A big_vision file doesn't tell which token is the picture's.
     image_token = config.image_token if path.is_dir() else tokenizer.image
     _check_ids(tokenizer, config, image_token, name)
     codes_id, classes = _notes(path)
     if codec is None and codes_id != GOOGLE_ID:
         codec = load_codec(codes_id, threads=threads)
-
-    from palidecode.runtime.linear import finisher
-    from palidecode.runtime.memory import check_memory
-    from palidecode.runtime.weights import load_weights
-
-    finish = finisher(dtype, device, options.quantize)
-    check_memory(config, dtype, device, options.quantize)
-    model = load_weights(source, config, dtype, device, finish)
+    model = loading.load_model(source, config, options.dtype, device, options.quantize)
     return LoadedModel(model, tokenizer, image_config, codec, codes_id, tuple(classes), name)
 
 
@@ -199,36 +197,11 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(
-            f"{name}: no such folder here, and the hub doesn't give it ({reason}). Google's "
-            "models need their licence accepted on the model's page and `hf auth login`"
+            f"{name}: no such folder, and it can't be downloaded ({reason}). Google's models "
+            "need their licence accepted on the model's page and `hf auth login`"
         ) from error
     # The last part of a snapshot's path is the commit.
     return path, f"{name}@{path.name}"
-
-
-def _open(path: Path) -> tuple[Source, PaliGemmaConfig, ImageConfig]:
-    _need_torch()
-    if path.is_dir():
-        from palidecode.runtime.weights import SafetensorsFolder
-
-        config = read_config(path / "config.json")
-        return SafetensorsFolder(path), config, read_image_config(path, config)
-    if path.suffix != ".npz":
-        raise InputError(f"{path}: give a folder with config.json, or a big_vision .npz")
-    from palidecode.runtime.big_vision import BigVisionNpz
-
-    source = BigVisionNpz(path)
-    return source, source.config, ImageConfig(source.config.vision.image_size)
-
-
-def _need_torch() -> None:
-    try:
-        import tokenizers  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"running a model needs {error.name}: pip install 'palidecode[runtime]'"
-        ) from error
 
 
 def _tokenizer_path(path: Path, given: str | None) -> Path:
@@ -258,7 +231,7 @@ def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, image: int | None,
 
 
 def _notes(path: Path) -> tuple[str, list[str]]:
-    """The mask codec of a model's codes (Google's, unless a file says otherwise), its classes."""
+    """Read the mask codec of a model's codes, by default Google's, and its classes."""
     file = (path if path.is_dir() else path.parent) / NOTES
     if not file.exists():
         return GOOGLE_ID, []
@@ -269,33 +242,3 @@ def _notes(path: Path) -> tuple[str, list[str]]:
     if not isinstance(codes, str) or not named:
         raise InputError(f"{file}: 'codes' must name a mask codec, 'classes' be a list of names")
     return codes, classes or []
-
-
-def _dtype(name: str) -> torch.dtype:
-    _need_torch()
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _device(name: str | None) -> torch.device:
-    _need_torch()
-    import torch
-
-    if name is None:
-        if torch.cuda.is_available():
-            name = "cuda"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}: cpu, cuda, cuda:1, mps …") from error
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # The first line says it; what follows is for those who build torch.
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"device {name!r} is not to be had here ({reason}); use 'cpu'") from error
-    return device

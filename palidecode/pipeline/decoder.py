@@ -6,42 +6,30 @@ The only room where the runtime (torch) and the decode layer meet.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-from PIL import Image
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.files import Picture, open_picture
+from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.checkpoint import ModelOptions, load
 from palidecode.pipeline.reading import Generated, read_answers
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.prompts import Task, asked_names, with_verb
-from palidecode.runtime.grammar import Grammar, GrammarOptions
-from palidecode.runtime.image import ImageConfig, Resample, to_pixels
+from palidecode.runtime.image import ImageConfig, Resample
+from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over
 from palidecode.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import torch
-
-    from palidecode.runtime.generate import GeneratedTokens, GenerateOptions
     from palidecode.runtime.paligemma import PaliGemma
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
-OnToken: TypeAlias = Callable[[int, int, float], None]
 
 DEFAULT_TOKENS = 256
-_KEPT_FEATURES = 8  # pictures whose image tokens are kept for the next prompt
-
-
-class UnreadablePictureWarning(UserWarning):
-    """A picture of a batch can't be read: the others go on without it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,7 @@ class AskOptions:
     """
 
     grammar: bool | GrammarOptions = True
-    over: Literal["vocabulary", "allowed"] = "allowed"
+    over: Over = "allowed"
     score: Score = DEFAULT_SCORE
     sub_bin: bool = False
     divisor: int = DEFAULT_DIVISOR
@@ -86,6 +74,14 @@ class AskOptions:
 
     def __post_init__(self) -> None:
         check_score(self.score)
+        _ = self.generating  # checks its numbers
+
+    @property
+    def generating(self) -> GenerateOptions:
+        """The part that `PaliDecoder.generate` takes."""
+        return GenerateOptions(
+            self.max_new_tokens, self.temperature, self.top_p, self.seed, self.over, self.sub_bin
+        )
 
 
 class PaliDecoder:
@@ -120,8 +116,9 @@ class PaliDecoder:
         self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
         self.codec, self.codes_id, self.source = codec, codes_id, source
         self.classes = tuple(classes)
-        self._features: dict[bytes, torch.Tensor] = {}
-        self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
+        from palidecode.pipeline.engine import Engine  # loads torch
+
+        self._engine = Engine(model, tokenizer, image_config)
 
     @classmethod
     def from_pretrained(
@@ -198,7 +195,7 @@ class PaliDecoder:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        over: Literal["vocabulary", "allowed"] = "vocabulary",
+        over: Over = "vocabulary",
         loc_probabilities: bool = False,
         on_token: OnToken | None = None,
     ) -> list[Generated]:
@@ -238,25 +235,9 @@ class PaliDecoder:
             For numbers of pictures and prompts that don't fit, prompts the model can't read,
             and options out of range.
         """
-        from palidecode.runtime.generate import GenerateOptions, cache_length
-
-        pictures, asked = _pair(images, prompts)
         options = GenerateOptions(max_new_tokens, temperature, top_p, seed, over, loc_probabilities)
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        encoded = [self.tokenizer.encode_prompt(prompt) for prompt in asked]
-        # Before anything is computed.
-        cache_length(self.model, max(map(len, encoded), default=0), max_new_tokens)
-        grammars = [self._grammar(prompt, grammar) for prompt in asked]
-        found: list[Generated] = []
-        unreadable: dict[int, InputError] = {}
-        for start in range(0, len(asked), batch_size):
-            part = slice(start, start + batch_size)
-            opened = _open_all(pictures[part], unreadable)
-            found += self._batch(
-                opened, asked[part], encoded[part], grammars[part], options, on_token, start
-            )
-        return found
+        pictures, asked = _pair(images, prompts)
+        return self._engine.generate(pictures, asked, grammar, options, batch_size, on_token)
 
     def detect(
         self,
@@ -264,7 +245,7 @@ class PaliDecoder:
         prompt: str | Sequence[str],
         *,
         grammar: bool | GrammarOptions = True,
-        over: Literal["vocabulary", "allowed"] = "allowed",
+        over: Over = "allowed",
         score: Score = DEFAULT_SCORE,
         sub_bin: bool = False,
         divisor: int = DEFAULT_DIVISOR,
@@ -311,7 +292,7 @@ class PaliDecoder:
         prompt: str | Sequence[str],
         *,
         grammar: bool | GrammarOptions = True,
-        over: Literal["vocabulary", "allowed"] = "allowed",
+        over: Over = "allowed",
         score: Score = DEFAULT_SCORE,
         sub_bin: bool = False,
         divisor: int = DEFAULT_DIVISOR,
@@ -336,7 +317,7 @@ class PaliDecoder:
         prompt: str | Sequence[str],
         *,
         grammar: bool | GrammarOptions = True,
-        over: Literal["vocabulary", "allowed"] = "allowed",
+        over: Over = "allowed",
         score: Score = DEFAULT_SCORE,
         sub_bin: bool = False,
         divisor: int = DEFAULT_DIVISOR,
@@ -377,18 +358,13 @@ class PaliDecoder:
         asked = [with_verb(task, text) for text in prompts]
         for text in asked:
             asked_names(text)  # refuses what asks for nothing, with the grammar or without
-        answers = self.generate(
+        answers = self._engine.generate(
             [picture for picture in pictures for _ in asked],
             asked * len(pictures),
-            options.max_new_tokens,
             options.grammar,
-            batch_size=batch_size,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-            over=options.over,
-            loc_probabilities=options.sub_bin,
-            on_token=on_token,
+            options.generating,
+            batch_size,
+            on_token,
         )
         return self.read(
             answers,
@@ -425,92 +401,9 @@ class PaliDecoder:
             clip=clip,
         )
 
-    def _grammar(self, prompt: str, wanted: bool | GrammarOptions) -> Grammar | None:
-        if wanted is False:
-            return None
-        options = GrammarOptions() if wanted is True else wanted
-        key = (prompt, options)
-        if key not in self._grammars:
-            if len(self._grammars) > 64:
-                self._grammars.clear()
-            self._grammars[key] = Grammar.of(self.tokenizer, prompt, options)
-        return self._grammars[key]
-
-    def _batch(
-        self,
-        opened: Sequence[Image.Image | InputError],
-        prompts: Sequence[str],
-        encoded: Sequence[list[int]],
-        grammars: Sequence[Grammar | None],
-        options: GenerateOptions,
-        on_token: OnToken | None,
-        start: int,
-    ) -> list[Generated]:
-        """One batch, from answer `start` on; pictures that can't be read are left out of it."""
-        import torch
-
-        from palidecode.runtime.generate import generate
-
-        fine = [row for row, item in enumerate(opened) if not isinstance(item, InputError)]
-        answers: list[GeneratedTokens] = []
-        if fine:
-            features = self._encode([opened[row] for row in fine])  # type: ignore[misc]
-            numbers = [start + row for row in fine]
-            answers = generate(
-                self.model,
-                torch.stack(features),
-                [encoded[row] for row in fine],
-                self.tokenizer.vocabulary,
-                [grammars[row] for row in fine],
-                options,
-                None if on_token is None else _renumbered(on_token, numbers),
-                numbers,
-            )
-        made = iter(answers)
-        found = []
-        for prompt, item in zip(prompts, opened, strict=True):
-            if isinstance(item, InputError):
-                found.append(Generated(prompt, error=str(item)))
-            else:
-                answer = next(made)
-                found.append(
-                    Generated(
-                        prompt,
-                        self.tokenizer.decode(answer.token_ids),
-                        answer.token_ids,
-                        answer.logprobs,
-                        answer.end_logprobs,
-                        item.size,
-                        answer.finished,
-                        answer.distributions() if options.loc_probabilities else None,
-                    )
-                )
-        return found
-
     def forget_pictures(self) -> None:
-        """Look at every picture anew, also at those that were asked about last."""
-        self._features.clear()
-
-    def _encode(self, pictures: Sequence[Image.Image]) -> list[torch.Tensor]:
-        """Image tokens of each picture; equal pictures are looked at once."""
-        import hashlib
-
-        import torch
-
-        pixels = to_pixels(list(pictures), self.image_config)
-        keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
-        new = {key: row for row, key in enumerate(keys) if key not in self._features}
-        if new:
-            weight = self.model.vision.position
-            batch = torch.from_numpy(pixels[list(new.values())]).to(weight.device)
-            with torch.inference_mode():
-                made = self.model.encode_image(batch)
-            for key, features in zip(new, made, strict=True):
-                self._features[key] = features
-        found = [self._features[key] for key in keys]
-        while len(self._features) > _KEPT_FEATURES:
-            self._features.pop(next(iter(self._features)))
-        return found
+        """Clear the cache of image tokens of the last pictures."""
+        self._engine.features.clear()
 
 
 def _as_list(images: Pictures) -> list[Picture]:
@@ -535,27 +428,3 @@ def _pair(images: Pictures, prompts: str | Sequence[str]) -> tuple[list[Picture]
         if not isinstance(prompt, str):
             raise InputError(f"a prompt must be text, got {type(prompt).__name__}")
     return pictures, asked
-
-
-def _open_all(
-    pictures: Sequence[Picture], unreadable: dict[int, InputError]
-) -> list[Image.Image | InputError]:
-    """Every picture opened once; one that can't be read warns and stands as its error.
-
-    `unreadable` holds what earlier batches could not read: it is said once.
-    """
-    opened: list[Image.Image | InputError] = []
-    same: dict[int, Image.Image | InputError] = {**unreadable}
-    for picture in pictures:
-        if id(picture) not in same:
-            try:
-                same[id(picture)] = open_picture(picture)
-            except InputError as error:
-                same[id(picture)] = unreadable[id(picture)] = error
-                warnings.warn(str(error), UnreadablePictureWarning, stacklevel=3)
-        opened.append(same[id(picture)])
-    return opened
-
-
-def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:
-    return lambda row, token, logprob: on_token(rows[row], token, logprob)

@@ -1,4 +1,4 @@
-"""What a model answered, and how it becomes detections with scores."""
+"""Read a model's answers: token ids and their probabilities to detections with scores."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.answers.assembler import ParsedObject
+from palidecode.answers.batch import join_results
 from palidecode.answers.parsing import parse
 from palidecode.codec.protocol import MaskCodec
-from palidecode.detections import Detections, decode
+from palidecode.detections import Detections, place_objects
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.pipeline.scoring import RECIPES, Score, check_score, evidence_of, expected_bins
@@ -20,6 +21,10 @@ from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
 
 SUB_BIN_RADIUS = 12
 """Bins to each side that count for a sub-bin box."""
+
+
+class UnreadablePictureWarning(UserWarning):
+    """A picture of a batch can't be read; the others are answered without it."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,14 @@ def read_answers(
     """See `PaliDecoder.read`."""
     recipe = RECIPES[check_score(score)]
     vocabulary = tokenizer.vocabulary
-    objects = [
-        parse(answer.token_ids, vocabulary=vocabulary, detokenize=tokenizer.decode).objects
+    results = [
+        parse(answer.token_ids, vocabulary=vocabulary, detokenize=tokenizer.decode)
         for answer in answers
     ]
     scores: list[list[float]] = []
-    for answer, parsed in zip(answers, objects, strict=True):
+    for answer, result in zip(answers, results, strict=True):
         evidence = evidence_of(
-            parsed,
+            result.objects,
             answer.token_ids,
             answer.logprobs,
             answer.end_logprobs,
@@ -100,30 +105,29 @@ def read_answers(
             vocabulary,
         )
         scores.append([recipe(item) for item in evidence])
-    found = decode(
-        [answer.token_ids for answer in answers],
+    detections = place_objects(
+        join_results(results),
+        len(answers),
         [answer.size if not answer.error else (1, 1) for answer in answers],
         codec,
         divisor,
         scores=scores,
         clip=clip,
         codes_id=codes_id,
-        vocabulary=vocabulary,
-        detokenize=tokenizer.decode,
     )
-    if sub_bin and len(found):
+    if sub_bin and len(detections):
         bins = [
-            _sub_bins(answer, parsed, vocabulary.loc_offset)
-            for answer, parsed in zip(answers, objects, strict=True)
+            _sub_bins(answer, result.objects, vocabulary.loc_offset)
+            for answer, result in zip(answers, results, strict=True)
         ]
-        sizes = found.sizes[found.image_index]
+        sizes = detections.sizes[detections.image_index]
         xyxy = loc_to_xyxy(np.concatenate(bins), sizes, divisor=divisor, clip=clip)
-        found = replace(found, xyxy=xyxy)
+        detections = replace(detections, xyxy=xyxy)
     return replace(
-        found,
-        image_index=found.image_index // per_picture,
+        detections,
+        image_index=detections.image_index // per_picture,
         sizes=np.array([a.size for a in answers], np.int64).reshape(-1, 2)[::per_picture],
-        issues=[(number // per_picture, issue) for number, issue in found.issues],
+        issues=[(number // per_picture, issue) for number, issue in detections.issues],
     )
 
 

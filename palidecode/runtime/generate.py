@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,55 +13,11 @@ from torch import Tensor
 from palidecode.errors import InputError
 from palidecode.runtime.grammar import AnswerState, Grammar
 from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.options import GenerateOptions, OnToken
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.vocab import LOC_COUNT, Vocabulary
 
-OnToken: TypeAlias = Callable[[int, int, float], None]
-Over: TypeAlias = Literal["vocabulary", "allowed"]
-
 POSITIONS = 8192  # Gemma's context: image, prompt and answer
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """Options of generation.
-
-    Attributes
-    ----------
-    max_new_tokens : int
-        ``<eos>`` included.
-    temperature : float
-        0 takes the likeliest token; above 0 tokens are sampled.
-    top_p : float
-        Sample only from the likeliest tokens that make up this share of the probability.
-    seed : int
-        Every answer of a batch has its own random numbers.
-    over : {"vocabulary", "allowed"}
-        The tokens over which probabilities sum to 1: all, or those that the grammar allows.
-        ``"allowed"`` computes only their rows of the output head. Its probabilities are never
-        smaller, as the other tokens' mass is redistributed.
-    loc_probabilities : bool
-        Keep the distribution over the 1,024 bins of every loc token.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    over: Over = "vocabulary"
-    loc_probabilities: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.seed < 0:
-            raise InputError(f"seed must be 0 or more, got {self.seed}")
-        if self.over not in ("vocabulary", "allowed"):
-            raise InputError(f"over must be 'vocabulary' or 'allowed', got {self.over!r}")
 
 
 @dataclass
@@ -115,9 +69,16 @@ def cache_length(model: PaliGemma, prompt_tokens: int, max_new_tokens: int) -> i
 
 
 @torch.inference_mode()
+def encode_pictures(model: PaliGemma, pixels: npt.NDArray[np.float32]) -> list[Tensor]:
+    """Encode pixels (B, 3, S, S), see `to_pixels`, as the image tokens of each picture."""
+    batch = torch.from_numpy(pixels).to(model.vision.position.device)
+    return list(model.encode_image(batch))
+
+
+@torch.inference_mode()
 def generate(
     model: PaliGemma,
-    features: Tensor,
+    features: Sequence[Tensor] | Tensor,
     prompts: Sequence[Sequence[int]],
     vocabulary: Vocabulary,
     grammars: Sequence[Grammar | None],
@@ -130,8 +91,8 @@ def generate(
     Parameters
     ----------
     model : PaliGemma
-    features : Tensor, shape (B, tokens, width)
-        From `PaliGemma.encode_image`, one row per prompt.
+    features : sequence of B Tensor, shape (tokens, width)
+        From `encode_pictures`, one per prompt.
     prompts : sequence of list of int
         ``<bos>``, prompt, newline.
     vocabulary : Vocabulary
@@ -153,14 +114,15 @@ def generate(
     InputError
         If prompts and answers are too long for the model.
     """
-    device = features.device
+    images = torch.stack(tuple(features))
+    device = images.device
     longest = max(len(prompt) for prompt in prompts)
     length = cache_length(model, longest, options.max_new_tokens)
     padded = torch.full((len(prompts), longest), vocabulary.pad, device=device)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    prefix = model.embed_prefix(features, padded, lengths)
+    prefix = model.embed_prefix(images, padded, lengths)
     dtype = prefix.embeddings.dtype
     cache = KVCache(model.config.text, len(prompts), length, dtype, device)
     hidden = model.prefill(prefix, cache)

@@ -12,50 +12,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
 from palidecode.prompts import SEPARATOR, asked_names
+from palidecode.runtime.options import GrammarOptions
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, loc_token
 
-Labels: TypeAlias = Literal["prompt", "free", "none"]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 _LONGEST_LABEL = 200  # tokens; no answer has room for more, and tries are walked by recursion
-
-
-@dataclass(frozen=True)
-class GrammarOptions:
-    """How free the answer is.
-
-    Attributes
-    ----------
-    labels : {"prompt", "free", "none"}
-        One of the prompt's own names, any text, or no label at all (RefCOCO checkpoints).
-    max_objects : int, optional
-    repeats : bool
-        Allow the same box with the same label twice; without it a box with a free label
-        can't come again, whatever its label.
-    max_label_tokens : int
-        Of a free label.
-    """
-
-    labels: Labels = "prompt"
-    max_objects: int | None = None
-    repeats: bool = False
-    max_label_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        if self.labels not in ("prompt", "free", "none"):
-            raise InputError(f"labels must be 'prompt', 'free' or 'none', got {self.labels!r}")
-        if self.max_objects is not None and self.max_objects < 1:
-            raise InputError(f"max_objects must be at least 1, got {self.max_objects}")
-        if self.max_label_tokens < 1:
-            raise InputError(f"max_label_tokens must be at least 1, got {self.max_label_tokens}")
 
 
 @dataclass(eq=False)

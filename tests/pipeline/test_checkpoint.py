@@ -108,8 +108,8 @@ def test_dtypes_devices_and_quantising_that_are_unknown_are_refused(folders):
     assert refused("int8") == known + "'int8'"
     assert refused("fp32") == known + "'fp32'"
     assert refused("float32", "tpu").startswith("unknown device 'tpu': cpu, cuda")
-    assert refused("float32", "cuda:77").startswith("device 'cuda:77' is not to be had here (")
-    assert refused("float32", "meta").startswith("device 'meta' is not to be had here (")
+    assert refused("float32", "cuda:77").startswith("device 'cuda:77' is not available (")
+    assert refused("float32", "meta").startswith("device 'meta' is not available (")
     assert refused("float32", "cpu", "int3").startswith("quantize must be None, 'int8' or 'int4'")
     assert refused(resample="nearest").startswith("resample must be one of bicubic, bilinear, ")
     for cap in (0, -1.0, float("nan")):
@@ -156,8 +156,8 @@ def test_a_hub_name_without_a_network_is_one_clear_line(tmp_path):
     )
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith(
-        "palidecode.errors.InputError: google/paligemma-3b-pt-224: no such folder here, and the "
-        "hub doesn't give it ("
+        "palidecode.errors.InputError: google/paligemma-3b-pt-224: no such folder, and it can't "
+        "be downloaded ("
     )
     assert said.endswith("`hf auth login`")
 

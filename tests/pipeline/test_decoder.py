@@ -10,7 +10,7 @@ from PIL import Image
 from palidecode.answers.parsing import parse
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
-from palidecode.pipeline.decoder import PaliDecoder, UnreadablePictureWarning
+from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning
 from palidecode.pipeline.reading import SUB_BIN_RADIUS, Generated
 from palidecode.pipeline.scoring import RECIPES, Evidence
 from palidecode.runtime.grammar import GrammarOptions
@@ -77,7 +77,7 @@ def test_pictures_may_be_images_paths_and_arrays(decoder, tmp_path):
 @pytest.fixture
 def looked_at(decoder):
     """Record the number of pictures in each call of the vision tower."""
-    decoder._features.clear()
+    decoder.forget_pictures()
     calls = []
     hook = decoder.model.vision.register_forward_hook(
         lambda module, inputs, output: calls.append(len(output))
@@ -100,7 +100,7 @@ def test_every_picture_of_a_batch_is_looked_at_once(decoder, looked_at):
     many = [random_picture(seed, (20, 20)) for seed in range(12)]
     decoder.detect(many, ["cat", "dog"], max_new_tokens=4, batch_size=5)
     assert sum(looked_at) == 12
-    assert len(decoder._features) <= 8
+    assert len(decoder._engine.features) <= 8
 
 
 def cut_short(folder):

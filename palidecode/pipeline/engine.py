@@ -1,0 +1,157 @@
+"""Answer prompts about pictures with the model, batch by batch; importing it loads torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from palidecode.errors import InputError
+from palidecode.files import Picture, open_picture
+from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
+from palidecode.runtime.generate import cache_length, encode_pictures, generate
+from palidecode.runtime.grammar import Grammar
+from palidecode.runtime.image import ImageConfig, to_pixels
+from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
+from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEPT_FEATURES = 8  # pictures whose image tokens are kept for the next prompt
+_KEPT_GRAMMARS = 64
+
+
+class Engine:
+    """A model that remembers the last pictures and grammars.
+
+    Attributes
+    ----------
+    features : dict of bytes to Tensor
+        Image tokens of the last pictures, by a hash of their pixels.
+    """
+
+    def __init__(self, model: PaliGemma, tokenizer: Tokenizer, image_config: ImageConfig) -> None:
+        self._model, self._tokenizer, self._image_config = model, tokenizer, image_config
+        self.features: dict[bytes, Tensor] = {}
+        self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
+
+    def generate(
+        self,
+        pictures: Sequence[Picture],
+        prompts: Sequence[str],
+        grammar: bool | GrammarOptions,
+        options: GenerateOptions,
+        batch_size: int,
+        on_token: OnToken | None,
+    ) -> list[Generated]:
+        """Answer each prompt about its picture; see `PaliDecoder.generate`."""
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        encoded = [self._tokenizer.encode_prompt(prompt) for prompt in prompts]
+        # Before anything is computed.
+        cache_length(self._model, max(map(len, encoded), default=0), options.max_new_tokens)
+        grammars = [self._grammar(prompt, grammar) for prompt in prompts]
+        answers: list[Generated] = []
+        unreadable: dict[int, InputError] = {}
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            opened = _open_all(pictures[part], unreadable)
+            answers += self._batch(
+                opened, prompts[part], encoded[part], grammars[part], options, on_token, start
+            )
+        return answers
+
+    def _grammar(self, prompt: str, wanted: bool | GrammarOptions) -> Grammar | None:
+        if wanted is False:
+            return None
+        options = GrammarOptions() if wanted is True else wanted
+        key = (prompt, options)
+        if key not in self._grammars:
+            if len(self._grammars) > _KEPT_GRAMMARS:
+                self._grammars.clear()
+            self._grammars[key] = Grammar.of(self._tokenizer, prompt, options)
+        return self._grammars[key]
+
+    def _batch(
+        self,
+        opened: Sequence[Image.Image | InputError],
+        prompts: Sequence[str],
+        encoded: Sequence[list[int]],
+        grammars: Sequence[Grammar | None],
+        options: GenerateOptions,
+        on_token: OnToken | None,
+        start: int,
+    ) -> list[Generated]:
+        """Answer one batch, from answer `start` on, without the pictures that can't be read."""
+        fine = [(row, item) for row, item in enumerate(opened) if isinstance(item, Image.Image)]
+        answers = [
+            Generated(prompt, error="" if isinstance(item, Image.Image) else str(item))
+            for prompt, item in zip(prompts, opened, strict=True)
+        ]
+        if not fine:
+            return answers
+        numbers = [start + row for row, _ in fine]
+        made = generate(
+            self._model,
+            self._encode([picture for _, picture in fine]),
+            [encoded[row] for row, _ in fine],
+            self._tokenizer.vocabulary,
+            [grammars[row] for row, _ in fine],
+            options,
+            None if on_token is None else _renumbered(on_token, numbers),
+            numbers,
+        )
+        for (row, picture), tokens in zip(fine, made, strict=True):
+            answers[row] = Generated(
+                prompts[row],
+                self._tokenizer.decode(tokens.token_ids),
+                tokens.token_ids,
+                tokens.logprobs,
+                tokens.end_logprobs,
+                picture.size,
+                tokens.finished,
+                tokens.distributions() if options.loc_probabilities else None,
+            )
+        return answers
+
+    def _encode(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
+        """Encode each picture; equal pictures are encoded once."""
+        pixels = to_pixels(list(pictures), self._image_config)
+        keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
+        new = {key: row for row, key in enumerate(keys) if key not in self.features}
+        if new:
+            encoded = encode_pictures(self._model, pixels[list(new.values())])
+            self.features.update(zip(new, encoded, strict=True))
+        features = [self.features[key] for key in keys]
+        while len(self.features) > _KEPT_FEATURES:
+            self.features.pop(next(iter(self.features)))
+        return features
+
+
+def _open_all(
+    pictures: Sequence[Picture], unreadable: dict[int, InputError]
+) -> list[Image.Image | InputError]:
+    """Open every picture once; the error of one that can't be read takes its place, and warns.
+
+    `unreadable` holds the errors of earlier batches: each warns once.
+    """
+    opened: list[Image.Image | InputError] = []
+    same: dict[int, Image.Image | InputError] = {**unreadable}
+    for picture in pictures:
+        if id(picture) not in same:
+            try:
+                same[id(picture)] = open_picture(picture)
+            except InputError as error:
+                same[id(picture)] = unreadable[id(picture)] = error
+                warnings.warn(str(error), UnreadablePictureWarning, stacklevel=4)
+        opened.append(same[id(picture)])
+    return opened
+
+
+def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:
+    return lambda row, token, logprob: on_token(rows[row], token, logprob)

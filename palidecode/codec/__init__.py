@@ -1,6 +1,6 @@
-"""Seg codes to 64×64 mask fields, and back.
+"""Convert seg codes to 64×64 mask fields, and back.
 
-`load_codec` gives a `MaskCodec`; onnxruntime runs it by default, torch where it is wanted.
+`load_codec` returns a `MaskCodec`, which runs in onnxruntime by default, or in torch.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from palidecode.codec.onnx import OnnxCodec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import CodecWeights, load_weights
 from palidecode.errors import InputError
@@ -23,22 +24,23 @@ def load_codec(
     bfloat16: bool = False,
     threads: int | None = None,
 ) -> MaskCodec:
-    """A mask codec.
+    """Load a mask codec.
 
     Parameters
     ----------
     weights : str, path or CodecWeights, optional
         A ``.npz`` or ``.safetensors`` file of the official layout, ``"google-oid"``,
-        ``"palidecode-demo"``, or weights in memory. Without it: ``PALIDECODE_WEIGHTS``, else
-        Google's weights if they were fetched, else the ones that come with this package.
+        ``"palidecode-demo"``, or weights in memory. By default the file that
+        ``PALIDECODE_WEIGHTS`` names, else Google's weights if they were fetched, else the ones
+        in this package.
     backend : {"auto", "onnx", "torch"}
-        ``"auto"`` is torch where a device or bfloat16 is asked for, else onnxruntime.
+        ``"auto"`` is torch if `device` or `bfloat16` is given, else onnxruntime.
     device : str, optional
         A torch device, ``"cpu"`` by default.
     bfloat16 : bool
         Decode in bfloat16 (torch only).
     threads : int, optional
-        Of onnxruntime; by default as many as there are cores that this process may use. torch
+        Threads of onnxruntime, by default one for each core available to this process. torch
         has its own setting for the whole process.
 
     Returns
@@ -52,7 +54,7 @@ def load_codec(
     WeightsError
         If the weights can't be found or used.
     InputError
-        For an unknown backend, an option it doesn't have, or torch that isn't installed.
+        For an unknown backend, an option that the backend lacks, or if torch isn't installed.
 
     Examples
     --------
@@ -68,16 +70,14 @@ def load_codec(
     loaded = weights if isinstance(weights, CodecWeights) else load_weights(weights)
     if backend == "torch" or wants_torch:
         try:
-            from palidecode.codec.pytorch import TorchCodec
+            from palidecode.codec.pytorch import TorchCodec  # torch is optional
         except ImportError as error:
             raise InputError(
                 "backend='torch' needs torch; run: pip install 'palidecode[runtime]'"
             ) from error
         try:
             return TorchCodec(loaded, device or "cpu", bfloat16=bfloat16)
-        except (RuntimeError, AssertionError) as error:  # torch's ways to say "no such device"
+        except (RuntimeError, AssertionError) as error:  # how torch reports an unknown device
             reason = str(error).partition("\n")[0]
             raise InputError(f"device {device!r} can't be used: {reason}") from error
-    from palidecode.codec.onnx import OnnxCodec
-
     return OnnxCodec(loaded, threads)

@@ -1,4 +1,4 @@
-"""Download Google's codec weights, on request only, and tell weights apart."""
+"""Download Google's codec weights (on request only), and verify that a codec matches them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _BROKEN = (
     TimeoutError,
     ConnectionError,
 )
-_FINAL = (401, 403, 404, 410)  # answers that trying again doesn't change
-_PASS = 0.9  # lossy plots of the right decoder's fields; other weights are near 0
+_FINAL = (401, 403, 404, 410)  # status codes that a retry doesn't change
+_PASS = 0.9  # the published plots are lossy; other weights correlate near 0
 
 
 def fetch(
@@ -47,18 +47,18 @@ def fetch(
     attempts: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Download the official weights, going on where an earlier try broke off.
+    """Download the official weights, resuming an interrupted download.
 
     Parameters
     ----------
     target : Path, optional
-        The file to write; in the user's cache by default.
+        The file to write; by default in the user's cache.
     url, size, sha256
-        Where it is, its bytes and its hash.
+        Address, bytes and hash of the file.
     attempts : int
-        How often a broken connection is taken up again.
+        Number of attempts when the connection breaks.
     progress : callable, optional
-        Called with (bytes so far, bytes in all).
+        Called with (bytes so far, bytes in total).
 
     Returns
     -------
@@ -68,7 +68,7 @@ def fetch(
     Raises
     ------
     WeightsError
-        If it can't be reached or isn't the expected file.
+        If the download fails or isn't the expected file.
     """
     path = target or cache_dir() / GOOGLE_FILE
     if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
@@ -84,7 +84,7 @@ def fetch(
                 break
             if attempt == attempts:
                 raise WeightsError(
-                    f"{url}: {problem} (tried {attempts} times); run it again to go on, or "
+                    f"{url}: {problem} (tried {attempts} times); run it again to resume, or "
                     f"download the file yourself and set PALIDECODE_WEIGHTS to its path"
                 )
         _check_download(part, url, size, sha256)
@@ -97,17 +97,17 @@ def fetch(
 def _download(
     url: str, part: Path, size: int, progress: Callable[[int, int], None] | None
 ) -> str | None:
-    """Append what is missing; the problem if it broke off."""
+    """Append the missing bytes; return the problem if the connection broke."""
     done = part.stat().st_size if part.exists() else 0
     if done == size:
         return None
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+        with urllib.request.urlopen(request, timeout=30) as response:
+            resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
             done = done if resumed else 0
             with part.open("ab" if resumed else "wb") as file:
-                while (block := answer.read(_BLOCK)) and done <= size:
+                while (block := response.read(_BLOCK)) and done <= size:
                     file.write(block)
                     done += len(block)
                     if progress:
@@ -115,7 +115,7 @@ def _download(
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()  # what is there belongs to a longer file than this one: start again
+            part.unlink()  # left from a longer file: start over
         elif error.code in _FINAL:
             raise WeightsError(f"{url}: can't be downloaded: {error}") from error
         return f"can't be downloaded: {error}"
@@ -125,27 +125,27 @@ def _download(
 
 
 def _check_download(part: Path, url: str, size: int, sha256: str) -> None:
-    found = part.stat().st_size
-    if found != size or sha256_of(part) != sha256:
+    downloaded = part.stat().st_size
+    if downloaded != size or sha256_of(part) != sha256:
         part.unlink()
         raise WeightsError(
-            f"{url}: what came ({found} bytes) is not the expected file ({size} bytes, sha256 "
-            f"{sha256[:12]}…); nothing was kept"
+            f"{url}: the download ({downloaded} bytes) is not the expected file ({size} bytes, "
+            f"sha256 {sha256[:12]}…) and was deleted"
         )
 
 
 class Verification(NamedTuple):
-    """Whether a codec decodes like Google's: correlation with five published fields."""
+    """Result of `verify`: correlations with five published fields, and if all are high enough."""
 
     correlations: tuple[float, ...]
     passed: bool
 
 
 def verify(codec: MaskCodec) -> Verification:
-    """Decode five published code sequences and compare with what was published.
+    """Check that a codec decodes like Google's, by five published code sequences.
 
-    The fields were read off plots that JoeJoe1313 published with the answers of PaliGemma 2
-    checkpoints; each is known up to scale and offset, hence the correlation.
+    Their fields were read off plots that JoeJoe1313 published with answers of PaliGemma 2
+    checkpoints. Each is known up to scale and offset, so they are compared by correlation.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def verify(codec: MaskCodec) -> Verification:
 
 
 def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Pearson's; 0 where a field is the same everywhere, or not finite."""
+    """Pearson correlation; 0 where a field is constant or not finite."""
     if not np.isfinite(a).all():
         return 0.0
     a, b = a - a.mean(), b - b.mean()

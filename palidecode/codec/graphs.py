@@ -1,7 +1,7 @@
 """Write the two ONNX graphs that onnxruntime runs: ``python -m palidecode.codec.graphs``.
 
-The graphs carry no weights: those are added when a session starts, so one pair of small
-files serves every weights file and the package needs ``onnx`` only to make them.
+The graphs hold no weights; those are added when a session starts, so that two small files
+serve all weights. Only this module needs ``onnx``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OPSET, _IR = 17, 8
 
 
 class _Graph:
-    """Nodes in order, and the names of the weights they use."""
+    """Nodes in order, and the names of their weights."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -60,9 +60,9 @@ class _Graph:
         )
 
     def upsample(self, x: str, layer: str) -> str:
-        """A transposed convolution with its ReLU, as a 2×2 convolution that gives four phases.
+        """Add a transposed convolution and its ReLU, as a 2×2 convolution to four phases.
 
-        onnxruntime's Conv is faster than its ConvTranspose. `onnx.phases` orders the weights.
+        onnxruntime's Conv is faster than its ConvTranspose. `onnx.phases` makes the weights.
         """
         inner, outer = SHAPES[f"{layer}.weight"][:2]
         inputs = [
@@ -73,14 +73,14 @@ class _Graph:
         return self.add("Relu", [x])
 
     def interleave(self, x: str) -> str:
-        """Four phases to one image of twice the size, less the pixel that padding added."""
+        """Merge four phases to an image of twice the size, without the pixel of padding."""
         x = self.add("DepthToSpace", [x], blocksize=2)
         names = ("crop_start", "crop_end", "crop_axes")
-        places = [
+        bounds = [
             self.constant(name, TensorProto.INT64, values)
             for name, values in zip(names, ([1, 1], [-1, -1], [2, 3]), strict=True)
         ]
-        return self.add("Slice", [x, *places])
+        return self.add("Slice", [x, *bounds])
 
     def residual(self, x: str, block: str) -> str:
         y = self.add("Relu", [self.convolution(x, f"{block}.net.0")])
@@ -97,8 +97,8 @@ class _Graph:
                 name=name, data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
             )
             tensor.dims.extend(shape)
-            place = tensor.external_data.add()
-            place.key, place.value = "location", "given_at_run_time"
+            location = tensor.external_data.add()
+            location.key, location.value = "location", "given_at_run_time"
             graph.initializer.append(tensor)
         opset = [helper.make_opsetid("", _OPSET)]
         return helper.make_model(
@@ -107,14 +107,14 @@ class _Graph:
 
 
 def decoder_graph() -> onnx.ModelProto:
-    """codes (n, 4, 4) int64 to fields (n, 64, 64)."""
+    """Build the graph from codes (n, 4, 4) int64 to fields (n, 64, 64)."""
     graph = _Graph()
     x = graph.add("Gather", [graph.weight(TABLE, (SEG_COUNT, 128)), "codes"], axis=0)
     x = graph.add("Transpose", [x], perm=[0, 3, 1, 2])
     x = graph.residual(graph.residual(x, "decoder.2"), "decoder.3")
     for layer in (4, 6, 8):
         x = graph.interleave(graph.upsample(x, f"decoder.{layer}"))
-    # The last 1×1 convolution works on each phase, before they become one image.
+    # The last 1×1 convolution runs on each phase, before they become one image.
     x = graph.upsample(x, "decoder.10")
     inputs = [graph.weight("decoder.12.phases.weight", (4, 64, 1, 1))]
     inputs.append(graph.weight("decoder.12.phases.bias", (4,)))
@@ -128,7 +128,7 @@ def decoder_graph() -> onnx.ModelProto:
 
 
 def encoder_graph() -> onnx.ModelProto:
-    """masks (n, 64, 64) in [0, 1] to codes (n, 16) int64."""
+    """Build the graph from masks (n, 64, 64) in [0, 1] to codes (n, 16) int64."""
     graph = _Graph()
     shape = graph.constant("mask_shape", TensorProto.INT64, [-1, 1, MASK_SIDE, MASK_SIDE])
     x = graph.add("Reshape", ["masks", shape])

@@ -1,7 +1,7 @@
-"""The VQ-VAE of PaliGemma's seg tokens in torch, both halves, trainable.
+"""The VQ-VAE of PaliGemma's seg tokens in torch: encoder and decoder, trainable.
 
-Sixteen codes of a 128-row codebook are a 64×64 mask of an object's box. Layer numbers and
-parameter names are those of the public ``vae-oid.npz``, so its arrays load as they are.
+Sixteen codes of a 128-row codebook encode the 64×64 mask of an object's box. Layers and
+parameters are named as in the public ``vae-oid.npz``, so its arrays load as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Add the block's change to (N, width, H, W)."""
+        """Add the block's output to x (N, width, H, W)."""
         out: torch.Tensor = x + self.net(x)
         return out
 
@@ -47,7 +47,7 @@ class Quantizer(nn.Module):
         self.register_buffer("_embedding", torch.randn(SEG_COUNT, CODE_WIDTH))
 
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """The nearest row by squared L2 for each row of `z`.
+        """Find the codebook row nearest to each row of `z` by squared L2.
 
         Parameters
         ----------
@@ -58,12 +58,12 @@ class Quantizer(nn.Module):
         Tensor of int64, shape (M,)
         """
         rows = self._embedding.to(z.dtype)
-        # |z|² is the same for every row of the codebook and can't change the order.
+        # |z|² is the same for every codebook row and doesn't change the order.
         return (rows.square().sum(1) - 2 * z @ rows.T).argmin(1)
 
 
 class Reconstruction(NamedTuple):
-    """What a forward pass gives: fields (N, 1, 64, 64), codes (N, 16), latents (N·16, 512)."""
+    """Output of a forward pass: fields (N, 1, 64, 64), codes (N, 16), latents (N·16, 512)."""
 
     fields: torch.Tensor
     codes: torch.Tensor
@@ -94,36 +94,36 @@ class MaskVQVAE(nn.Module):
 
     @property
     def codebook(self) -> torch.Tensor:
-        """The rows, shape (128, 512)."""
+        """Codebook rows, shape (128, 512)."""
         return self._vq_vae._embedding
 
     def latents(self, masks: torch.Tensor) -> torch.Tensor:
-        """Masks (N, 64, 64) in [0, 1] to latents (N·16, 512), the 4×4 grid row by row."""
+        """Encode masks (N, 64, 64) in [0, 1] as latents (N·16, 512), the 4×4 grid row by row."""
         z = self.encoder((2 * (masks - 0.5)).unsqueeze(1))
         flat: torch.Tensor = z.permute(0, 2, 3, 1).reshape(-1, CODE_WIDTH)
         return flat
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (M, 512) to the numbers of their nearest rows (M,)."""
+        """Find the codebook rows (M,) nearest to latents (M, 512)."""
         return self._vq_vae.nearest(latents)
 
     def encode(self, masks: torch.Tensor) -> torch.Tensor:
-        """Masks (N, 64, 64) in [0, 1] to codes (N, 16) int64."""
+        """Encode masks (N, 64, 64) in [0, 1] as codes (N, 16) int64."""
         return self.nearest(self.latents(masks)).reshape(-1, SEG_GRID * SEG_GRID)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (N, 16) to fields (N, 64, 64)."""
+        """Decode codes (N, 16) to fields (N, 64, 64)."""
         return self.fields(functional.embedding(codes.long(), self.codebook)).squeeze(1)
 
     def fields(self, rows: torch.Tensor) -> torch.Tensor:
-        """Codebook rows (N, 16, 512) to fields (N, 1, 64, 64)."""
+        """Decode codebook rows (N, 16, 512) to fields (N, 1, 64, 64)."""
         grid = rows.reshape(-1, SEG_GRID, SEG_GRID, CODE_WIDTH).permute(0, 3, 1, 2)
         out: torch.Tensor = self.decoder(grid)
         assert out.shape[-1] == MASK_SIDE
         return out
 
     def forward(self, masks: torch.Tensor) -> Reconstruction:
-        """Round trip with straight-through gradients: the decoder's reach the encoder."""
+        """Encode and decode with straight-through gradients: the decoder's reach the encoder."""
         latents = self.latents(masks)
         codes = self.nearest(latents.detach())
         rows = functional.embedding(codes, self.codebook.to(latents.dtype))

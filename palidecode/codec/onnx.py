@@ -1,9 +1,9 @@
-"""The mask codec through onnxruntime; torch is not needed."""
+"""The mask codec in onnxruntime; needs no torch."""
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,60 +14,68 @@ from palidecode.cores import cores
 from palidecode.errors import WeightsError
 from palidecode.vocab import MASK_SIDE, SEG_GRID, SEG_PER_MASK
 
-_CHUNK = 32  # activations of more than this leave the cache
+if TYPE_CHECKING:
+    import onnxruntime
+
+Scalar = TypeVar("Scalar", np.float32, np.uint8)
+
+_CHUNK = 32  # the activations of more masks don't fit in the cache
 
 
 class OnnxCodec:
-    """Encode and decode with onnxruntime, in chunks of 32.
+    """Encodes and decodes with onnxruntime, in chunks of 32.
 
     Parameters
     ----------
     weights : CodecWeights
-        Either half starts its session when it is first used.
+        Encoder and decoder start their sessions on first use.
     threads : int, optional
-        By default as many as there are cores that this process may use.
+        By default one for each core available to this process.
     """
 
     def __init__(self, weights: CodecWeights, threads: int | None = None) -> None:
         self.id = weights.id
-        # Left to itself onnxruntime takes all cores there are, whatever this process may use.
+        # By itself onnxruntime uses all cores of the machine, even if this process may not.
         self._threads = threads or cores()
         self._arrays = weights.arrays
-        self._decoder: Any = None
-        self._encoder: Any = None
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Codes (N, 16) to fields (N, 64, 64) float32; see `MaskCodec.decode`."""
+        """Decode codes (N, 16) to fields (N, 64, 64) float32; see `MaskCodec.decode`."""
         grid = check_codes(codes).reshape(-1, SEG_GRID, SEG_GRID)
         fields = np.empty((len(grid), MASK_SIDE, MASK_SIDE), np.float32)
-        if len(grid) and self._decoder is None:
-            self._decoder = _session("decoder", decoder_weights(self._arrays), self._threads)
-        for start in range(0, len(grid), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            fields[part] = self._decoder.run(None, {"codes": grid[part]})[0]
-        return fields
+        return self._run("decoder", "codes", grid, fields)
 
     def encode(self, masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Masks (N, 64, 64) in [0, 1] to codes (N, 16) uint8; see `MaskCodec.encode`."""
+        """Encode masks (N, 64, 64) in [0, 1] as codes (N, 16) uint8; see `MaskCodec.encode`."""
         checked = check_masks(masks)
         codes = np.empty((len(checked), SEG_PER_MASK), np.uint8)
-        if len(checked) and self._encoder is None:
-            self._encoder = _session("encoder", encoder_weights(self._arrays), self._threads)
-        for start in range(0, len(checked), _CHUNK):
+        return self._run("encoder", "masks", checked, codes)
+
+    def _run(
+        self,
+        graph: Literal["decoder", "encoder"],
+        name: str,
+        inputs: npt.NDArray[np.generic],
+        out: npt.NDArray[Scalar],
+    ) -> npt.NDArray[Scalar]:
+        if len(inputs) and graph not in self._sessions:
+            self._sessions[graph] = _session(graph, self._arrays, self._threads)
+        for start in range(0, len(inputs), _CHUNK):
             part = slice(start, start + _CHUNK)
-            codes[part] = self._encoder.run(None, {"masks": checked[part]})[0]
-        return codes
+            out[part] = self._sessions[graph].run(None, {name: inputs[part]})[0]
+        return out
 
 
 def fold_codebook(arrays: Arrays) -> npt.NDArray[np.float32]:
-    """The first 1×1 convolution and its ReLU for each of the 128 rows: a (128, 128) table."""
+    """Apply the first 1×1 convolution and its ReLU to the 128 rows: a (128, 128) table."""
     kernel = arrays["decoder.0.weight"][:, :, 0, 0].astype(np.float64)
     table = arrays[CODEBOOK].astype(np.float64) @ kernel.T + arrays["decoder.0.bias"]
     return np.maximum(table, 0).astype(np.float32)
 
 
-def decoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
-    """What the decoder's graph asks for."""
+def decoder_weights(arrays: Arrays) -> Arrays:
+    """Build the weights of the decoder's graph."""
     given = {"table": fold_codebook(arrays)}
     for name, array in arrays.items():
         if name.startswith(("decoder.2.", "decoder.3.")):
@@ -85,11 +93,11 @@ def decoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
 def phases(
     weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """A transposed convolution (kernel 4, stride 2, padding 1) as a 2×2 convolution, exactly.
+    """Rewrite a transposed convolution (kernel 4, stride 2, padding 1) as a 2×2 convolution.
 
-    Output row 2m takes input rows m − 1 and m by taps 3 and 1, row 2m + 1 takes rows m and
-    m + 1 by taps 2 and 0. Padded by one pixel, the odd row comes out at place m + 1, so it is
-    the first of its pair there, and the image begins one pixel late.
+    The result is exact. Output row 2m takes input rows m − 1 and m by taps 3 and 1, row 2m + 1
+    takes rows m and m + 1 by taps 2 and 0. With one pixel of padding the odd row comes out at
+    index m + 1, where it is the first of its pair, and the image begins one pixel late.
 
     Returns
     -------
@@ -102,16 +110,19 @@ def phases(
     return np.ascontiguousarray(stacked), np.tile(bias, 4)
 
 
-def encoder_weights(arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
-    """What the encoder's graph asks for; |z|² is left out, it changes no order."""
+def encoder_weights(arrays: Arrays) -> Arrays:
+    """Build the weights of the encoder's graph, without |z|², which changes no order."""
     rows = arrays[CODEBOOK]
     given = {name: array for name, array in arrays.items() if name.startswith("encoder.")}
     return {**given, "rows": np.ascontiguousarray(-2 * rows.T), "row_norms": (rows**2).sum(1)}
 
 
-def _session(graph: str, weights: dict[str, npt.NDArray[np.float32]], threads: int) -> Any:
-    import onnxruntime
+def _session(
+    graph: Literal["decoder", "encoder"], arrays: Arrays, threads: int
+) -> onnxruntime.InferenceSession:
+    import onnxruntime  # slow to import, and not needed without masks
 
+    weights = decoder_weights(arrays) if graph == "decoder" else encoder_weights(arrays)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -120,5 +131,5 @@ def _session(graph: str, weights: dict[str, npt.NDArray[np.float32]], threads: i
     model = resources.files("palidecode.codec").joinpath(f"{graph}.onnx").read_bytes()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base but this
+    except Exception as error:  # onnxruntime's exceptions share no other base
         raise WeightsError(f"onnxruntime can't start the {graph}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a mask codec can do, and the checks that every codec makes."""
+"""The interface of a mask codec, and the input checks that all codecs share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from palidecode.vocab import MASK_SIDE, SEG_COUNT, SEG_PER_MASK
 
 
 class MaskCodec(Protocol):
-    """Sixteen codes to a 64×64 field and back."""
+    """Decodes sixteen codes to a 64×64 field, and encodes masks as codes."""
 
     @property
     def id(self) -> str:
-        """Which weights: ``google-oid``, ``palidecode-demo`` or ``custom:…``."""
+        """Id of the weights: ``google-oid``, ``palidecode-demo`` or ``custom:…``."""
 
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Codes to fields.
+        """Decode codes to fields.
 
         Parameters
         ----------
@@ -34,16 +34,16 @@ class MaskCodec(Protocol):
         Raises
         ------
         InputError
-            For another shape, other numbers, or no integers.
+            If the shape is another, or the codes aren't integers in 0 … 127.
         """
 
     def encode(self, masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Masks to codes.
+        """Encode masks as codes.
 
         Parameters
         ----------
         masks : array_like of float or bool, shape (N, 64, 64)
-            In [0, 1]: crops of the objects' boxes.
+            Crops of the objects' boxes, in [0, 1].
 
         Returns
         -------
@@ -52,12 +52,12 @@ class MaskCodec(Protocol):
         Raises
         ------
         InputError
-            For another shape, or values outside [0, 1].
+            If the shape is another, or values are outside [0, 1].
         """
 
 
 def check_codes(codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Codes as (N, 16) int64, N = 0 included, or an `InputError`."""
+    """Convert codes to (N, 16) int64, N = 0 included, or raise `InputError`."""
     try:
         array = np.asarray(codes)
     except (TypeError, ValueError) as error:
@@ -70,14 +70,12 @@ def check_codes(codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
             f"got {array.dtype} of shape {array.shape}"
         )
     if array.min() < 0 or array.max() >= SEG_COUNT:
-        raise InputError(
-            f"codes must lie in 0 … {SEG_COUNT - 1}, got {array.min()} … {array.max()}"
-        )
+        raise InputError(f"codes must be in 0 … {SEG_COUNT - 1}, got {array.min()} … {array.max()}")
     return array.astype(np.int64)
 
 
 def check_masks(masks: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Masks as (N, 64, 64) float32, N = 0 included, or an `InputError`."""
+    """Convert masks to (N, 64, 64) float32, N = 0 included, or raise `InputError`."""
     side = MASK_SIDE
     try:
         array = np.asarray(masks, np.float32)
@@ -88,5 +86,5 @@ def check_masks(masks: npt.ArrayLike) -> npt.NDArray[np.float32]:
     if array.ndim != 3 or array.shape[1:] != (side, side):
         raise InputError(f"masks must have shape (N, {side}, {side}), got {array.shape}")
     if not (array.min() >= 0 and array.max() <= 1):
-        raise InputError("masks must lie in [0, 1]; 8 bit masks are divided by 255 first")
+        raise InputError("masks must be in [0, 1]; divide 8 bit masks by 255")
     return np.ascontiguousarray(array)

@@ -1,4 +1,4 @@
-"""The mask codec through torch: CPU or GPU, float32 or bfloat16."""
+"""The mask codec in torch, on CPU or GPU, in float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GPU_CHUNK = 1024
 
 
 class TorchCodec:
-    """Encode and decode with torch, in chunks.
+    """Encodes and decodes with torch, in chunks.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class TorchCodec:
     device : str
         A torch device.
     bfloat16 : bool
-        Decode in bfloat16: about twice as fast where the CPU has it, and changes few pixels
-        (the share is in ``benchmarks/results.md``). Encoding stays in float32, because a
-        rounded latent can fall to another code.
+        Decode in bfloat16: about twice as fast on CPUs that have it, and few pixels change
+        (``benchmarks/results.md`` has the share). Encoding stays in float32, as rounding a
+        latent can change its code.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TorchCodec:
         network.requires_grad_(False)
         self._network = network.to(self._device).eval()
         kind = torch.bfloat16 if bfloat16 else torch.float32
-        # The first convolution and its ReLU are in the table.
+        # The table replaces the first convolution and its ReLU.
         self._layers = MaskVQVAE().decoder[2:]
         self._layers.load_state_dict(network.decoder[2:].state_dict())
         self._layers.requires_grad_(False)
@@ -50,20 +50,20 @@ class TorchCodec:
 
     @torch.inference_mode()
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Codes (N, 16) to fields (N, 64, 64) float32; see `MaskCodec.decode`."""
+        """Decode codes (N, 16) to fields (N, 64, 64) float32; see `MaskCodec.decode`."""
         checked = torch.from_numpy(check_codes(codes)).reshape(-1, SEG_GRID, SEG_GRID)
         fields = np.empty((len(checked), MASK_SIDE, MASK_SIDE), np.float32)
         out = torch.from_numpy(fields)
         for start in range(0, len(checked), self._chunk):
             part = slice(start, start + self._chunk)
-            # (n, 4, 4, 128) seen as (n, 128, 4, 4) already is channels_last.
+            # (n, 4, 4, 128) permuted to (n, 128, 4, 4) is channels_last already.
             grid = self._table[checked[part].to(self._device)].permute(0, 3, 1, 2)
             out[part].copy_(self._layers(grid).squeeze(1))
         return fields
 
     @torch.inference_mode()
     def encode(self, masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Masks (N, 64, 64) in [0, 1] to codes (N, 16) uint8; see `MaskCodec.encode`."""
+        """Encode masks (N, 64, 64) in [0, 1] as codes (N, 16) uint8; see `MaskCodec.encode`."""
         checked = torch.from_numpy(check_masks(masks))
         codes = np.empty((len(checked), SEG_PER_MASK), np.uint8)
         for start in range(0, len(checked), self._chunk):

@@ -1,7 +1,7 @@
-"""Codec weights: find them, read them, check them, fetch Google's, convert.
+"""Find, read, check, identify and convert codec weights.
 
 Layout, names, size and hash of ``vae-oid.npz`` are those of the file that big_vision and
-the Hugging Face demo load. It is never downloaded without being asked for.
+the Hugging Face demo load. It is only downloaded by `palidecode.codec.fetch`, on request.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from palidecode.errors import WeightsError
 from palidecode.vocab import SEG_COUNT
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
+Read = tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]
+"""A file's arrays and metadata."""
 
 GOOGLE_ID = "google-oid"
 DEMO_ID = "palidecode-demo"
@@ -33,12 +37,12 @@ CODEBOOK = "_vq_vae._embedding"
 SUFFIXES = (".npz", ".safetensors")
 
 _ENVIRONMENT = "PALIDECODE_WEIGHTS"
-_MAX_BYTES = 1 << 28  # unpacked; the official arrays are 8 MB, twice that in float64
+_MAX_BYTES = 1 << 28  # unpacked; the official arrays take 8 MB, in float64 twice that
 _CODE_WIDTH = 512
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the arrays that are used, kernels in PyTorch's layout."""
+    """Names and shapes of the arrays in use, kernels in PyTorch's layout."""
     kernels: dict[str, tuple[int, ...]] = {
         f"encoder.{layer}": (outer, inner, 4, 4)
         for layer, inner, outer in ((0, 1, 16), (2, 16, 32), (4, 32, 64), (6, 64, 128))
@@ -62,7 +66,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
 
 
 SHAPES = _shapes()
-_MOVING_AVERAGES = {(SEG_COUNT, _CODE_WIDTH), (SEG_COUNT,)}  # two buffers nothing reads
+_MOVING_AVERAGES = {(SEG_COUNT, _CODE_WIDTH), (SEG_COUNT,)}  # shapes of two unused buffers
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class CodecWeights:
     id : str
         ``google-oid``, ``palidecode-demo``, or ``custom:`` and eight hex digits.
     ignored : tuple of str
-        Names of arrays in the file that nothing uses.
+        Names of unused arrays in the file.
     """
 
     arrays: Arrays
@@ -85,25 +89,25 @@ class CodecWeights:
 
 
 def cache_dir() -> Path:
-    """Where fetched weights are kept: ``PALIDECODE_CACHE``, or the user's cache folder."""
+    """Folder of fetched weights: ``PALIDECODE_CACHE``, or one in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PALIDECODE_CACHE") or Path(base) / "palidecode")
 
 
 def shipped_path() -> Path:
-    """The weights that come with this package (``palidecode-demo``)."""
+    """File of the weights in this package (``palidecode-demo``)."""
     return Path(str(resources.files("vqvae_weights"))) / f"{DEMO_ID}.safetensors"
 
 
 def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
-    """The file to use.
+    """Choose the weights file.
 
     Parameters
     ----------
     weights : str or path, optional
-        A file, ``"google-oid"`` or ``"palidecode-demo"``. Without it: the file that the
-        environment's ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched, else
-        the ones that come with the package.
+        A file, ``"google-oid"`` or ``"palidecode-demo"``. By default the file that the
+        environment variable ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched,
+        else the one in this package.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
         return shipped_path()
     if str(weights) == GOOGLE_ID:
         if not fetched.is_file():
-            raise WeightsError("Google's weights aren't here; run: palidecode weights fetch")
+            raise WeightsError("Google's weights are missing; run: palidecode weights fetch")
         return fetched
     path = Path(weights)
     if not path.is_file():
@@ -141,7 +145,7 @@ def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
     Raises
     ------
     WeightsError
-        For a file that can't be read, and for names, shapes or dtypes that don't fit.
+        If the file can't be read, or names, shapes or dtypes don't fit.
     """
     path = find_weights(weights)
     arrays, metadata = _read(path)
@@ -152,7 +156,7 @@ def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
 def check_arrays(
     arrays: Mapping[str, npt.NDArray[np.generic]], where: str
 ) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
-    """The used arrays in float32, and the names of the two unused buffers.
+    """Check arrays; return those in use in float32, and the names of the two unused buffers.
 
     Raises
     ------
@@ -163,7 +167,7 @@ def check_arrays(
     if missing:
         raise WeightsError(
             f"{where}: {len(missing)} of {len(SHAPES)} arrays are missing, "
-            f"first {missing[0]!r}; this is not a mask codec of PaliGemma's layout"
+            f"first {missing[0]!r}; this is not a mask codec of PaliGemma"
         )
     extra = sorted(arrays.keys() - SHAPES.keys())
     unknown = [name for name in extra if arrays[name].shape not in _MOVING_AVERAGES]
@@ -175,48 +179,46 @@ def check_arrays(
         if array.shape != shape:
             raise WeightsError(f"{where}: {name} has shape {array.shape}, not {shape}")
         if array.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
+            with np.errstate(over="ignore"):  # float64 may overflow to infinity
                 checked[name] = np.ascontiguousarray(array, np.float32)
         if array.dtype.kind != "f" or not np.isfinite(checked[name]).all():
             raise WeightsError(f"{where}: {name} ({array.dtype}) must hold finite floats")
     return checked, tuple(extra)
 
 
-def _read(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+def _read(path: Path) -> Read:
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: weights must be a .npz or .safetensors file")
     try:
         return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    except Exception as error:  # damaged archives raise a dozen kinds, MemoryError among them
+    except Exception as error:  # damaged archives raise a dozen kinds, even MemoryError
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path}: can't be read as {path.suffix} weights: {reason}") from error
 
 
-def _read_npz(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+def _read_npz(path: Path) -> Read:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         other = [m.filename for m in members if not m.filename.endswith(".npy")]
         if other:
             raise ValueError(f"{other[0]!r} is not an array")
         if sum(member.file_size for member in members) > _MAX_BYTES:
-            raise ValueError("it unpacks to far more than a mask codec")
+            raise ValueError("it unpacks to more than any mask codec")
         comment = archive.comment
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}, _metadata(comment)
 
 
 def _metadata(comment: bytes) -> dict[str, str]:
-    """What `_save_npz` wrote; nothing where somebody else's program commented."""
+    """Parse the metadata that `_save_npz` writes; empty for other comments."""
     try:
-        found = json.loads(comment)
+        metadata = json.loads(comment)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
+def _read_safetensors(path: Path) -> Read:
     try:
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -226,7 +228,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], d
 
 
 def _identify(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
-    """By the file's hash, else by what our own `convert` and training wrote, else custom."""
+    """Identify weights by the file's hash, else by metadata of our own that fits, else custom."""
     if path.stat().st_size == GOOGLE_BYTES and sha256_of(path) == GOOGLE_SHA256:
         return GOOGLE_ID
     digest = content_hash(arrays)
@@ -236,7 +238,7 @@ def _identify(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
 
 
 def content_hash(arrays: Arrays) -> str:
-    """SHA-256 of the values in float32, whatever the file's format."""
+    """SHA-256 of the values in float32, independent of the file's format."""
     digest = hashlib.sha256()
     for name in sorted(SHAPES):
         digest.update(np.ascontiguousarray(arrays[name], "<f4").tobytes())
@@ -253,7 +255,7 @@ def sha256_of(path: Path) -> str:
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> CodecWeights:
-    """Rewrite weights as ``.npz`` or ``.safetensors``, float32; the id goes along.
+    """Rewrite weights as ``.npz`` or ``.safetensors`` in float32, keeping their id.
 
     Raises
     ------
@@ -263,21 +265,21 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> C
     weights, path = load_weights(source), Path(target)
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: the target must end in .npz or .safetensors")
-    aside = path.with_name(path.name + f".part{path.suffix}")
+    part = path.with_name(path.name + f".part{path.suffix}")
     try:
         if path.suffix == ".npz":
-            _save_npz(weights, aside)
+            _save_npz(weights, part)
         else:
-            save_safetensors(weights.arrays, weights.id, aside)
-        os.replace(aside, path)
+            save_safetensors(weights.arrays, weights.id, part)
+        os.replace(part, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise WeightsError(f"{path}: can't be written: {error}") from error
     return weights
 
 
 def _save_npz(weights: CodecWeights, path: Path) -> None:
-    """As `save_safetensors`; the id and the hash are the archive's comment."""
+    """Write weights as ``.npz``; the archive's comment holds their id and hash."""
     np.savez(path, **weights.arrays)  # type: ignore[arg-type]
     with zipfile.ZipFile(path, "a") as archive:
         metadata = {"id": weights.id, "content": content_hash(weights.arrays)}
@@ -287,20 +289,17 @@ def _save_npz(weights: CodecWeights, path: Path) -> None:
 def save_safetensors(
     arrays: Arrays, id_: str, path: Path, dtype: npt.DTypeLike = np.float32
 ) -> None:
-    """Write arrays with their id, and the hash that ties the id to these values."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+    """Write arrays with their id, and a hash that ties the id to these values."""
     stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
     digest = content_hash({k: v.astype(np.float32) for k, v in stored.items()})
     try:
         save_file(stored, path, metadata={"id": id_, "content": digest})
-    except SafetensorError as error:  # whatever the file system said
+    except SafetensorError as error:  # any error of the file system
         raise OSError(str(error)) from error
 
 
 def manifest() -> dict[str, object]:
-    """How the shipped weights were made and what they reach: ``vqvae_weights/manifest.json``."""
+    """Read ``vqvae_weights/manifest.json``: training and quality of the shipped weights."""
     text = (shipped_path().parent / "manifest.json").read_text(encoding="utf-8")
     loaded: dict[str, object] = json.loads(text)
     return loaded

@@ -1,8 +1,8 @@
-"""64×64 fields and boxes to masks of the box's crop, and masks to 64×64 crops.
+"""Paste 64×64 fields into boxes as masks, and crop masks to 64×64.
 
-Decoding follows big_vision's evaluator: corners truncated with ``int()``, the *float* field
-resized bilinearly with Pillow, then compared with 0. Encoding follows its preprocessing:
-corners rounded, bilinear with antialias.
+Decoding follows big_vision's evaluator: corners are truncated with ``int()``, the *float*
+field is resized bilinearly with Pillow, then compared with 0. Encoding follows its
+preprocessing: corners are rounded, resizing is bilinear with antialias.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from palidecode.vocab import MASK_SIDE
 
 DEFAULT_THRESHOLD = 0.0
 
-# OpenCV's and Pillow's resize agree where nothing shrinks, up to float32 rounding. A field with
-# a pixel nearer to the threshold than this share of its largest value is left to Pillow.
+# Where nothing shrinks, OpenCV's resize equals Pillow's up to float32 rounding. Pillow resizes
+# fields with a pixel closer to the threshold than this share of the largest value.
 _ROUNDING = 4e-6
 
 
 class MaskCrop(NamedTuple):
-    """A mask inside its image: ``mask[y, x]`` is the image's pixel ``(x0 + x, y0 + y)``.
+    """A crop of an image's mask: ``mask[y, x]`` is the image's pixel ``(x0 + x, y0 + y)``.
 
     Attributes
     ----------
     x0, y0 : int
-        The crop's top left pixel.
+        Top left pixel of the crop.
     mask : ndarray of bool, shape (h, w)
-        The crop, inside the image; h or w is 0 where the box has no whole pixel.
+        The crop, within the image; h or w is 0 if the box contains no whole pixel.
     """
 
     x0: int
@@ -49,7 +49,7 @@ def paste(
     *,
     threshold: float = DEFAULT_THRESHOLD,
 ) -> MaskCrop:
-    """Lay a field into its box, without building the image.
+    """Paste a field into its box, without building the image.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def paste(
     xyxy : array_like of float, shape (4,)
         The box in pixels; its corners are truncated to whole pixels.
     size : tuple of int
-        Width and height of the image; what lies outside is cut off.
+        Width and height of the image, to which the mask is cropped.
     threshold : float
         A pixel is mask where the resized field is above it.
 
@@ -70,7 +70,7 @@ def paste(
     Raises
     ------
     InputError
-        For a box with coordinates that aren't finite.
+        If the box isn't finite, or is far larger than the image.
     """
     x1, y1, x2, y2 = whole_corners(xyxy)
     width, height = size
@@ -93,7 +93,7 @@ def paste(
 
 
 def whole_corners(xyxy: npt.ArrayLike) -> tuple[int, int, int, int]:
-    """Corners truncated with ``int()``, as big_vision's evaluator does it."""
+    """Truncate a box's corners with ``int()``, as big_vision's evaluator does."""
     try:
         x1, y1, x2, y2 = map(int, np.asarray(xyxy, np.float64).tolist())
     except (TypeError, ValueError, OverflowError) as error:
@@ -102,7 +102,7 @@ def whole_corners(xyxy: npt.ArrayLike) -> tuple[int, int, int, int]:
 
 
 def rounded_corners(xyxy: npt.ArrayLike, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Corners clipped to the image and rounded to pixels, as big_vision crops before encoding."""
+    """Clip a box to the image and round its corners, as big_vision does before encoding."""
     x1, y1, x2, y2 = np.rint(np.clip(np.asarray(xyxy, np.float64), 0, size * 2)).tolist()
     return int(x1), int(y1), int(x2), int(y2)
 
@@ -115,9 +115,9 @@ def _empty(x: int, y: int, size: tuple[int, int]) -> MaskCrop:
 def _resize_above(
     field: npt.NDArray[np.float32], size: tuple[int, int], threshold: float
 ) -> npt.NDArray[np.bool_]:
-    """Pillow's bilinear resize compared with `threshold`, through OpenCV where that is equal."""
+    """Compare Pillow's bilinear resize with `threshold`, by OpenCV where the result is equal."""
     if min(size) >= MASK_SIDE:
-        # Columns first: run-length encoding reads them in this order, at a tenth of the cost.
+        # Columns first, as run-length encoding reads them: it takes a tenth of the time.
         columns = np.ascontiguousarray(field.T, np.float32)
         resized = cv2.resize(columns, size[::-1], interpolation=cv2.INTER_LINEAR).T
         near = _ROUNDING * max(1.0, cv2.norm(columns, cv2.NORM_INF))
@@ -129,10 +129,10 @@ def _resize_above(
 
 
 def crop_masks(masks: npt.NDArray[np.bool_], xyxy: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Full-image masks to the crops that the codec encodes.
+    """Crop full-image masks to the 64×64 crops that the codec encodes.
 
-    As big_vision does it: corners rounded to pixels, the crop resized to 64×64 bilinearly
-    with antialias.
+    As in big_vision, corners are rounded to pixels and crops are resized bilinearly with
+    antialias.
 
     Parameters
     ----------
@@ -143,12 +143,12 @@ def crop_masks(masks: npt.NDArray[np.bool_], xyxy: npt.ArrayLike) -> npt.NDArray
     Returns
     -------
     ndarray of float32, shape (N, 64, 64)
-        In [0, 1]; all 0 where the rounded box is empty or outside the image.
+        In [0, 1]; all 0 if the rounded box is empty or outside the image.
 
     Raises
     ------
     InputError
-        Where the shapes don't fit.
+        If the shapes don't fit.
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     if masks.ndim != 3 or len(masks) != len(boxes):
@@ -163,6 +163,6 @@ def crop_masks(masks: npt.NDArray[np.bool_], xyxy: npt.ArrayLike) -> npt.NDArray
 
 
 def shrink(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """One crop (h, w) of 0 and 1 to 64×64 in [0, 1], bilinear with antialias."""
+    """Resize a crop (h, w) of 0 and 1 to 64×64 in [0, 1], bilinearly with antialias."""
     image = Image.fromarray(np.ascontiguousarray(mask, np.float32))
     return np.asarray(image.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR))

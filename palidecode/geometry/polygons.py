@@ -1,14 +1,15 @@
-"""Masks to polygons.
+"""Convert masks to polygons.
 
-*Exact* rings run along pixel edges: rasterised by pycocotools they give the mask back.
-*Smooth* rings are the zero line of the 64×64 field itself, sub-pixel, scaled to the box.
+*Exact* rings follow pixel edges: rasterised by pycocotools they reproduce the mask.
+*Smooth* rings are the zero line of the 64×64 field, with sub-pixel precision, scaled to the
+box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 import contourpy
 import numpy as np
@@ -21,18 +22,19 @@ from palidecode.geometry.masks import DEFAULT_THRESHOLD, MaskCrop
 from palidecode.vocab import MASK_SIDE
 
 Ring: TypeAlias = npt.NDArray[np.float64]
+_Offsets: TypeAlias = npt.NDArray[np.uint32]
 Holes: TypeAlias = Literal["keep", "keyhole", "drop"]
 
-# Samples sit in the middle of their cells; the field is held constant out to the box's edge.
+# Samples are at the centres of cells; the field is constant from there to the box's edge.
 _AXIS = np.concatenate([[0.0], np.arange(MASK_SIDE) + 0.5, [MASK_SIDE]])
-# Fields are contoured in stacks, one above the other: a call costs more than a field.
+# Fields are contoured in vertical stacks, as a call costs more than a field.
 _STACK = 16
-_PITCH = 2.0 * MASK_SIDE  # from field to field in a stack
+_PITCH = 2.0 * MASK_SIDE  # distance of fields in a stack
 _NONE = np.zeros(0, object)
 
 
 class Polygon(NamedTuple):
-    """One part of an object, as GeoJSON has it, but without the repeated last point.
+    """One part of an object, as in GeoJSON but without the repeated last point.
 
     Attributes
     ----------
@@ -46,15 +48,15 @@ class Polygon(NamedTuple):
 
 
 class Polygons(NamedTuple):
-    """The parts of one object, and how many were dropped for being small."""
+    """The parts of one object, and the number that was dropped as too small."""
 
     parts: tuple[Polygon, ...]
     dropped: int = 0
 
     def to_coco(self) -> list[list[float]]:
-        """COCO's ``[[x1, y1, x2, y2, …], …]``; COCO can't say holes, so they are filled.
+        """Convert to COCO's ``[[x1, y1, x2, y2, …], …]``, which fills holes.
 
-        With ``holes="keyhole"`` they are part of the exterior already, and stay.
+        With ``holes="keyhole"`` they are cut into the exterior and kept.
         """
         return [np.round(part.exterior, 2).ravel().tolist() for part in self.parts]
 
@@ -68,7 +70,7 @@ def smooth_polygons(
     min_area: float = 0.0,
     holes: Holes = "keep",
 ) -> list[Polygons]:
-    """Rings where fields cross the threshold, between samples, scaled to their boxes.
+    """Trace the lines where fields cross the threshold, and scale them to their boxes.
 
     Parameters
     ----------
@@ -76,24 +78,24 @@ def smooth_polygons(
     xyxy : array_like of float, shape (N, 4)
         Boxes in pixels; they aren't truncated.
     threshold : float
-        Mask is where the field is above it.
+        A point is mask where the field is above it.
     simplify : float
-        Tolerance in pixels (Douglas-Peucker, keeping validity); 0 leaves the rings alone.
+        Tolerance in pixels (Douglas-Peucker, keeping validity); 0 keeps all points.
     min_area : float
         Parts of fewer square pixels are dropped and counted.
     holes : {"keep", "keyhole", "drop"}
-        As rings of their own, joined to the exterior by a cut, or filled.
+        Keep holes as rings, cut them into the exterior, or fill them.
 
     Returns
     -------
     list of Polygons
-        Without parts where the field is nowhere above the threshold or the box is empty.
+        Without parts if the field is nowhere above the threshold or the box is empty.
 
     Raises
     ------
     InputError
-        Where shapes don't fit, for numbers that aren't finite, negative tolerances and
-        unknown `holes`.
+        If shapes don't fit, numbers aren't finite, tolerances are negative or `holes` is
+        unknown.
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     check_options(simplify, min_area, holes)
@@ -112,23 +114,16 @@ def smooth_polygons(
         if len(points) == 0:
             continue
         first = rings[parts]  # the parts' first points, and the end
-        place = (points[first[:-1], 1] // _PITCH).astype(np.intp)
-        scale = sides[rows[place]] / MASK_SIDE
-        shift = boxes[rows[place], :2] - scale * [0, _PITCH] * place[:, None]
+        level = (points[first[:-1], 1] // _PITCH).astype(np.intp)  # of each part in its stack
+        scale = sides[rows[level]] / MASK_SIDE
+        shift = boxes[rows[level], :2] - scale * [0, _PITCH] * level[:, None]
         points *= np.repeat(scale, np.diff(first), axis=0)
         points += np.repeat(shift, np.diff(first), axis=0)
         geometry.append(
             shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (rings, parts))
         )
-        owners.append(rows[place])
-    return _finish(
-        np.concatenate(geometry),
-        np.concatenate(owners),
-        len(boxes),
-        simplify=simplify,
-        min_area=min_area,
-        holes=holes,
-    )
+        owners.append(rows[level])
+    return _finish(geometry, owners, len(boxes), simplify, min_area, holes)
 
 
 def exact_polygons(
@@ -138,10 +133,10 @@ def exact_polygons(
     min_area: float = 0.0,
     holes: Holes = "keep",
 ) -> list[Polygons]:
-    """Rings along the pixel edges of masks.
+    """Trace masks along their pixel edges.
 
-    Without `simplify` and `min_area`, rasterising the exteriors with pycocotools gives a
-    mask without holes back pixel by pixel.
+    Without `simplify` and `min_area`, pycocotools rasterises the exteriors to the same mask,
+    pixel by pixel, if it has no holes.
 
     Parameters
     ----------
@@ -152,7 +147,7 @@ def exact_polygons(
     Raises
     ------
     InputError
-        For negative tolerances and unknown `holes`.
+        If tolerances are negative or `holes` is unknown.
     """
     check_options(simplify, min_area, holes)
     geometry, owners = [_NONE], [np.zeros(0, np.int64)]
@@ -165,33 +160,24 @@ def exact_polygons(
         faces = shapely.get_parts(shapely.polygonize(lines))
         inside = shapely.get_coordinates(shapely.point_on_surface(faces)) - origin
         x, y = inside.astype(np.intp).T
-        parts = faces[crop.mask[y, x]]  # holes are faces too
+        parts = faces[crop.mask[y, x]]  # without the faces that are holes
         geometry.append(parts)
         owners.append(np.full(len(parts), row))
-    return _finish(
-        np.concatenate(geometry),
-        np.concatenate(owners),
-        len(crops),
-        simplify=simplify,
-        min_area=min_area,
-        holes=holes,
-    )
+    return _finish(geometry, owners, len(crops), simplify, min_area, holes)
 
 
 def check_options(simplify: float, min_area: float, holes: str) -> None:
-    """Raise `InputError` for options no polygon can have."""
+    """Raise `InputError` for invalid options."""
     if not (simplify >= 0 and min_area >= 0):
         raise InputError("simplify and min_area must be 0 or more (pixels, square pixels)")
     if holes not in ("keep", "keyhole", "drop"):
         raise InputError(f"holes must be 'keep', 'keyhole' or 'drop', got {holes!r}")
 
 
-def _contours(
-    fields: npt.NDArray[np.float32], threshold: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Points, where their rings start, and where the parts' rings start, of stacked fields.
+def _contours(fields: npt.NDArray[np.float32], threshold: float) -> tuple[Ring, _Offsets, _Offsets]:
+    """Trace stacked fields: points, first point of each ring, first ring of each part.
 
-    Field n lies at y from n · `_PITCH` to n · `_PITCH` + 64.
+    Field n extends over y from n · `_PITCH` to n · `_PITCH` + 64.
     """
     side = len(_AXIS)
     stacked = np.zeros((len(fields), side + 1, side))
@@ -210,9 +196,10 @@ def _contours(
         quad_as_tri=False,
         z_interp=contourpy.ZInterp.Linear,
     )
-    found: Any = generator.filled(threshold, np.inf)  # one chunk: lists of one
-    points, rings, parts = found
-    if points[0] is None:  # nothing is above the threshold
+    filled = generator.filled(threshold, np.inf)
+    # There is one chunk, so these are lists of one array, or of None below the threshold.
+    points, rings, parts = cast("tuple[list[Ring], list[_Offsets], list[_Offsets]]", filled)
+    if points[0] is None:
         return np.zeros((0, 2)), np.zeros(1, np.uint32), np.zeros(1, np.uint32)
     return points[0], rings[0], parts[0]
 
@@ -221,7 +208,7 @@ def _contours(
 def _grid(
     count: int,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """x and y of a stack's samples, and the row below each field that keeps it apart."""
+    """Build x and y of a stack's samples, and the mask of the rows that separate fields."""
     starts = np.arange(count)[:, None] * _PITCH
     x, y = np.meshgrid(_AXIS, (starts + np.append(_AXIS, MASK_SIDE + 1)).ravel())
     apart = np.zeros((count, len(_AXIS) + 1, len(_AXIS)), np.bool_)
@@ -230,9 +217,9 @@ def _grid(
 
 
 def _edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """The straight lines between mask and background, (M, 2, 2), from corner to corner.
+    """Trace the straight lines between mask and background, (M, 2, 2), from corner to corner.
 
-    Where four lines meet (two pixels that touch at a corner) all four end.
+    Where two pixels touch at a corner only, all four lines end.
     """
     padded = np.zeros(np.add(mask.shape, 2), np.int8)
     padded[1:-1, 1:-1] = mask
@@ -242,7 +229,7 @@ def _edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
 
 
 def _edges_along_rows(padded: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
-    # 1 where mask begins below a line, -1 where it ends: a line goes on while this does.
+    # 1 where mask begins below a line, -1 where it ends; a line ends where this changes.
     step = np.diff(padded, axis=0).ravel()
     change = np.flatnonzero(step[1:] != step[:-1]) + 1
     begins = np.flatnonzero(step[change])
@@ -252,15 +239,15 @@ def _edges_along_rows(padded: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
 
 
 def _finish(
-    geometry: npt.NDArray[np.object_],
-    owners: npt.NDArray[np.int64],
+    stacks: list[npt.NDArray[np.object_]],
+    owner_stacks: list[npt.NDArray[np.int64]],
     count: int,
-    *,
     simplify: float,
     min_area: float,
     holes: Holes,
 ) -> list[Polygons]:
-    """Simplify, make valid, drop the small, and sort the parts to their objects."""
+    """Simplify parts, make them valid, drop small ones, and group them by object."""
+    geometry, owners = np.concatenate(stacks), np.concatenate(owner_stacks)
     if simplify:
         geometry = shapely.simplify(geometry, simplify, preserve_topology=True)
     valid = shapely.is_valid(geometry)
@@ -272,14 +259,14 @@ def _finish(
     keep = (area >= min_area) & (area > 0)
     dropped = np.bincount(owners[~keep & (area > 0)], minlength=count).tolist()
     geometry, owners = geometry[keep], owners[keep]
-    found: list[list[Polygon]] = [[] for _ in range(count)]
+    polygons: list[list[Polygon]] = [[] for _ in range(count)]
     if len(geometry):
         _, points, (rings, parts) = shapely.to_ragged_array(geometry)
         ends = rings.tolist()
         for row, first, last in zip(owners.tolist(), parts[:-1], parts[1:], strict=True):
             outlines = [points[ends[i] : ends[i + 1] - 1] for i in range(first, last)]
-            found[row].append(_with_holes(outlines, holes))
-    return [Polygons(tuple(f), lost) for f, lost in zip(found, dropped, strict=True)]
+            polygons[row].append(_with_holes(outlines, holes))
+    return [Polygons(tuple(p), lost) for p, lost in zip(polygons, dropped, strict=True)]
 
 
 def _with_holes(outlines: list[Ring], holes: Holes) -> Polygon:
@@ -293,7 +280,7 @@ def _with_holes(outlines: list[Ring], holes: Holes) -> Polygon:
 
 
 def _cut_to(exterior: Ring, hole: Ring) -> Ring:
-    """One ring that walks the exterior, crosses to the hole, walks it and comes back."""
+    """Join exterior and hole to one ring by a cut at their closest points."""
     apart = ((exterior[:, None] - hole[None]) ** 2).sum(axis=2)
     outer, inner = np.unravel_index(int(apart.argmin()), apart.shape)
     walk = np.roll(hole, -int(inner), axis=0)

@@ -143,7 +143,7 @@ def test_a_part_that_is_too_long_is_thrown_away(server, target, part):
 )
 def test_another_file_is_refused_and_not_kept(server, target, content):
     server.content = content
-    with pytest.raises(WeightsError, match=r"not the expected file .*nothing was kept"):
+    with pytest.raises(WeightsError, match=r"not the expected file .*and was deleted"):
         fetch(target, url=server.url, **EXPECTED)
     assert files(target) == {}
 

@@ -164,7 +164,7 @@ def test_an_archive_that_unpacks_to_far_too_much_is_refused_unread(tmp_path):
     path = tmp_path / "w.npz"
     zeros = bytes((1 << 28) + 1)
     zipped(path, {"a.npy": zeros}, zipfile.ZIP_DEFLATED)
-    assert "unpacks to far more" in refused(path)
+    assert "unpacks to more" in refused(path)
 
 
 def test_pickles_are_never_loaded(tmp_path, arrays):

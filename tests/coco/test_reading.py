@@ -248,7 +248,8 @@ def test_files_that_are_something_else(tmp_path, capsys):
     )
     assert "is empty" in error("empty.json", "results.json")
     assert "is empty" in error("truth.json", "empty.json")
-    for name in ("cut.json", "text.json", "deep.json"):
+    assert "JSON is nested too deeply" in error("deep.json", "results.json")
+    for name in ("cut.json", "text.json"):
         assert "not JSON" in error(name, "results.json")
         assert "not JSON" in error("truth.json", name)
     assert "can't be read" in error("binary.json", "results.json")

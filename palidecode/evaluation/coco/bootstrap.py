@@ -1,26 +1,25 @@
-"""How far a number would move on another set of as many images.
+"""Bootstrap confidence intervals over images.
 
-This is the half-sample bootstrap: each resample holds half of the images, drawn without
-repeats, and hotcoco accumulates its own numbers over them without matching anything again. Half
-of the pictures vary twice as much as all of them, and drawing without repeats halves that
-again, so the resamples are spread as those of drawing with repeats (the delete-d jackknife with
-d = n/2: Shao and Wu, Annals of Statistics 17, 1989). Drawing with repeats isn't possible:
-hotcoco 1.3.0 counts an image once however often it is drawn, in `compare` too, whose intervals
-are a quarter too narrow for that reason.
+COCO's numbers use the half-sample bootstrap: each resample has half of the images, drawn without
+replacement, and hotcoco accumulates its numbers over them without new matching. Half of the images
+have twice the variance of all images, and drawing without replacement halves it again, so the
+resamples spread like those drawn with replacement (the delete-d jackknife with d = n/2: Shao and
+Wu, Annals of Statistics 17, 1989). Drawing with replacement isn't possible: hotcoco 1.3.0 counts an
+image once however often it is drawn, which makes the intervals of its own `compare` a quarter too
+narrow.
 
-The percentiles of the resamples become an interval *around the number*. AP interpolates
-precision upwards, and the fewer images there are the more: resamples lie above the number and
-may not even contain it. Their spread is right, their place is not.
+The percentiles of the resamples are centred on the number. AP interpolates precision upwards, the
+more the fewer images there are, so the resamples are above the number and may not even contain it.
+Their spread is right, their mean is not.
 
-Precision, recall and F1 are sums over images, so for them drawing with repeats needs nothing but
-other weights, and their intervals are the percentiles themselves.
+Precision, recall and F1 are sums over images: resampling with replacement only changes weights, and
+their intervals are the percentiles themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,17 +31,17 @@ from palidecode.evaluation.coco.tables import Table
 Floats = npt.NDArray[np.float64]
 
 NOT_RESAMPLED = ("AR1", "AR10")
-"""They need another matching each, and nobody asks for their intervals."""
+"""Each needs a matching of its own, and their intervals are rarely of interest."""
 
 RATES = ("precision", "recall", "F1")
-"""What needs no order of the predictions, at IoU 0.5."""
+"""Numbers at IoU 0.5 that need no order of the predictions."""
 
-_AT_ONCE = 32  # resamples
+_BLOCK = 32  # resamples
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, and where it would lie on other sets of as many images.
+    """A number and its confidence interval on other sets of as many images.
 
     Attributes
     ----------
@@ -59,12 +58,12 @@ class Interval:
     confidence: float
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Convert to JSON values."""
         return asdict(self)
 
 
 def resampled_stats(engine: Engine, found: Table, resamples: int, seed: int) -> Floats:
-    """COCO's numbers over half of the images; the same seed draws the same halves.
+    """Compute COCO's numbers over random halves of the images; a seed fixes the halves.
 
     Parameters
     ----------
@@ -76,7 +75,7 @@ def resampled_stats(engine: Engine, found: Table, resamples: int, seed: int) -> 
     Returns
     -------
     ndarray of float64, shape (resamples, 12)
-        NaN for AR1, AR10, and where a half has no object.
+        NaN for AR1, AR10, and for halves without an object.
     """
     if resamples < 10:
         raise InputError(f"a bootstrap needs at least 10 resamples, got {resamples}")
@@ -91,10 +90,10 @@ def resampled_stats(engine: Engine, found: Table, resamples: int, seed: int) -> 
 
 
 def _halves(images: int, resamples: int, seed: int) -> Iterator[list[list[int]]]:
-    """Places of the images that each resample holds, some resamples at a time."""
+    """Draw the indices of each resample's images, a block of resamples at a time."""
     rng = np.random.default_rng(seed)
-    for start in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - start)
+    for start in range(0, resamples, _BLOCK):
+        count = min(_BLOCK, resamples - start)
         yield [np.sort(rng.permutation(images)[: images // 2]).tolist() for _ in range(count)]
 
 
@@ -105,23 +104,23 @@ def centred(
     confidence: float,
     limits: tuple[float, float],
 ) -> dict[str, Interval]:
-    """The width of the samples' percentiles, around the numbers themselves.
+    """Intervals as wide as the samples' percentiles, centred on the numbers.
 
     Parameters
     ----------
     samples : ndarray of float64, shape (resamples, 12)
         From `resampled_stats`.
     values : ndarray of float64, shape (12,)
-        NaN for what has none.
+        NaN for numbers without a value.
     images : int
-        An odd number can't be halved; that is made up for.
+        Number of images; corrects for odd numbers.
     confidence : float
         Share of the samples between the percentiles.
     limits : tuple of float
-        Nothing lies beyond.
+        The least and the largest possible value.
     """
     if not 0 < confidence < 1:
-        raise InputError(f"confidence lies between 0 and 1, got {confidence}")
+        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
     found: dict[str, Interval] = {}
     held = images // 2
     scale = np.sqrt(held / (images - held))
@@ -143,7 +142,7 @@ def centred(
 
 
 def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
-    """Precision, recall and F1 of as many images, drawn with repeats; the same seed draws the same.
+    """Compute precision, recall and F1 of images drawn with replacement; a seed fixes the draws.
 
     Parameters
     ----------
@@ -154,7 +153,7 @@ def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) ->
     Returns
     -------
     ndarray of float64, shape (resamples, 3)
-        NaN where there is nothing to compute one from, and for a single image.
+        NaN if a number can't be computed, and for a single image.
     """
     images = len(counts)
     if images < 2:
@@ -177,7 +176,7 @@ def percentiles(samples: Floats, values: Floats, confidence: float) -> dict[str,
     samples : ndarray of float64, shape (resamples, 3)
         From `resampled_rates`.
     values : ndarray of float64, shape (3,)
-        The numbers themselves; NaN for what has none.
+        The numbers; NaN for numbers without a value.
     confidence : float
     """
     found: dict[str, Interval] = {}
@@ -191,8 +190,8 @@ def percentiles(samples: Floats, values: Floats, confidence: float) -> dict[str,
     return found
 
 
-def share_above(samples: Floats, columns: Sequence[str], names: Any) -> dict[str, float]:
-    """In which share of the resamples a difference is above 0; ties count half."""
+def share_above(samples: Floats, columns: Sequence[str], names: Iterable[str]) -> dict[str, float]:
+    """Share of the resamples in which a difference is above 0; ties count half."""
     found = {}
     for name in names:
         drawn = samples[:, columns.index(name)]

@@ -1,10 +1,10 @@
-"""Two sets of predictions on the same pictures."""
+"""Comparison of two sets of predictions on the same images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,23 @@ from palidecode.evaluation.coco.bootstrap import (
     resampled_stats,
     share_above,
 )
-from palidecode.evaluation.coco.engine import METRICS, NOTHING, IouType
+from palidecode.evaluation.coco.engine import METRICS, NOTHING, IouType, JsonRow
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.coco.result import CocoEvaluation
 
 
 @dataclass(frozen=True)
 class CocoComparison:
-    """Second predictions minus first; made by `compare_coco`.
+    """Differences of second predictions minus first; made by `compare_coco`.
 
     Attributes
     ----------
     first, second : CocoEvaluation
     differences : ndarray of float64, shape (12,)
-        Of COCO's numbers, in COCO's order; NaN where there is nothing to compute one from.
+        Of COCO's numbers, in COCO's order; NaN if a number can't be computed.
     intervals : dict of str to Interval
-        Of the differences, those of ``precision``, ``recall`` and ``F1`` too, from resampling the
-        images for both at once: what is hard about a picture is hard for both and cancels out.
+        Of the differences, including ``precision``, ``recall`` and ``F1``, from the same resamples
+        for both: the difficulty of an image affects both and cancels out.
     better : dict of str to float
         Share of the resamples in which the second is better; ties count half.
     """
@@ -47,14 +47,14 @@ class CocoComparison:
     intervals: dict[str, Interval] = field(default_factory=dict)
     better: dict[str, float] = field(default_factory=dict)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonRow]:
         """One row for each class, the largest change of AP first.
 
         Returns
         -------
         list of dict
             ``category``, ``category_id``, ``objects``, ``AP_first``, ``AP_second``,
-            ``AP_difference``, ``F1_first``, ``F1_second``, ``F1_difference``; None where a
+            ``AP_difference``, ``F1_first``, ``F1_second``, ``F1_difference``; None if a
             number can't be computed.
         """
         before = {row["category_id"]: row for row in self.first.rows()}
@@ -62,7 +62,7 @@ class CocoComparison:
         rows = []
         for number in sorted(before.keys() | after.keys()):
             a, b = before.get(number, {}), after.get(number, {})
-            row: dict[str, Any] = {"category": (a or b)["category"], "category_id": number}
+            row: JsonRow = {"category": (a or b)["category"], "category_id": number}
             row["objects"] = (a or b)["objects"]
             for name in ("AP", "F1"):
                 row[f"{name}_first"], row[f"{name}_second"] = a.get(name), b.get(name)
@@ -70,8 +70,8 @@ class CocoComparison:
             rows.append(row)
         return sorted(rows, key=lambda row: -abs(row["AP_difference"] or 0))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+    def as_dict(self) -> JsonRow:
+        """Convert everything to JSON values."""
         changes = zip(METRICS, self.differences.tolist(), strict=True)
         return {
             "first": self.first.as_dict(),
@@ -98,18 +98,18 @@ def compare_coco(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> CocoComparison:
-    """Two sets of predictions against the same ground truth, paired image by image.
+    """Compare two sets of predictions on the same ground truth, paired by image.
 
     Parameters
     ----------
     gt, iou_type, categories, match, merge_duplicates, scores, orders, seed
         As for `evaluate_coco`.
     first, second : path, list or dict
-        Predictions; the differences are second minus first.
+        Predictions; differences are second minus first.
     bootstrap : int
         Resamples for the intervals; 0 for none.
     confidence : float
-        Of the intervals.
+        Confidence level of the intervals.
 
     Returns
     -------
@@ -118,8 +118,8 @@ def compare_coco(
     Warns
     -----
     UnscoredWarning
-        If one of them has no scores. Then both are compared without, as an AP of random
-        orders and one of scores are different things.
+        If one of them has no scores. Then both are compared without scores, because an AP of
+        random orders can't be compared with an AP of scores.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def compare(
     gt: Source, first: Source, second: Source, iou_type: IouType, options: EvaluateOptions
 ) -> CocoComparison:
     """Do the work of `compare_coco`."""
-    # The ground truth is read twice: what is skipped belongs to one of the two.
+    # Reads the ground truth twice: skipped rows belong to one of the two evaluations.
     points = replace(options, bootstrap=0)
     a, b = results = [evaluate(gt, source, iou_type, points) for source in (first, second)]
     if a.unscored != b.unscored and len(a.found) and len(b.found):
@@ -146,7 +146,7 @@ def compare(
     differences = np.where(known, b.stats - a.stats, np.nan)
     if not bootstrap:
         return CocoComparison(a, b, differences)
-    # The same halves for both, as the pictures are the same; what prompts asked for may differ.
+    # The images, and so the halves, are the same; the categories asked for may differ.
     samples = [resampled_stats(r.engine, r.scored(), bootstrap, seed) for r in results]
     drawn = samples[1] - samples[0]
     intervals = centred(drawn, differences, a.images, confidence, (-1.0, 1.0))

@@ -1,4 +1,4 @@
-"""The same answer twice: exact and near repeats within an image and class."""
+"""Find exact and near duplicates within an image and class."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from palidecode.evaluation.coco.tables import Scene, Table
 
 
 def repeats(found: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool_]:
-    """Which predictions repeat a better one of the same image and class.
+    """Mark predictions that repeat a better one of the same image and class.
 
     Parameters
     ----------
     found : Table
     scene : Scene
     threshold : float
-        Least IoU of a repeat, in (0, 1].
+        Least IoU of a duplicate, in (0, 1].
 
     Returns
     -------
     ndarray of bool, shape (N,)
-        Of several repeats the best scored one stays; without scores, the first.
+        Keeps the best scored of several duplicates; without scores, the first.
     """
     if not 0 < threshold <= 1:
         raise InputError(f"merge_duplicates is an IoU in (0, 1], got {threshold!r}")
@@ -46,10 +46,10 @@ def repeats(found: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool
             boxes = found.box[rows]
             iou = overlaps(boxes, boxes, np.zeros(len(rows), np.bool_))
         kept: list[int] = []
-        for place, row in enumerate(rows.tolist()):
-            # Identical boxes may come out a rounding below 1.
-            if kept and iou[place, kept].max() >= threshold - 1e-9:
+        for index, row in enumerate(rows.tolist()):
+            # Rounding may put the IoU of identical boxes just below 1.
+            if kept and iou[index, kept].max() >= threshold - 1e-9:
                 out[row] = True
             else:
-                kept.append(place)
+                kept.append(index)
     return out

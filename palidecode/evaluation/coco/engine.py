@@ -1,4 +1,4 @@
-"""The only room that talks to hotcoco: sound columns in, its numbers out."""
+"""The only module that calls hotcoco: takes checked columns and returns its numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any, Literal, TypeAlias
 import hotcoco
 import numpy as np
 import numpy.typing as npt
+from hotcoco import COCO, COCOeval
 
 from palidecode.evaluation.coco.tables import Scene, Table
 
 IouType: TypeAlias = Literal["bbox", "segm"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Shapes: TypeAlias = Floats | list[dict[str, Any]]
+"""Boxes (x, y, width, height), or RLEs."""
 
 METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -22,24 +25,27 @@ METRICS = (
 """COCO's twelve numbers, in COCO's order."""
 
 BEST = 100
-"""How many predictions of an image and category COCO looks at."""
+"""The number of predictions per image and category that COCO counts."""
 
 NOTHING = -1.0
-"""COCO's value of a number that has no ground truth to be computed from."""
+"""COCO's value of a number without ground truth."""
+
+JsonRow: TypeAlias = dict[str, Any]
+"""JSON values by name; documented where they are made."""
 
 
 class Engine:
     """One ground truth for several sets of predictions.
 
-    Images and categories are numbered from 1 in the scene's order, annotations in the table's,
-    so that whatever ids a file uses, the engine gets ones that it can't trip over.
+    Numbers images and categories from 1 in the scene's order, and annotations in the table's
+    order, so that the engine never sees the ids of a file.
     """
 
     def __init__(self, scene: Scene, iou_type: IouType) -> None:
         self.scene = scene
         self.iou_type = iou_type
         truths = scene.truths
-        masks: dict[str, Any] = {} if truths.masks is None else {"segmentation": truths.masks}
+        masks: JsonRow = {} if truths.masks is None else {"segmentation": truths.masks}
         if iou_type == "bbox":
             masks = {}
         self._truth = hotcoco.COCO.from_arrays(
@@ -56,14 +62,14 @@ class Engine:
             **masks,
         )
 
-    def evaluate(self, found: Table, scores: Floats | None = None) -> Any:
-        """hotcoco's evaluator of some predictions, run.
+    def evaluate(self, found: Table, scores: Floats | None = None) -> COCOeval:
+        """Run hotcoco's evaluator on predictions.
 
         Parameters
         ----------
         found : Table
         scores : ndarray of float64, shape (N,), optional
-            Instead of the table's.
+            Scores to use instead of the table's.
         """
         if scores is not None:
             found = replace(found, score=scores)
@@ -73,17 +79,17 @@ class Engine:
         evaluator.summary_lines()
         return evaluator
 
-    def matched(self, found: Table) -> Any:
-        """An evaluator for `stats_of_images`: matched, for the 100 best predictions alone.
+    def matched(self, found: Table) -> COCOeval:
+        """Match the 100 best predictions only: an evaluator for `stats_of_images`.
 
-        AR1 and AR10 can't be had of it, and any other number costs a third.
+        It has no AR1 and AR10, and takes a third of the time for any other number.
         """
         evaluator = hotcoco.COCOeval(self._truth, self._loaded(found), self.iou_type)
         evaluator.params.max_dets = [BEST]
         evaluator.evaluate()
         return evaluator
 
-    def _loaded(self, found: Table) -> Any:
+    def _loaded(self, found: Table) -> COCO:
         if not len(found):
             return self._truth.load_res([])
         rows = np.column_stack([found.image + 1, found.box, found.score, found.category + 1])
@@ -94,44 +100,47 @@ class Engine:
         return loaded
 
 
-def stats_of(evaluator: Any) -> Floats:
-    """The twelve numbers; -1 where there is nothing to compute one from."""
+def stats_of(evaluator: COCOeval) -> Floats:
+    """COCO's twelve numbers; -1 for numbers without ground truth."""
     return np.asarray(evaluator.stats, np.float64)
 
 
-def class_precision(evaluator: Any) -> Floats:
-    """Precision of each class, shape (10 IoU thresholds, 101 recalls, K); -1 without truth."""
-    found: Floats = evaluator.eval["precision"][:, :, :, 0, -1]
-    return found
+def class_precision(evaluator: COCOeval) -> Floats:
+    """Precision of each class, shape (10 IoU thresholds, 101 recalls, K); -1 without objects."""
+    return _accumulated(evaluator)["precision"][:, :, :, 0, -1]
 
 
-def class_numbers(evaluator: Any) -> tuple[Floats, Floats]:
-    """Each class's AP, shape (10 IoU thresholds, K), and AR100, shape (K,); -1 without truth."""
-    recall: Floats = evaluator.eval["recall"][:, :, 0, -1]
+def class_numbers(evaluator: COCOeval) -> tuple[Floats, Floats]:
+    """Each class's AP, shape (10 IoU thresholds, K), and AR100, shape (K,); -1 without objects."""
+    recall = _accumulated(evaluator)["recall"][:, :, 0, -1]
     return class_precision(evaluator).mean(axis=1), recall.mean(axis=0)
 
 
-def stats_of_images(evaluator: Any, choices: list[list[int]]) -> Floats:
-    """The twelve numbers of several choices of images, nothing matched again.
+def _accumulated(evaluator: COCOeval) -> dict[str, Floats]:
+    assert evaluator.eval is not None
+    return evaluator.eval
+
+
+def stats_of_images(evaluator: COCOeval, choices: list[list[int]]) -> Floats:
+    """COCO's twelve numbers over several choices of images, without new matching.
 
     Parameters
     ----------
-    evaluator
+    evaluator : COCOeval
         From `Engine.matched`.
     choices : list of list of int
-        Places of images, each at most once.
+        Indices of images, each at most once.
 
     Returns
     -------
     ndarray of float64, shape (choices, 12)
-        -1 for AR1, AR10, and what there is no object for.
+        -1 for AR1, AR10 and numbers without ground truth.
     """
-    slices = {str(number): [place + 1 for place in places] for number, places in enumerate(choices)}
+    slices = {str(n): [index + 1 for index in images] for n, images in enumerate(choices)}
     found = evaluator.slice_by(slices)
     return np.array([[found[name].get(metric, NOTHING) for metric in METRICS] for name in slices])
 
 
-def overlaps(dt: Any, gt: Any, crowd: npt.NDArray[np.bool_]) -> Floats:
-    """IoU of boxes (x, y, width, height) or RLEs, shape (D, G); of crowds, the share covered."""
-    found: Floats = hotcoco.mask.iou(dt, gt, crowd)
-    return found
+def overlaps(dt: Shapes, gt: Shapes, crowd: npt.NDArray[np.bool_]) -> Floats:
+    """IoU of boxes (x, y, width, height) or RLEs, shape (D, G); for crowds, the share of D."""
+    return hotcoco.mask.iou(dt, gt, crowd)  # type: ignore[arg-type]  # its stub knows no boxes

@@ -1,4 +1,4 @@
-"""COCO evaluation of what vision-language models answer; hotcoco computes the numbers."""
+"""COCO evaluation of answers of vision-language models; hotcoco computes the numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def evaluate_coco(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> CocoEvaluation:
-    """Boxes or masks against COCO ground truth.
+    """Evaluate boxes or masks against COCO ground truth.
 
     Parameters
     ----------
@@ -66,27 +66,27 @@ def evaluate_coco(
         A COCO dataset.
     predictions : path, list or dict
         A COCO results list, or a dataset as `palidecode decode` writes it. A dataset has ids
-        of its own, so its images are found by ``file_name`` and its categories by name. Where
-        its ``info``, or an image of it, has ``asked``, a list of names, only these categories
-        were asked for, and nothing else is evaluated there.
+        of its own, so its images are matched by ``file_name`` and its categories by name. If
+        its ``info``, or one of its images, has ``asked``, a list of names, only these categories
+        were asked for, and only they are evaluated there.
     iou_type : {"bbox", "segm"}
     categories : sequence of str or int, optional
         Names or ids; evaluate only these.
     match : {"exact", "loose"}
-        How a dataset's names find their category: see `CategoryMap`.
+        Rule for mapping a dataset's names to categories; see `CategoryMap`.
     merge_duplicates : float, optional
-        Leave out predictions that overlap a better one of the same image and class by at
-        least this IoU.
+        Skip predictions that overlap a better one of the same image and class by at least this
+        IoU.
     scores : {"file", "ignore"}
         ``"ignore"`` treats all predictions as unscored.
     orders : int
-        Without scores, AP is the mean over so many random orders.
+        Number of random orders; without scores, AP is the mean over them.
     bootstrap : int
-        Resamples for intervals; 0 for none. They can be had later, of the result.
+        Resamples for intervals; 0 for none. `CocoEvaluation.bootstrap` computes them later.
     confidence : float
-        Of the intervals.
+        Confidence level of the intervals.
     seed : int
-        Of the orders and of the bootstrap.
+        Seed of the orders and of the bootstrap.
 
     Returns
     -------
@@ -95,13 +95,13 @@ def evaluate_coco(
     Warns
     -----
     UnscoredWarning
-        If the predictions have no scores, or all the same.
+        If the predictions have no scores, or all the same score.
 
     Raises
     ------
     InputError
-        For files that can't be used as what they are given for; see also
-        `CocoEvaluation.skipped` for single rows.
+        If a file is not ground truth or predictions. Single bad rows are skipped and listed in
+        `CocoEvaluation.skipped`.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def evaluate(
 
 
 def _unscored(found: Table, scores: str, skips: Skips) -> bool:
-    """Whether the scores say nothing about the order; warns where they should have."""
+    """True if the predictions have no useful scores; warns unless they are ignored."""
     if not len(found):
         return False
     unknown = np.isnan(found.score)
@@ -183,7 +183,7 @@ def _unscored(found: Table, scores: str, skips: Skips) -> bool:
         first = skips.where("prediction", int(found.place[unknown][0]))
         raise InputError(
             f"{int(unknown.sum()):,} of {len(found):,} predictions have no score (the first is "
-            f"{first}); give all of them one, or evaluate without: scores='ignore'"
+            f"{first}); score all of them, or evaluate without scores: scores='ignore'"
         )
     if unknown.all():
         why = "have no scores"
@@ -204,7 +204,7 @@ def _unscored(found: Table, scores: str, skips: Skips) -> bool:
 def _only_asked(
     scene: Scene, found: Table, asked: dict[int, set[int]], skips: Skips
 ) -> tuple[Scene, Table]:
-    """Truths and predictions of the categories that each image's prompt asked for."""
+    """Keep the truths and predictions of categories that each image's prompt asked for."""
     allowed = np.ones((len(scene.images), len(scene.categories)), np.bool_)
     for image, categories in asked.items():
         allowed[image] = False
@@ -220,7 +220,7 @@ def _only_asked(
 def _only_categories(
     scene: Scene, found: Table, wanted: Sequence[str | int]
 ) -> tuple[Scene, Table]:
-    """Truths and predictions of some categories; the others are gone."""
+    """Keep the truths and predictions of some categories."""
     keys = {item["name"]: n for n, item in enumerate(scene.categories)}
     keys |= {item["id"]: n for n, item in enumerate(scene.categories)}
     unknown = [name for name in wanted if name not in keys]
@@ -228,12 +228,12 @@ def _only_categories(
         shown = ", ".join(repr(item["name"]) for item in scene.categories[:8])
         what = f"no category is called {unknown[0]!r}" if unknown else "no category is named"
         raise InputError(f"{what}; the ground truth has {shown} …")
-    places = np.array(sorted({keys[name] for name in wanted}))
+    indices = np.array(sorted({keys[name] for name in wanted}))
     renamed = np.full(len(scene.categories), -1)
-    renamed[places] = np.arange(len(places))
+    renamed[indices] = np.arange(len(indices))
     kept = replace(
         scene,
-        categories=[scene.categories[place] for place in places.tolist()],
+        categories=[scene.categories[index] for index in indices.tolist()],
         truths=_of_categories(scene.truths, renamed),
     )
     return kept, _of_categories(found, renamed)
@@ -245,16 +245,16 @@ def _of_categories(table: Table, renamed: npt.NDArray[np.int64]) -> Table:
 
 
 def _note_extremes(scene: Scene, found: Table, skips: Skips) -> None:
-    """Pictures without an answer, and answers beyond what COCO looks at."""
+    """Note images without a prediction, and predictions beyond the 100 that COCO counts."""
     silent = np.ones(len(scene.images), np.bool_)
     silent[found.image] = False
     silent &= np.bincount(scene.truths.image, minlength=len(silent)) > 0
-    places = np.flatnonzero(silent)
-    names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, places))
-    skips.note("image", "no_answer", places, names)
+    images = np.flatnonzero(silent)
+    names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, images))
+    skips.note("image", "no_answer", images, names)
     key = found.image * len(scene.categories) + found.category
     if len(found) and np.bincount(key).max() > BEST:
-        # Without scores these are the last ones of the file; each order has others.
+        # Without scores, the last ones of the file; each random order has others.
         order = np.lexsort((np.arange(len(key)), -np.nan_to_num(found.score), key))
         firsts = np.searchsorted(key[order], key[order])
         beyond = order[np.arange(len(order)) - firsts >= BEST]

@@ -1,40 +1,40 @@
-"""Which prediction found which object, and what is wrong with those that found none."""
+"""Match predictions to objects, and classify errors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from hotcoco import COCOeval
 
 from palidecode.coco.segmentations import as_rle
-from palidecode.evaluation.coco.engine import Engine, overlaps
+from palidecode.evaluation.coco.engine import Engine, JsonRow, overlaps
 from palidecode.evaluation.coco.tables import Scene, Table
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 FOUND_AT = 0.5
-"""IoU from which a prediction counts as right."""
+"""Least IoU of a true positive."""
 
 BACKGROUND_BELOW = 0.1
-"""IoU below which a prediction is about nothing that is there (TIDE's threshold)."""
+"""IoU below which a prediction is on background (TIDE's threshold)."""
 
 KINDS = ("ok", "localisation", "class", "both", "duplicate", "background", "ignored", "missed")
-"""What a prediction, or an object of the ground truth, can be; see `Matches.kind`."""
+"""Kinds of predictions and of objects; see `Matches.kind`."""
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """The objects that each prediction lies on best.
+    """The objects that each prediction overlaps best.
 
     Attributes
     ----------
     same, other : ndarray of float64, shape (N,)
-        Largest IoU with an object of the same class, and of another one; crowds left out.
+        Largest IoU with an object of the same class, and of another one, without crowds.
     same_truth, other_truth : ndarray of int64, shape (N,)
-        Row of that object in the ground truth's table; -1 where the IoU is 0.
+        Row of that object in the ground truth's table; -1 if the IoU is 0.
     """
 
     same: Floats
@@ -44,7 +44,7 @@ class Overlaps:
 
 
 def best_overlaps(engine: Engine, found: Table) -> Overlaps:
-    """IoU of every prediction with the objects of its picture."""
+    """Find the best overlaps of every prediction with the objects of its image."""
     scene, truths = engine.scene, engine.scene.truths
     count = len(found)
     best = Overlaps(np.zeros(count), np.zeros(count), np.full(count, -1), np.full(count, -1))
@@ -68,7 +68,7 @@ def best_overlaps(engine: Engine, found: Table) -> Overlaps:
 
 
 def _groups(of: Ints, count: int) -> list[Ints]:
-    """Rows of each image, in their order."""
+    """Rows of each image, in order."""
     order = np.argsort(of, kind="stable")
     return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
 
@@ -89,22 +89,22 @@ def _iou(engine: Engine, found: Table, rows: Ints, objects: Ints, image: int) ->
 
 @dataclass(frozen=True)
 class Matches:
-    """Every prediction and every object with what became of it, at IoU 0.5.
+    """The outcome of every prediction and every object at IoU 0.5.
 
     Attributes
     ----------
     kind : ndarray of str, shape (N,)
         Of each prediction: ``ok``; ``localisation`` (right class, IoU 0.1 to 0.5); ``class``
         (on an object of another class, IoU ≥ 0.5); ``both`` (another class, IoU 0.1 to 0.5);
-        ``duplicate`` (of an object that a better prediction found); ``background`` (on
+        ``duplicate`` (of an object that a better prediction matches); ``background`` (on
         nothing); ``ignored`` (inside a crowd, or beyond the 100 best of its image and class).
         The words are TIDE's (Bolya et al. 2020).
     truth : ndarray of int64, shape (N,)
-        Row of the object it found, or else lies on best; -1 for none.
+        Row of the matched object or, without one, of the best overlap; -1 for none.
     iou : ndarray of float64, shape (N,)
         With that object.
     missed : ndarray of bool, shape (M,)
-        Of each object: nobody found it. Crowds can't be missed.
+        Objects without a match. Crowds can't be missed.
     """
 
     kind: npt.NDArray[np.str_]
@@ -113,8 +113,8 @@ class Matches:
     missed: npt.NDArray[np.bool_]
 
 
-def match(evaluator: Any, engine: Engine, found: Table, best: Overlaps) -> Matches:
-    """The engine's matching at IoU 0.5, and TIDE's reason for what didn't match."""
+def match(evaluator: COCOeval, engine: Engine, found: Table, best: Overlaps) -> Matches:
+    """Combine the engine's matching at IoU 0.5 with TIDE's kinds of errors."""
     found_at = evaluator.image_diagnostics(iou_thr=FOUND_AT)
     count, objects = len(found), len(engine.scene.truths)
     truth = np.full(count, -1)
@@ -140,31 +140,31 @@ def match(evaluator: Any, engine: Engine, found: Table, best: Overlaps) -> Match
     iou[hit] = _iou_of(engine, found, hit, truth[hit], best)
     nearest[hit] = truth[hit]
     missed = np.zeros(objects, np.bool_)
-    lost = [number - 1 for number, what in found_at["gt_status"].items() if what == "fn"]
+    lost = [number - 1 for number, its in found_at["gt_status"].items() if its == "fn"]
     missed[lost] = True
     return Matches(kind, nearest, iou, missed)
 
 
 def _iou_of(engine: Engine, found: Table, rows: Ints, objects: Ints, best: Overlaps) -> Floats:
-    """IoU of pairs: mostly the best one, which is known."""
+    """IoU of pairs; mostly it is the best overlap, which is known."""
     iou = best.same[rows].copy()
-    for place in np.flatnonzero(best.same_truth[rows] != objects).tolist():
-        row, other = rows[place : place + 1], objects[place : place + 1]
-        iou[place] = _iou(engine, found, row, other, int(found.image[row[0]]))[0, 0]
+    for index in np.flatnonzero(best.same_truth[rows] != objects).tolist():
+        row, other = rows[index : index + 1], objects[index : index + 1]
+        iou[index] = _iou(engine, found, row, other, int(found.image[row[0]]))[0, 0]
     return iou
 
 
-def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[dict[str, Any]]:
-    """A row for each prediction, and one for each missed object; worst first.
+def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[JsonRow]:
+    """One row for each prediction and each missed object, worst first.
 
     Returns
     -------
     list of dict
-        ``image_id``, ``file_name``, ``category``, ``score`` (None where unknown), ``bbox``
+        ``image_id``, ``file_name``, ``category``, ``score`` (None if unknown), ``bbox``
         (x, y, width, height), ``kind``, ``iou``, ``truth_id``, ``truth_category``,
-        ``truth_bbox`` (None for none), ``place`` in the file's list. The most confident
-        mistakes stand first, then missed objects from the largest, then what is right, from
-        the worst fit.
+        ``truth_bbox`` (None for none), ``place`` in the file's list. First
+        the most confident errors, then missed objects from the largest, then true positives
+        from the lowest IoU.
     """
     truths = scene.truths
     names = [item["name"] for item in scene.categories]
@@ -187,24 +187,24 @@ def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[dict[str,
         )
     for row in np.flatnonzero(matches.missed).tolist():
         image = scene.images[truths.image[row]]
-        told = _truth_of(truths, names, row)
+        truth = _truth_of(truths, names, row)
         rows.append(
             {
                 "image_id": image.id,
                 "file_name": image.file_name,
-                "category": told["truth_category"],
+                "category": truth["truth_category"],
                 "score": None,
                 "bbox": None,
                 "kind": "missed",
                 "iou": 0.0,
-                **told,
+                **truth,
                 "place": None,
             }
         )
     return sorted(rows, key=_badness)
 
 
-def _truth_of(truths: Table, names: list[str], row: int) -> dict[str, Any]:
+def _truth_of(truths: Table, names: list[str], row: int) -> JsonRow:
     if row < 0:
         return {"truth_id": None, "truth_category": None, "truth_bbox": None}
     assert truths.ids is not None
@@ -215,7 +215,7 @@ def _truth_of(truths: Table, names: list[str], row: int) -> dict[str, Any]:
     }
 
 
-def _badness(row: dict[str, Any]) -> tuple[int, float]:
+def _badness(row: JsonRow) -> tuple[int, float]:
     if row["kind"] == "ok":
         return 2, row["iou"]
     if row["kind"] == "ignored":

@@ -1,4 +1,4 @@
-"""What is counted and drawn beside COCO's twelve numbers."""
+"""Results beside COCO's twelve numbers: rates, curves and confusion."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rates:
-    """Precision, recall and F1 at IoU 0.5 of all predictions, whatever their score.
+    """Precision, recall and F1 at IoU 0.5 of all predictions, regardless of score.
 
     Attributes
     ----------
     right, wrong, missed : int
-        Predictions that found an object, that found none, and objects nobody found.
+        Numbers of true positives, false positives and false negatives.
     """
 
     right: int
@@ -31,12 +31,12 @@ class Rates:
 
     @property
     def recall(self) -> float:
-        """Share of the objects that were found; NaN without objects."""
+        """Share of the objects that were detected; NaN without objects."""
         return self.right / (self.right + self.missed) if self.right + self.missed else np.nan
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of the two."""
+        """Harmonic mean of precision and recall."""
         total = 2 * self.right + self.wrong + self.missed
         return 2 * self.right / total if total else np.nan
 
@@ -54,7 +54,7 @@ class Curve:
     ----------
     name : str
     iou : float
-        Threshold from which a prediction is right.
+        Least IoU of a true positive.
     recall, precision : ndarray of float64, shape (101,)
         COCO's grid: recall 0, 0.01, … 1, and the best precision at that recall or beyond.
     """
@@ -67,15 +67,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Which class is taken for which, at IoU 0.5 and without regard to class.
+    """Confusion matrix, matched at IoU 0.5 regardless of class.
 
     Attributes
     ----------
     names : list of str
-        K classes that occur, then ``background``.
+        The K classes that occur, then ``background``.
     counts : ndarray of int64, shape (K + 1, K + 1)
-        Row: what it is; column: what was said. Last row: predictions on nothing; last column:
-        objects nobody found.
+        Rows: true class; columns: predicted class. Last row: predictions on nothing; last
+        column: missed objects.
     """
 
     names: list[str]
@@ -83,7 +83,7 @@ class Confusion:
 
 
 def best_f1(scores: Floats, right: npt.NDArray[np.bool_], objects: int) -> dict[str, float]:
-    """F1 of keeping everything from a score on, at its best; equal scores stay together."""
+    """The best F1 over all score thresholds; equal scores stay together."""
     order = np.argsort(-scores, kind="stable")
     found = np.cumsum(right[order])
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))

@@ -1,14 +1,14 @@
-"""What an evaluation found: COCO's numbers at once, everything else when it is asked for."""
+"""The result of a COCO evaluation; computes everything but COCO's numbers on demand."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from hotcoco import COCOeval
 
 from palidecode.coco.skips import Skip
 from palidecode.evaluation.coco import engine as eng
@@ -19,7 +19,7 @@ from palidecode.evaluation.coco.bootstrap import (
     resampled_rates,
     resampled_stats,
 )
-from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, IouType
+from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, IouType, JsonRow
 from palidecode.evaluation.coco.matches import (
     FOUND_AT,
     Matches,
@@ -39,30 +39,30 @@ SIZES = (("small", "below 32² px"), ("medium", "32² to 96² px"), ("large", "a
 
 @dataclass(frozen=True)
 class CocoEvaluation:
-    """Detections or masks held against ground truth; made by `evaluate_coco`.
+    """Boxes or masks compared with ground truth; made by `evaluate_coco`.
 
     Attributes
     ----------
     iou_type : {"bbox", "segm"}
     stats : ndarray of float64, shape (12,)
         AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl: COCO's numbers in
-        COCO's order; -1 where there is no object to compute one from. Without scores, means
-        over random orders.
+        COCO's order; -1 for numbers without ground truth. Without scores, means over random
+        orders.
     spread : ndarray of float64, shape (12,)
         Standard deviation over those orders; 0 with scores.
     unscored : bool
-        The predictions have no scores, or all have the same.
+        True if the predictions have no scores, or all the same score.
     orders : int
-        Random orders that `stats` is the mean of; 0 with scores.
+        Number of random orders in the means of `stats`; 0 with scores.
     intervals : dict of str to Interval
         Bootstrap intervals of COCO's numbers (AR1 and AR10 have none), ``precision``, ``recall``
-        and ``F1``, where they were asked for.
+        and ``F1``, if requested.
     skipped : tuple of Skip
-        Rows that are in no number.
+        Rows that count in no number.
     noted : tuple of Skip
-        Rows that are odd and count.
+        Rows that are unusual but count.
     images, objects, predictions : int
-        How many were evaluated; crowds are not objects.
+        Numbers evaluated; crowds are not objects.
     """
 
     iou_type: IouType
@@ -75,28 +75,28 @@ class CocoEvaluation:
     seed: int
     engine: Engine = field(repr=False)
     found: Table = field(repr=False)
+    _evaluator: COCOeval = field(repr=False)  # without scores, of the first order
     intervals: dict[str, Interval] = field(default_factory=dict, repr=False)
-    _evaluator: Any = field(repr=False, default=None)  # without scores, of the first order
     _class_means: tuple[Floats, Floats] | None = field(repr=False, default=None)
 
     @property
     def scene(self) -> Scene:
-        """The ground truth that was evaluated."""
+        """The evaluated ground truth."""
         return self.engine.scene
 
     @property
     def images(self) -> int:
-        """Images of the ground truth."""
+        """Number of images in the ground truth."""
         return len(self.scene.images)
 
     @property
     def objects(self) -> int:
-        """Objects of the ground truth, crowds left out."""
+        """Number of objects in the ground truth, without crowds."""
         return int((~self.scene.truths.crowd).sum())
 
     @property
     def predictions(self) -> int:
-        """Predictions that were evaluated."""
+        """Number of evaluated predictions."""
         return len(self.found)
 
     @property
@@ -108,15 +108,15 @@ class CocoEvaluation:
 
     @cached_property
     def overlaps(self) -> Overlaps:
-        """The objects that each prediction lies on best."""
+        """The objects that each prediction overlaps best."""
         return best_overlaps(self.engine, self.found)
 
     @cached_property
-    def _matching(self) -> Any:
-        """The engine's evaluator that says what matched.
+    def _matching(self) -> COCOeval:
+        """The engine's evaluator for the matching.
 
-        Without scores the predictions take their objects in the order of how well they fit,
-        so that the result doesn't depend on the order of the file.
+        Without scores, predictions are matched in the order of their IoU, so that the result
+        doesn't depend on the order of the file.
         """
         if not self.unscored:
             return self._evaluator
@@ -124,7 +124,7 @@ class CocoEvaluation:
 
     @cached_property
     def matches(self) -> Matches:
-        """What became of every prediction and every object."""
+        """The outcome of every prediction and every object."""
         return match(self._matching, self.engine, self.found, self.overlaps)
 
     @cached_property
@@ -136,32 +136,31 @@ class CocoEvaluation:
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """How many predictions are of each kind, and how many objects were missed."""
+        """Counts of each kind of prediction, and of missed objects."""
         counts = Counter(self.matches.kind.tolist())
         return {**counts, "missed": int(self.matches.missed.sum())}
 
     @cached_property
-    def tide(self) -> dict[str, Any]:
+    def tide(self) -> JsonRow:
         """TIDE's errors as hotcoco computes them.
 
-        ``delta_ap`` says how much AP50 would rise if nothing but this error were mended,
-        ``counts`` how often it happens, ``ap_base`` is AP50. Without scores AP depends on an
-        order, so there only the counts mean something.
+        ``delta_ap`` is the AP50 gained by fixing only this error, ``counts`` its count,
+        ``ap_base`` is AP50. Without scores AP depends on the order, so there are only counts.
         """
-        found: dict[str, Any] = self._matching.tide_errors()
+        found: JsonRow = self._matching.tide_errors()
         return {key: found[key] for key in ("counts",)} if self.unscored else found
 
     @cached_property
     def confusion(self) -> Confusion:
-        """Which class is taken for which."""
+        """The confusion matrix of the classes."""
         found = self._matching.confusion_matrix(FOUND_AT)
         counts = np.asarray(found["matrix"], np.int64)
         used = np.flatnonzero(counts[:-1].sum(axis=1) + counts[:, :-1].sum(axis=0))
-        names = [self.scene.categories[place]["name"] for place in used.tolist()]
+        names = [self.scene.categories[index]["name"] for index in used.tolist()]
         kept = np.append(used, len(counts) - 1)
         return Confusion([*names, "background"], counts[np.ix_(kept, kept)])
 
-    # -- what needs scores ----------------------------------------------------------------
+    # -- numbers that need scores ----------------------------------------------------------------
 
     @cached_property
     def _class_ap(self) -> Floats:
@@ -183,7 +182,7 @@ class CocoEvaluation:
     def curves(self) -> list[Curve]:
         """Precision over recall at IoU 0.5 and 0.75: the mean over classes, then each class.
 
-        Empty without scores: the order of the predictions is what such a curve shows.
+        Empty without scores, because such a curve shows the order of the predictions.
         """
         if self.unscored:
             return []
@@ -195,30 +194,30 @@ class CocoEvaluation:
             if len(used):
                 mean = precision[row][:, used].mean(axis=1)
                 found.append(Curve("all classes", iou, recall, mean))
-            for place in used.tolist():
-                name = self.scene.categories[place]["name"]
-                found.append(Curve(name, iou, recall, precision[row, :, place]))
+            for index in used.tolist():
+                name = self.scene.categories[index]["name"]
+                found.append(Curve(name, iou, recall, precision[row, :, index]))
         return found
 
     @cached_property
-    def calibration(self) -> dict[str, Any] | None:
-        """Whether a score of 0.8 is right eight times in ten, in ten bins at IoU 0.5.
+    def calibration(self) -> JsonRow | None:
+        """Calibration of scores as probabilities of being right, in ten bins at IoU 0.5.
 
         Returns
         -------
         dict or None
             ``ece`` and ``mce`` (mean and largest gap), ``bins`` (list of dict). None without
-            scores, or where they aren't probabilities.
+            scores, or if they aren't probabilities.
         """
         scores = self.found.score
         if self.unscored or not len(scores) or scores.min() < 0 or scores.max() > 1:
             return None
-        found: dict[str, Any] = self._evaluator.calibration()
+        found: JsonRow = self._evaluator.calibration()
         return found
 
     @cached_property
     def best_threshold(self) -> dict[str, float] | None:
-        """The score from which keeping predictions gives the best F1 at IoU 0.5.
+        """The score threshold with the best F1 at IoU 0.5.
 
         Returns
         -------
@@ -232,7 +231,7 @@ class CocoEvaluation:
 
     # -- tables ---------------------------------------------------------------------------
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonRow]:
         """One row for each class that has objects or predictions, ready for a DataFrame.
 
         Returns
@@ -245,13 +244,13 @@ class CocoEvaluation:
         return self._rows
 
     @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self) -> list[JsonRow]:
         truths, found, matches = self.scene.truths, self.found, self.matches
         solid = ~truths.crowd
         rows = []
-        for place, category in enumerate(self.scene.categories):
-            of = (truths.category == place) & solid
-            said = found.category == place
+        for index, category in enumerate(self.scene.categories):
+            of = (truths.category == index) & solid
+            said = found.category == index
             if not of.any() and not said.any():
                 continue
             kinds = matches.kind[said]
@@ -261,7 +260,7 @@ class CocoEvaluation:
             best = None
             if not self.unscored and of.any() and seen.any():
                 best = best_f1(found.score[said][seen], kinds[seen] == "ok", int(of.sum()))
-            ap = self._class_ap[:, place]
+            ap = self._class_ap[:, index]
             rows.append(
                 {
                     "category": category["name"],
@@ -271,7 +270,7 @@ class CocoEvaluation:
                     "AP": _number(ap.mean()),
                     "AP50": _number(ap[0]),
                     "AP75": _number(ap[5]),
-                    "AR100": _number(self._class_ar[place]),
+                    "AR100": _number(self._class_ar[index]),
                     "precision": _number(rates.precision),
                     "recall": _number(rates.recall),
                     "F1": _number(rates.f1),
@@ -282,7 +281,7 @@ class CocoEvaluation:
         return rows
 
     @cached_property
-    def sizes(self) -> list[dict[str, Any]]:
+    def sizes(self) -> list[JsonRow]:
         """Small, medium and large objects: ``size``, ``range``, ``objects``, ``AP``, ``AR``."""
         area = self.scene.truths.area[~self.scene.truths.crowd]
         counts = np.histogram(area, [0, 32**2, 96**2, np.inf])[0]
@@ -290,22 +289,22 @@ class CocoEvaluation:
             {
                 "size": name,
                 "range": text,
-                "objects": int(counts[place]),
-                "AP": _metric(self.stats[3 + place]),
-                "AR": _metric(self.stats[9 + place]),
+                "objects": int(counts[index]),
+                "AP": _metric(self.stats[3 + index]),
+                "AR": _metric(self.stats[9 + index]),
             }
-            for place, (name, text) in enumerate(SIZES)
+            for index, (name, text) in enumerate(SIZES)
         ]
 
     @cached_property
-    def image_rows(self) -> list[dict[str, Any]]:
+    def image_rows(self) -> list[JsonRow]:
         """One row for each image, the worst F1 first.
 
         Returns
         -------
         list of dict
             ``image_id``, ``file_name``, ``objects``, ``predictions``, ``right``, ``wrong``,
-            ``missed``, ``F1`` (None where there is neither object nor prediction).
+            ``missed``, ``F1`` (None without objects and predictions).
         """
         truths = self.scene.truths
         columns = zip(
@@ -337,14 +336,14 @@ class CocoEvaluation:
         """Right and wrong predictions and missed objects of each image, shape (B, 3)."""
         kind, image = self.matches.kind, self.found.image
         right, counted = kind == "ok", kind != "ignored"
-        places = image[right], image[counted & ~right], self.scene.truths.image[self.matches.missed]
-        return np.stack([self._per_image(of) for of in places], axis=1)
+        images = image[right], image[counted & ~right], self.scene.truths.image[self.matches.missed]
+        return np.stack([self._per_image(of) for of in images], axis=1)
 
-    def _per_image(self, places: Ints) -> Ints:
-        return np.bincount(places, minlength=self.images)
+    def _per_image(self, images: Ints) -> Ints:
+        return np.bincount(images, minlength=self.images)
 
     @cached_property
-    def match_rows(self) -> list[dict[str, Any]]:
+    def match_rows(self) -> list[JsonRow]:
         """One row for each prediction and each missed object, worst first.
 
         Returns
@@ -355,8 +354,8 @@ class CocoEvaluation:
         """
         return gallery_rows(self.scene, self.found, self.matches)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the rows of images and predictions, as JSON takes it."""
+    def as_dict(self) -> JsonRow:
+        """Convert everything but the rows of images and predictions to JSON values."""
         rates = self.rates
         return {
             "iou_type": self.iou_type,
@@ -394,20 +393,20 @@ class CocoEvaluation:
     def bootstrap(
         self, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
     ) -> dict[str, Interval]:
-        """Intervals of COCO's numbers and of precision, recall and F1, from resampling images.
+        """Compute intervals of COCO's numbers, precision, recall and F1 by resampling images.
 
         Parameters
         ----------
         resamples : int
         seed : int
         confidence : float
-            Share of other sets of as many images whose number the interval should hold.
+            Confidence level of the intervals.
 
         Returns
         -------
         dict of str to Interval
-            By the names of `metrics`, and ``precision``, ``recall`` and ``F1``; for all but AR1
-            and AR10, and without those that can't be computed.
+            By the names of `metrics` (without AR1 and AR10), and ``precision``, ``recall`` and
+            ``F1``, for all numbers that can be computed.
         """
         samples = resampled_stats(self.engine, self.scored(), resamples, seed)
         stats = np.where(self.stats == NOTHING, np.nan, self.stats)
@@ -423,7 +422,7 @@ class CocoEvaluation:
 
 
 def random_orders(count: int, orders: int, seed: int) -> list[Floats]:
-    """Scores, all different, that put predictions into random orders."""
+    """Draw distinct scores that put predictions into random orders."""
     rng = np.random.default_rng(seed)
     return [(rng.permutation(count) + 1) / (count + 1) for _ in range(orders)]
 

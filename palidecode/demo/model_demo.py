@@ -159,8 +159,9 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
         truth = read_json(folder / TRUTH)
         names = [str(image["file_name"]) for image in truth["images"]]
         pictures = [open_picture(folder / name) for name in names]
-    found = decoder.segment(pictures, " ; ".join(decoder.classes), batch_size=len(pictures))
-    dataset = to_coco(found, categories=list(decoder.classes), segmentation="rle", file_names=names)
+    classes = list(decoder.classes)
+    detections = decoder.segment(pictures, " ; ".join(classes), batch_size=len(pictures))
+    dataset = to_coco(detections, categories=classes, segmentation="rle", file_names=names)
     boxes = evaluate_coco(truth, dataset, "bbox")
     masks = evaluate_coco(truth, dataset, "segm")
     ious = [row["iou"] for row in masks.match_rows if row["kind"] == "ok"]
@@ -168,14 +169,14 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
     seconds = time.perf_counter() - began
     files = [output / "sheet.png", output / "overlays", output / "coco.json"]
     files.append(output / "metrics.json")
-    overlays = [draw(_large(image), found, index=n) for n, image in enumerate(pictures)]
+    overlays = [draw(_large(image), detections, index=n) for n, image in enumerate(pictures)]
     for name, overlay in zip(names, overlays, strict=True):
         _save(overlay, files[1] / Path(name).with_suffix(".png"))
     _save(_sheet(overlays), files[0])
     report = ModelReport(
         pictures=len(pictures),
         objects=len(truth["annotations"]),
-        found=len(found),
+        found=len(detections),
         boxes=_three(boxes.stats),
         masks=_three(masks.stats),
         mask_iou=round(float(np.mean(ious)), 4) if ious else 0.0,
@@ -214,13 +215,16 @@ def run_on(
     decoder = _load(model)
     known = " ; ".join(decoder.classes)
     answer = decoder.generate(image, prompt or f"segment {known}", grammar=True, over="allowed")[0]
-    found = decoder.read([answer])
+    detections = decoder.read([answer])
     target = output / f"{picture.stem}.png"
-    _save(draw(_large(image), found), target)
+    _save(draw(_large(image), detections), target)
     objects = [
         {"label": label, "box": [round(v, 1) for v in box], "score": round(score, 4)}
         for label, box, score in zip(
-            found.labels, found.xyxy.tolist(), found.scores.tolist(), strict=True
+            detections.labels,
+            detections.xyxy.tolist(),
+            detections.scores.tolist(),
+            strict=True,
         )
     ]
     knows = _KNOWS_LITTLE.format(classes=", ".join(decoder.classes))

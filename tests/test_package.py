@@ -35,7 +35,6 @@ RIDDLES_TO_SOLVE = {
     "coco",
     "codec",
     "evaluation",
-    "finetune",
     "geometry",
     "pipeline",
     "ray_data",

@@ -1,4 +1,4 @@
-"""Boxes to loc bins and masks to seg codes: the way back, as big_vision prepares its training."""
+"""Encode boxes to loc bins and masks to seg codes, as big_vision's training data."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from palidecode.vocab import MASK_SIDE, SEG_PER_MASK
 
 Masks: TypeAlias = npt.NDArray[Any] | Sequence[Rle] | Sequence[npt.NDArray[Any]]
 
-_CHUNK = 512  # crops in memory at once: 8 MB
+_CHUNK = 512  # crops per block: 8 MB
 
 
 def encode_boxes(
     xyxy: npt.ArrayLike, sizes: npt.ArrayLike, divisor: int = DEFAULT_DIVISOR
 ) -> npt.NDArray[np.int16]:
-    """Boxes in pixels to loc bins.
+    """Encode boxes in pixels to loc bins.
 
     Parameters
     ----------
     xyxy : array_like of float, shape (N, 4)
-        x1, y1, x2, y2 in pixels; what lies outside the image is clipped.
+        x1, y1, x2, y2 in pixels, clipped to the image.
     sizes : array_like of int, shape (2,) or (N, 2)
         Image width and height in pixels, one for all or one per box.
     divisor : {1024, 1023}
-        The one the decoder will use; 1023 is big_vision's ``round(v · 1023)``.
+        The divisor of the decoder; 1023 is big_vision's ``round(v · 1023)``.
 
     Returns
     -------
     ndarray of int16, shape (N, 4)
-        y1, x1, y2, x2 in 0 … 1023. A box thinner than a bin may come out without area
-        (``y2 <= y1`` or ``x2 <= x1``); `to_finetuning_rows` leaves those out and counts them.
+        y1, x1, y2, x2 in 0 … 1023. A box thinner than a bin may have no area
+        (``y2 <= y1`` or ``x2 <= x1``); `to_finetuning_rows` skips and counts such boxes.
 
     Raises
     ------
@@ -54,17 +54,17 @@ def encode_boxes(
 
 
 def encode_masks(masks: Masks, xyxy: npt.ArrayLike, codec: MaskCodec) -> npt.NDArray[np.uint8]:
-    """Masks of whole images to the sixteen seg codes of each.
+    """Encode masks of whole images to sixteen seg codes each.
 
-    The crop is big_vision's: the box's corners rounded to pixels, what lies inside resized
-    to 64×64 bilinearly with antialias. The codes belong to the `codec` that made them; another
-    codec's weights make other shapes of them.
+    Crops as big_vision does: rounds the box's corners to pixels and resizes the content to 64×64,
+    bilinearly with antialias. The codes belong to the `codec` that made them; another codec
+    decodes them to other shapes.
 
     Parameters
     ----------
     masks : ndarray of bool or uint8 (0 and 1), shape (N, H, W); or list of N RLE dicts
-        COCO's RLE, compressed or not, of images of any size; they are cropped without
-        decoding the image, to the very same values.
+        COCO's RLE, compressed or not, of images of any size; cropped to the same values without
+        decoding the image.
     xyxy : array_like of float, shape (N, 4)
         Boxes in pixels.
     codec : MaskCodec
@@ -73,13 +73,13 @@ def encode_masks(masks: Masks, xyxy: npt.ArrayLike, codec: MaskCodec) -> npt.NDA
     Returns
     -------
     ndarray of uint8, shape (N, 16)
-        In 0 … 127. A mask without a pixel in its box gets the codes of an empty crop.
+        In 0 … 127. A mask without a pixel in its box has the codes of an empty crop.
 
     Raises
     ------
     InputError
-        Where the numbers of masks and boxes differ, for boxes that aren't finite, for damaged
-        RLE, and for masks with values outside [0, 1].
+        If the numbers of masks and boxes differ, for boxes that aren't finite, for damaged RLE,
+        and for masks with values outside [0, 1].
 
     Examples
     --------
@@ -100,7 +100,7 @@ def encode_masks(masks: Masks, xyxy: npt.ArrayLike, codec: MaskCodec) -> npt.NDA
 
 
 def crop_rles(rles: Sequence[Rle], xyxy: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """`crop_masks` of RLE, value for value, without decoding the images.
+    """Crop RLE masks to the same values as `crop_masks`, without decoding the images.
 
     Parameters
     ----------
@@ -112,12 +112,12 @@ def crop_rles(rles: Sequence[Rle], xyxy: npt.ArrayLike) -> npt.NDArray[np.float3
     Returns
     -------
     ndarray of float32, shape (N, 64, 64)
-        In [0, 1]; all 0 where the rounded box is empty, or the mask has no pixel in it.
+        In [0, 1]; all 0 if the rounded box is empty or the mask has no pixel in it.
 
     Raises
     ------
     InputError
-        For damaged RLE, and where the numbers differ.
+        For damaged RLE, and if the numbers differ.
     """
     boxes = _finite(xyxy)
     if len(rles) != len(boxes):

@@ -39,7 +39,7 @@ _TOKEN_LIKE = re.compile("<[^<>]*>|<loc|<seg|\\[@BOS@\\]|\u2581")
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How rows are written; see `to_finetuning_rows`."""
+    """Options of `to_finetuning_rows`, which explains them."""
 
     task: Task = "detect"
     classes: Classes = "all"
@@ -73,31 +73,31 @@ class RowOptions:
 
     @property
     def reads_masks(self) -> bool:
-        """Whether an annotation must have a segmentation."""
+        """True if an annotation must have a segmentation."""
         return self.task == "segment" or self.boxes == "masks"
 
 
 @dataclass
 class EncodeReport:
-    """What became rows, and what was left out, by reason.
+    """Counts of rows and objects, and of everything skipped, by reason.
 
     Attributes
     ----------
     images, objects : int
         Rows, and objects in their suffixes.
     crowds : int
-        Crowd annotations: many things under one mask can't be said as one object.
+        Crowd annotations: one mask over many objects can't be one object of an answer.
     degenerate_boxes : int
         Boxes without area: as given, in loc bins, or (under segment) in whole pixels.
     empty_masks, masks_outside_box : int
         Masks without a pixel, and masks without a pixel inside their box.
     no_segmentation : int
-        Annotations without a mask where one is needed.
+        Annotations without a mask if one is needed.
     unknown_images, unknown_categories : int
         Annotations of an image or a category that the dataset doesn't have.
     bad_labels : Counter of str
         Category names that can't be written into an answer (``;``, newlines, text that reads
-        as a token), and how many annotations went with each.
+        as a token), with the number of their annotations.
     unreadable : int
         Annotations whose box or segmentation can't be read.
     over_the_cap : int
@@ -105,7 +105,7 @@ class EncodeReport:
     bad_images : int
         Image entries without a usable id, name or size.
     images_without_objects : int
-        Images that gave no row because nothing is in them.
+        Images that gave no row because they have no objects.
     """
 
     images: int = 0
@@ -124,7 +124,7 @@ class EncodeReport:
     images_without_objects: int = 0
 
     def left_out(self) -> dict[str, Any]:
-        """What isn't 0, for messages."""
+        """The counts above 0 of skipped entries, by reason."""
         made = ("images", "objects")
         return {name: value for name, value in vars(self).items() if value and name not in made}
 
@@ -291,7 +291,7 @@ class GroundTruth:
 
 
 def name_problem(name: str) -> str | None:
-    """Why a category's name can't be written into prompts and answers, or None if it can."""
+    """Describe why a category's name can't be in prompts and answers; None if it can."""
     if not name:
         return "no letters"
     found = _TOKEN_LIKE.search(name)

@@ -1,11 +1,10 @@
-"""What encoding costs: the IoU that a model without any mistake would reach."""
+"""Round-trip IoU: the upper bound left by quantising boxes and masks to tokens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ OVERALL = "all classes"
 
 @dataclass
 class IouSums:
-    """Objects of one class, and the sums of their IoU.
+    """The number of objects of a class, and the sums of their IoU.
 
     Attributes
     ----------
@@ -36,8 +35,8 @@ class IouSums:
     box_iou: float = 0.0
     mask_iou: float = 0.0
 
-    def means(self) -> dict[str, Any]:
-        """Number of objects, mean box IoU, mean mask IoU (None without masks); in [0, 1]."""
+    def means(self) -> dict[str, float | None]:
+        """Number of objects, mean box IoU, and mean mask IoU (None without masks) in [0, 1]."""
         return {
             "objects": self.objects,
             "box_iou": self.box_iou / self.objects if self.objects else None,
@@ -46,17 +45,17 @@ class IouSums:
 
 
 class RoundTrip:
-    """Decodes what was encoded, and holds it against what it was made from.
+    """Decodes encoded objects and compares them with the originals.
 
-    Boxes are compared in pixels, masks at full resolution, pasted as big_vision's evaluator
-    does it; no image is ever built. Only sums are kept.
+    Compares boxes in pixels, and masks at full resolution, pasted as by big_vision's evaluator but
+    without building images. Keeps only sums.
 
     Parameters
     ----------
     codec : MaskCodec, optional
-        The one that made the codes.
+        The codec of the codes.
     divisor : {1024, 1023}
-        The one that made the bins.
+        The divisor of the bins.
 
     Attributes
     ----------
@@ -72,7 +71,7 @@ class RoundTrip:
         self._divisor = divisor
 
     def add(self, encoded: Sequence[EncodedImage]) -> None:
-        """Measure some images."""
+        """Add the round trips of some images."""
         labels = [label for image in encoded for label in image.labels]
         if not labels:
             return
@@ -98,7 +97,7 @@ class RoundTrip:
         index: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int64],
     ) -> list[float]:
-        """One number per object; NaN under detect."""
+        """Mask IoU of each object; NaN for detect."""
         codes = [image.codes for image in encoded if image.codes is not None and len(image.codes)]
         if self._codec is None or not codes:
             return [math.nan] * len(labels)
@@ -116,13 +115,13 @@ class RoundTrip:
         truth = [rle for image in encoded for rle in image.rles]
         return [_rle_iou(a, b) for a, b in zip(found.to_rle(), truth, strict=True)]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``: ``overall``, and ``classes`` by name."""
+    def as_dict(self) -> dict[str, object]:
+        """Convert to JSON values: ``overall``, and ``classes`` by name."""
         classes = {label: self.by_class[label].means() for label in sorted(self.by_class)}
         return {"overall": self.overall.means(), "classes": classes}
 
     def table(self) -> str:
-        """One line per class, the most frequent first, and one for all."""
+        """Format one line per class, the most frequent first, and one for all classes."""
         ranked = sorted(self.by_class.items(), key=lambda item: (-item[1].objects, item[0]))
         rows = [*ranked, (OVERALL, self.overall)]
         width = max(len("class"), *(len(label) for label, _ in rows))

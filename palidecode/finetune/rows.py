@@ -1,9 +1,9 @@
-"""COCO datasets to fine-tuning rows: what the model reads (prefix) and shall answer (suffix)."""
+"""Convert COCO datasets to fine-tuning rows: a prompt (prefix) and its answer (suffix)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +32,12 @@ from palidecode.geometry.rle import Rle
 from palidecode.prompts import Task, write_prompt
 
 CHUNK = 512
+Row: TypeAlias = dict[str, Any]
+"""JSON values by name; see `to_finetuning_rows`."""
 
 
 class EncodedImage(NamedTuple):
-    """One image's row, and what it was made from.
+    """One image's row and its sources.
 
     Attributes
     ----------
@@ -43,14 +45,14 @@ class EncodedImage(NamedTuple):
         image, prefix, suffix, width, height.
     labels : list of str, length N
     xyxy : ndarray of float64, shape (N, 4)
-        The boxes before they became bins, in pixels.
+        The boxes before quantisation, in pixels.
     loc : ndarray of int16, shape (N, 4)
     rles : list of (Rle or None), length N
     codes : ndarray of uint8, shape (N, 16), or None
-        None under detect.
+        None for detect.
     """
 
-    row: dict[str, Any]
+    row: Row
     labels: list[str]
     xyxy: npt.NDArray[np.float64]
     loc: npt.NDArray[np.int16]
@@ -79,15 +81,14 @@ def to_finetuning_rows(
     empty_images: EmptyImages = "keep",
     invalid: Invalid = "skip",
     report: EncodeReport | None = None,
-) -> Iterator[dict[str, Any]]:
-    """A COCO dataset to rows of prefix and suffix, one per image.
+) -> Iterator[Row]:
+    """Convert a COCO dataset to rows of prefix and suffix, one per image.
 
-    A class is not asked for in an image where all of its objects were left out (crowds, bad
-    entries, those over the cap): an answer without them would teach that there are none.
+    The prefix of an image doesn't ask for a class whose objects were all skipped (crowds, bad
+    entries, objects over the cap): an answer without them would teach that there are none.
 
-    Rows are made when they are asked for, and 512 masks are encoded at a time. What grows
-    with the file is the JSON itself, which is loaded whole, and a list of its annotations by
-    image; rows, masks and crops don't add up.
+    Makes rows lazily and encodes 512 masks at a time. Memory grows with the JSON, which is loaded
+    whole, and a list of its annotations by image; rows, masks and crops are not accumulated.
 
     Parameters
     ----------
@@ -96,46 +97,45 @@ def to_finetuning_rows(
     task : {"detect", "segment"}
         Boxes, or boxes and masks.
     codec : MaskCodec, optional
-        What makes the seg codes, for ``segment``; `load_codec()` by default. To fine-tune a
-        Google checkpoint it must be Google's.
+        The encoder for ``segment``; `load_codec()` by default. To fine-tune a Google checkpoint
+        it must be Google's.
     classes : {"all", "present", "present+absent"}
-        Which classes the prefix asks for: every category, those in the image, or those and
-        some that aren't there. Always in the order of the categories, so that the order gives
-        nothing away.
+        Classes in the prefix: every category, those in the image, or those and some absent ones.
+        Always in the order of the categories, so that the order reveals nothing.
     absent : int
-        How many absent classes, with ``"present+absent"``.
+        Number of absent classes, with ``"present+absent"``.
     order : {"given", "left-to-right", "area", "shuffled"}
-        Of the objects in the suffix: as in the file, by x1 then y1, largest box first, or
-        at random.
+        Order of the objects in the suffix: as in the file, by x1 then y1, largest box first, or
+        random.
     seed : int
-        For ``"shuffled"`` and the choice of absent classes; together with the image's place
-        in the file it settles both.
+        Seed of ``"shuffled"`` and of the choice of absent classes, combined with the image's
+        index in the file.
     max_objects : int, optional
-        The first so many in that order; the others are cut and counted.
+        Most objects in a suffix; the others are skipped and counted.
     boxes : {"annotations", "masks"}
-        ``bbox`` as given, or the tight box of the mask.
+        The ``bbox`` as given, or the tight box of the mask.
     divisor : {1024, 1023}
-        Of the loc bins; see `loc_to_xyxy`.
+        Divisor of the loc bins; see `loc_to_xyxy`.
     empty_images : {"keep", "skip"}
-        What to do with images without objects: a row whose suffix is ``""``, or none. With
-        ``classes="present"`` there is nothing to ask for, and never a row.
+        Images without objects give a row with the suffix ``""``, or none. With
+        ``classes="present"`` they have nothing to ask for and never give a row.
     invalid : {"skip", "error"}
-        Leave out what can't be written and count it, or raise at the first. Crowds and
-        objects over the cap are always left out and counted.
+        Skip and count entries that can't be written, or raise at the first. Crowds and objects
+        over the cap are always skipped and counted.
     report : EncodeReport, optional
-        Is filled while rows are taken.
+        Filled while rows are taken.
 
     Yields
     ------
     dict
         ``image`` (file name), ``prefix``, ``suffix`` (without ``<eos>``), ``width`` and
-        ``height``, and ``codec`` where there are codes: the id of the weights they belong to.
-        ``palidecode decode`` reads these rows too.
+        ``height``, and ``codec`` with codes: the id of their weights. ``palidecode decode``
+        reads these rows too.
 
     Raises
     ------
     InputError
-        For a file that is no COCO dataset, unknown options, and, with ``invalid="error"``, the
+        For a file that isn't a COCO dataset, unknown options, and, with ``invalid="error"``, the
         first entry that can't be used.
     WeightsError
         If the codec's weights can't be found or used.
@@ -172,11 +172,11 @@ def to_finetuning_rows(
 def encode_images(
     truth: GroundTruth, codec: MaskCodec | None, chunk: int = CHUNK
 ) -> Iterator[list[EncodedImage]]:
-    """Rows with what they were made from, for `chunk` objects (or images) or a few more at once."""
+    """Encode images in blocks of about `chunk` objects (or images)."""
     drafts: list[_Draft] = []
     objects = 0
-    for place, image in enumerate(truth.images):
-        draft = _draft(image, truth, np.random.default_rng([truth.options.seed, place]))
+    for index, image in enumerate(truth.images):
+        draft = _draft(image, truth, np.random.default_rng([truth.options.seed, index]))
         if draft is None:
             truth.report.images_without_objects += 1
             continue
@@ -190,7 +190,7 @@ def encode_images(
 
 
 def _draft(image: AnnotatedImage, truth: GroundTruth, rng: np.random.Generator) -> _Draft | None:
-    """One image's prompt and objects, in order; None where there is nothing to write."""
+    """One image's prompt and ordered objects; None if it gives no row."""
     options = truth.options
     found, unclear = truth.objects_of(image)
     objects = _ordered(found, options.order, rng)
@@ -211,7 +211,7 @@ def _ordered(objects: list[TrueObject], order: Order, rng: np.random.Generator) 
     if order == "area":
         return sorted(objects, key=lambda item: -float(box_area(item.xyxy[None])[0]))
     if order == "shuffled":
-        return [objects[place] for place in rng.permutation(len(objects))]
+        return [objects[index] for index in rng.permutation(len(objects))]
     return objects
 
 
@@ -222,21 +222,21 @@ def _asked(
     options: RowOptions,
     rng: np.random.Generator,
 ) -> list[str]:
-    """What the prefix asks for, in the dataset's order."""
+    """Choose the classes of the prefix, in the dataset's order."""
     if options.classes == "all":
         return [name for name in classes if name not in unclear]
     asked = set(present)
     if options.classes == "present+absent":
         others = [name for name in classes if name not in present and name not in unclear]
         count = min(options.absent, len(others))
-        asked.update(others[place] for place in rng.choice(len(others), count, replace=False))
+        asked.update(others[index] for index in rng.choice(len(others), count, replace=False))
     return [name for name in classes if name in asked]
 
 
 def _finish(
     drafts: list[_Draft], truth: GroundTruth, codec: MaskCodec | None
 ) -> list[EncodedImage]:
-    """Encode the crops of several images at once, and write their suffixes."""
+    """Encode the crops of several images together, and write their suffixes."""
     crops = [item.crop for draft in drafts for item in draft.objects if item.crop is not None]
     made = codec.encode(np.stack(crops)) if crops and codec is not None else None
     finished, done = [], 0
@@ -249,7 +249,7 @@ def _finish(
             for item, seg in zip(objects, segs, strict=True)
         )
         width, height = image.size
-        row: dict[str, Any] = {"image": image.name, "prefix": prefix, "suffix": suffix}
+        row: Row = {"image": image.name, "prefix": prefix, "suffix": suffix}
         row |= {"width": width, "height": height}
         if codec is not None and codes is not None and len(codes):
             row["codec"] = codec.id
@@ -269,21 +269,21 @@ def _finish(
 
 
 def split_images(names: list[str], share: float, seed: int = 0) -> set[str]:
-    """The names of the images that go into the validation file.
+    """Choose the names of the images for the validation file.
 
     Parameters
     ----------
     names : list of str
-        File names; one that comes several times goes to one side with all its rows.
+        File names; all rows of a repeated name go to the same side.
     share : float
-        Of the images, above 0 and below 1; at least one image stays on each side.
+        Share of the images, above 0 and below 1; each side gets at least one image.
     seed : int
     """
     if not 0 < share < 1:
-        raise InputError(f"the share for validation must lie between 0 and 1, got {share}")
+        raise InputError(f"the share for validation must be between 0 and 1, got {share}")
     different = list(dict.fromkeys(names))
     if len(different) < 2:
         raise InputError(f"{len(different)} images can't be split in two")
     count = min(max(round(share * len(different)), 1), len(different) - 1)
     chosen = np.random.default_rng(seed).permutation(len(different))[:count]
-    return {different[place] for place in chosen}
+    return {different[index] for index in chosen}

@@ -1,7 +1,7 @@
-"""Detections: what was found in many images, in columns; and `decode`, which makes them.
+"""Detections of many images in columns; `decode` makes them, `draw` draws them.
 
-Masks stay sixteen codes (or RLE) until somebody asks for pixels, and are then made in the
-crop of their box, never in the whole image.
+Masks stay sixteen codes (or RLE) until pixels are asked for, and are then made in the crop of
+their box, never in the whole image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,9 @@ from palidecode import interop
 from palidecode.answers.assembler import ParseIssue
 from palidecode.answers.batch import ParsedBatch, parse_batch
 from palidecode.answers.parsing import Answer, Detokenize
+from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
-from palidecode.codec.weights import GOOGLE_ID
+from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.drawing import caption_of, color_of, draw_objects
 from palidecode.errors import InputError
 from palidecode.files import Picture
@@ -32,14 +33,19 @@ from palidecode.geometry.polygons import Holes, Polygons, exact_polygons, smooth
 from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop, rle_to_window
 from palidecode.vocab import MASK_SIDE, PALIGEMMA, SEG_PER_MASK, Vocabulary
 
+if TYPE_CHECKING:
+    import fiftyone
+    import supervision
+    import torch
+
 Rows: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice | Sequence[int]
 
 _CHUNK = 512  # fields in memory at once: 8 MB
-_KEPT = 512  # as many fields are kept, so that nothing decodes them twice
+_KEPT = 512  # up to this number, fields are kept and not decoded again
 
 
 class CodecMismatchWarning(UserWarning):
-    """Seg codes are being decoded with weights they were not made for: the masks are wrong."""
+    """Seg codes are decoded with weights they don't belong to: the masks are wrong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,32 +55,32 @@ class Detections:
     Attributes
     ----------
     xyxy : ndarray of float32, shape (N, 4)
-        Boxes in pixels; inverted and empty ones stay as the model wrote them.
+        Boxes in pixels, as the model wrote them: some may be inverted or empty.
     labels : list of str, length N
-        ``""`` where the answer had none.
+        ``""`` for an object without a label.
     scores : ndarray of float32, shape (N,)
         NaN where unknown: PaliGemma's text carries none.
     image_index : ndarray of int64, shape (N,)
-        Which of `sizes` each row belongs to; ascending when made by `decode`.
+        Index into `sizes` of each row's image; ascending when made by `decode`.
     sizes : ndarray of int64, shape (B, 2)
         Width and height of every image, those without objects included.
     codes : ndarray of uint8, shape (N, 16)
         Mask codes; 0 where there are none.
     has_mask : ndarray of bool, shape (N,)
     rles : list of (Rle or None), optional
-        Masks that did not come as codes (from a COCO file); they go before codes.
+        Masks that did not come as codes (from a COCO file); they have precedence over codes.
     codec : MaskCodec, optional
-        What decodes the codes; without it `load_codec()` is used when a mask is asked for.
+        Decodes the codes; without it `load_codec()` is used when a mask is asked for.
     codes_id : str
         The weights the codes belong to: ``google-oid`` for Google's checkpoints and their
         fine-tunes. Other weights make other shapes of them, so a mismatch warns.
     issues : list of (int, ParseIssue)
-        What was odd, with the number of the image.
+        Parse issues, with the index of the image.
 
     Raises
     ------
     InputError
-        Where the columns' shapes don't fit each other.
+        If the shapes of the columns don't fit together.
     """
 
     xyxy: npt.NDArray[np.float32]
@@ -99,15 +105,15 @@ class Detections:
             "has_mask": (count,),
         }
         for name, shape in shapes.items():
-            found = getattr(self, name).shape
-            if found != shape:
-                raise InputError(f"{count} labels need {name} of shape {shape}, got {found}")
+            given = getattr(self, name).shape
+            if given != shape:
+                raise InputError(f"{count} labels need {name} of shape {shape}, got {given}")
         if self.sizes.ndim != 2 or self.sizes.shape[1] != 2:
             raise InputError(f"sizes must have shape (B, 2), got {self.sizes.shape}")
         if self.rles is not None and len(self.rles) != count:
             raise InputError(f"{count} labels need as many rles, got {len(self.rles)}")
         if count and not (0 <= self.image_index.min() <= self.image_index.max() < len(self.sizes)):
-            raise InputError(f"image_index must lie in 0 … {len(self.sizes) - 1}")
+            raise InputError(f"image_index must be in 0 … {len(self.sizes) - 1}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,7 +125,7 @@ class Detections:
         )
 
     def select(self, rows: Rows) -> Detections:
-        """Some rows, all images: by index, boolean mask or slice. Issues go along."""
+        """Select rows by index, boolean mask or slice; all images and issues stay."""
         keep = self._numbers(rows)
         index = keep.tolist()
         return replace(
@@ -134,7 +140,7 @@ class Detections:
         )
 
     def image(self, index: int) -> Detections:
-        """One image's rows, as Detections of that image alone."""
+        """Select one image: its rows and its issues."""
         if not 0 <= index < len(self.sizes):
             raise InputError(f"image {index} is not one of the {len(self.sizes)}")
         part = self.select(self.image_index == index)
@@ -146,7 +152,7 @@ class Detections:
         )
 
     def fields(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
-        """The 64×64 fields of rows that have codes (all those rows by default).
+        """Decode the 64×64 fields of rows that have codes, by default of all those rows.
 
         Returns
         -------
@@ -155,7 +161,7 @@ class Detections:
         Raises
         ------
         InputError
-            For rows without codes.
+            If a row has no codes.
         """
         chosen = np.flatnonzero(self._coded()) if rows is None else self._numbers(rows)
         if not self._coded()[chosen].all():
@@ -164,19 +170,19 @@ class Detections:
             return np.zeros((0, MASK_SIDE, MASK_SIDE), np.float32)
         if self._coded().sum() > _KEPT:
             return self._use_codec().decode(self.codes[chosen])
-        place = np.cumsum(self._coded())[chosen] - 1
-        kept: npt.NDArray[np.float32] = self._every_field[place]
+        index = np.cumsum(self._coded())[chosen] - 1
+        kept: npt.NDArray[np.float32] = self._every_field[index]
         return kept
 
     @cached_property
     def _every_field(self) -> npt.NDArray[np.float32]:
-        """Kept for small Detections, which are often asked for RLE and polygons both."""
+        """All fields, kept for small Detections: often both RLE and polygons are asked for."""
         return self._use_codec().decode(self.codes[self._coded()])
 
     def crops(self, *, threshold: float = DEFAULT_THRESHOLD) -> Iterator[MaskCrop | None]:
-        """Each row's mask inside its box, as big_vision's evaluator pastes it; None without one.
+        """Paste each row's mask inside its box, as big_vision's evaluator; None without one.
 
-        Made in chunks, so memory doesn't grow with the number of rows.
+        Works in chunks, so that memory doesn't grow with the number of rows.
         """
         for rows, fields in self._chunks():
             made = iter(fields)
@@ -190,7 +196,7 @@ class Detections:
                     yield paste(next(made), self.xyxy[row], self._size(row), threshold=threshold)
 
     def to_rle(self, *, threshold: float = DEFAULT_THRESHOLD) -> list[Rle | None]:
-        """Masks as COCO's compressed RLE of the whole image.
+        """Convert masks to COCO's compressed RLE of the whole image.
 
         Parameters
         ----------
@@ -200,7 +206,7 @@ class Detections:
         Returns
         -------
         list of dict or None
-            ``{"size": [height, width], "counts": str}``; None where there is no mask.
+            ``{"size": [height, width], "counts": str}``; None for a row without a mask.
         """
         return [
             None if crop is None else self._given(row) or crop_to_rle(crop, self._size(row))
@@ -210,9 +216,9 @@ class Detections:
     def to_masks(
         self, *, threshold: float = DEFAULT_THRESHOLD
     ) -> list[npt.NDArray[np.bool_] | None]:
-        """Masks as whole images, (height, width) bool each; None where there is no mask.
+        """Paint masks as whole images, (height, width) bool each; None for a row without one.
 
-        Costs a whole image per object: `crops` and `to_rle` don't.
+        Costs a whole image per object; `crops` and `to_rle` don't.
         """
         masks: list[npt.NDArray[np.bool_] | None] = []
         for row, crop in enumerate(self.crops(threshold=threshold)):
@@ -234,17 +240,17 @@ class Detections:
         min_area: float = 0.0,
         holes: Holes = "keep",
     ) -> list[Polygons | None]:
-        """Masks as rings of points in pixels; None where there is no mask.
+        """Convert masks to rings of points in pixels; None for a row without a mask.
 
         Parameters
         ----------
         kind : {"smooth", "exact"}
             Sub-pixel rings from the field itself, or rings along pixel edges that rasterise
-            to the very same mask. Masks given as RLE have no field and are always exact.
+            to exactly the same mask. Masks given as RLE have no field and are always exact.
         threshold : float
             A pixel is mask where its field is above it.
         simplify : float
-            Tolerance in pixels; 0 leaves the rings alone.
+            Tolerance in pixels; 0 keeps all points.
         min_area : float
             Parts of fewer square pixels are dropped and counted.
         holes : {"keep", "keyhole", "drop"}
@@ -257,7 +263,7 @@ class Detections:
         """
         if kind not in ("smooth", "exact"):
             raise InputError(f"kind must be 'smooth' or 'exact', got {kind!r}")
-        found: list[Polygons | None] = [None] * len(self)
+        every: list[Polygons | None] = [None] * len(self)
         smooth = self._coded() if kind == "smooth" else np.zeros(len(self), np.bool_)
         for part in _parts(np.flatnonzero(smooth)):
             rings = smooth_polygons(
@@ -269,21 +275,21 @@ class Detections:
                 holes=holes,
             )
             for row, polygons in zip(part.tolist(), rings, strict=True):
-                found[row] = polygons
+                every[row] = polygons
         rest = self.select(self.has_mask & ~smooth)
         crops = [crop for crop in rest.crops(threshold=threshold) if crop is not None]
         exact = exact_polygons(crops, simplify=simplify, min_area=min_area, holes=holes)
         for row, polygons in zip(
             np.flatnonzero(self.has_mask & ~smooth).tolist(), exact, strict=True
         ):
-            found[row] = polygons
-        return found
+            every[row] = polygons
+        return every
 
-    def to_supervision(self, classes: Sequence[str] | None = None) -> list[Any]:
-        """Each image as a ``supervision.Detections`` (``pip install supervision``).
+    def to_supervision(self, classes: Sequence[str] | None = None) -> list[supervision.Detections]:
+        """Convert each image to a ``supervision.Detections`` (``pip install supervision``).
 
         ``class_id`` counts `classes` from 0, by default the labels in order of appearance;
-        the label itself is in ``data["class_name"]``. ``confidence`` is None where no score is
+        the label itself is in ``data["class_name"]``. ``confidence`` is None if no score is
         known. Masks are whole images, all background for objects without one.
 
         Raises
@@ -299,8 +305,8 @@ class Detections:
 
     def to_torchvision(
         self, classes: Sequence[str] | None = None, *, default_score: float = 1.0
-    ) -> list[dict[str, Any]]:
-        """Each image as a dict of tensors, as torchvision and torchmetrics take it.
+    ) -> list[dict[str, torch.Tensor]]:
+        """Convert each image to the dict of tensors that torchvision and torchmetrics take.
 
         ``boxes`` (N, 4) in pixels; ``labels`` (N,) count `classes` from 1, 0 being background;
         ``scores`` (N,), `default_score` where unknown; ``masks`` (N, H, W) bool, if any object
@@ -320,8 +326,8 @@ class Detections:
             targets.append(interop.to_torchvision(part.xyxy, scores, part.labels, ids, masks))
         return targets
 
-    def to_fiftyone(self) -> list[Any]:
-        """Each image as a ``fiftyone.Detections`` (``pip install fiftyone``).
+    def to_fiftyone(self) -> list[fiftyone.Detections]:
+        """Convert each image to a ``fiftyone.Detections`` (``pip install fiftyone``).
 
         Boxes are x, y, width, height in fractions of the image, clipped to it; inverted ones
         have no width or height. Masks are cropped to their box.
@@ -333,7 +339,7 @@ class Detections:
         """
         return [interop.to_fiftyone(part._fiftyone_fields()) for part in self._images()]
 
-    def _fiftyone_fields(self) -> list[dict[str, Any]]:
+    def _fiftyone_fields(self) -> list[dict[str, object]]:
         return interop.fiftyone_fields(
             self.xyxy, self.scores, self.labels, self._size_of(0), self._masks_in_boxes()
         )
@@ -369,7 +375,7 @@ class Detections:
         return np.arange(len(self))[chosen]
 
     def _chunks(self) -> Iterator[tuple[range, npt.NDArray[np.float32]]]:
-        """Runs of rows, each with the fields of those that have codes."""
+        """Yield ranges of rows, each with the fields of those that have codes."""
         coded = self._coded()
         for start in range(0, len(self), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(self)))
@@ -420,10 +426,7 @@ _loaded: dict[str, MaskCodec] = {}
 
 
 def _default_codec() -> MaskCodec:
-    """The codec of `load_codec()`, loaded once per weights file."""
-    from palidecode.codec import load_codec
-    from palidecode.codec.weights import find_weights
-
+    """Return the codec of `load_codec()`, loaded once per weights file."""
     path = str(find_weights())
     if path not in _loaded:
         _loaded[path] = load_codec(path)
@@ -443,7 +446,7 @@ def decode(
     vocabulary: Vocabulary = PALIGEMMA,
     detokenize: Detokenize | None = None,
 ) -> Detections:
-    """Answers of a PaliGemma model to boxes in pixels, labels and masks.
+    """Decode answers of a PaliGemma model to boxes in pixels, labels and masks.
 
     Parameters
     ----------
@@ -454,16 +457,16 @@ def decode(
     codec : MaskCodec, optional
         From `load_codec`. Without it the default weights are loaded when masks are asked for.
     divisor : {1024, 1023}
-        Bins the image is divided into; see `loc_to_xyxy`.
+        Number of bins per side of the image; see `loc_to_xyxy`.
     scores : sequence of (sequence of float or None), optional
-        One number for each box of each answer; None or NaN where unknown.
+        One number for each box of each answer; None or NaN if unknown.
     clip : bool
         Keep the boxes inside the image.
     codes_id : str, optional
-        Which weights the codes belong to; by default those of the `codec` given, else
+        Id of the weights that the codes belong to; by default those of the `codec` given, else
         ``google-oid``.
     strict : bool
-        Raise on the first oddity instead of listing it in ``issues``.
+        Raise on the first issue instead of listing it in ``issues``.
     vocabulary, detokenize
         For answers of token ids; see `palidecode.parse`.
 
@@ -475,7 +478,7 @@ def decode(
     Raises
     ------
     InputError
-        Where the number of sizes or scores doesn't fit, or sizes aren't positive.
+        If the number of sizes or scores doesn't fit, or sizes aren't positive.
     ParseError
         With ``strict=True``.
 
@@ -527,7 +530,7 @@ def place_objects(
 
 
 def _sizes_of(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
-    """One whole, positive width and height per answer."""
+    """Check sizes, and repeat a single one for every answer."""
     if count == 0:
         return np.zeros((0, 2), np.int64)
     checked = check_sizes(sizes, count)

@@ -8,33 +8,40 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
 
-Floats = npt.NDArray[np.float32]
-Masks = npt.NDArray[np.bool_]
+if TYPE_CHECKING:
+    import fiftyone
+    import supervision
+    import torch
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Masks: TypeAlias = npt.NDArray[np.bool_]
 
 
 def to_supervision(
     xyxy: Floats, scores: Floats, labels: Sequence[str], ids: Mapping[str, int], masks: Masks | None
-) -> Any:
+) -> supervision.Detections:
     """Make a ``supervision.Detections``; `masks` have shape (N, H, W)."""
-    return _import("supervision").Detections(
+    made: supervision.Detections = _import("supervision").Detections(
         xyxy=xyxy.copy(),
         mask=masks,
         confidence=None if np.isnan(scores).all() else scores.copy(),
         class_id=np.array([ids[label] for label in labels], np.int64),
         data={"class_name": np.array(labels, dtype=np.str_)},
     )
+    return made
 
 
 def to_torchvision(
     xyxy: Floats, scores: Floats, labels: Sequence[str], ids: Mapping[str, int], masks: Masks | None
-) -> dict[str, Any]:
+) -> dict[str, torch.Tensor]:
     """Make the dict of tensors that torchvision and torchmetrics take; masks are (N, H, W)."""
     torch = _import("torch")
     tensors = {
@@ -47,7 +54,7 @@ def to_torchvision(
     return tensors
 
 
-def to_fiftyone(fields: Iterable[Mapping[str, Any]]) -> Any:
+def to_fiftyone(fields: Iterable[Mapping[str, object]]) -> fiftyone.Detections:
     """Make a ``fiftyone.Detections`` of the fields of its detections; see `fiftyone_fields`."""
     fiftyone = _import("fiftyone")
     return fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in fields])
@@ -59,7 +66,7 @@ def fiftyone_fields(
     labels: Sequence[str],
     size: tuple[int, int],
     masks: Iterable[Masks | None],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Return the fields of one image's FiftyOne detections.
 
     Parameters
@@ -83,9 +90,9 @@ def fiftyone_fields(
     sides = np.tile(size, 2)
     corners = np.clip(xyxy.astype(np.float64), 0, sides) / sides
     boxes = np.concatenate([corners[:, :2], np.maximum(corners[:, 2:] - corners[:, :2], 0)], axis=1)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for label, box, score, mask in zip(labels, boxes.tolist(), scores.tolist(), masks, strict=True):
-        fields: dict[str, Any] = {"label": label, "bounding_box": box}
+        fields: dict[str, object] = {"label": label, "bounding_box": box}
         if not math.isnan(score):
             fields["confidence"] = score
         if mask is not None and mask.size:
@@ -110,7 +117,7 @@ def class_ids(labels: Iterable[str], classes: Sequence[str] | None, first: int) 
     return ids
 
 
-def _import(name: str) -> Any:
+def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,14 +1,11 @@
-"""PaliDecoder: pictures and prompts in, detections with scores out.
-
-The only room where the runtime (torch) and the decode layer meet.
-"""
+"""PaliDecoder: pictures and prompts in, detections with scores out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
@@ -34,15 +31,15 @@ DEFAULT_TOKENS = 256
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How objects are asked for, and their answers read.
+    """Options of asking for objects and of reading the answers; plain values only.
 
     Attributes
     ----------
     grammar : bool or GrammarOptions
         Constrain answers to be well-formed.
     over : {"allowed", "vocabulary"}
-        What probabilities are relative to; with "allowed" and a grammar only the rows of the
-        output head that it allows are computed.
+        See `GenerateOptions`; with "allowed" and a grammar fewer rows of the output head are
+        computed.
     score : {"product", "label", "box", "objectness", "mean"}
         The recipe of the scores; see `palidecode.pipeline.scoring`.
     sub_bin : bool
@@ -58,7 +55,7 @@ class AskOptions:
     Raises
     ------
     InputError
-        For an unknown `score`.
+        For an unknown `score` or `over`, and numbers out of range.
     """
 
     grammar: bool | GrammarOptions = True
@@ -78,7 +75,7 @@ class AskOptions:
 
     @property
     def generating(self) -> GenerateOptions:
-        """The part that `PaliDecoder.generate` takes."""
+        """The options that `PaliDecoder.generate` has, too."""
         return GenerateOptions(
             self.max_new_tokens, self.temperature, self.top_p, self.seed, self.over, self.sub_bin
         )
@@ -95,11 +92,11 @@ class PaliDecoder:
     codec : MaskCodec, optional
         Decodes the masks of `segment`; without it `load_codec()` is used when they are needed.
     codes_id : str
-        The mask codec whose codes the model writes.
+        Id of the mask codec whose codes the model writes.
     classes : sequence of str
-        What the model is known to find, where its folder says so.
+        Names that the model is known to find, if its folder lists them.
     source : str
-        Where the model came from, for messages.
+        Path or hub name of the model, for messages.
     """
 
     def __init__(
@@ -144,21 +141,20 @@ class PaliDecoder:
             the network and, for Google's, an accepted licence).
         dtype : {"bfloat16", "float32", "float16"}
         device : str, optional
-            A torch device; by default the first there is of cuda, mps and cpu.
+            A torch device; by default the first available of cuda, mps and cpu.
         quantize : {"int8", "int4"}, optional
-            Smaller, faster weights on a CPU; what that costs is in
-            ``benchmarks/results.md``.
+            Smaller, faster weights on a CPU; ``benchmarks/results.md`` has the cost.
         codec : MaskCodec, optional
             For masks; by default the codec that the model's codes belong to.
         tokenizer : str or path, optional
             A ``tokenizer.json``; by default the checkpoint's own.
         resample : {"bicubic", "bilinear", "big_vision"}, optional
-            How pictures are squeezed; by default what the checkpoint says.
+            Filter for resizing pictures; by default the checkpoint's.
         final_softcap : float or None
             PaliGemma 2's cap on logits. It changes probabilities, and so scores, but not
-            which token is likeliest. Its report says that fine-tuning went without: None.
+            which token is likeliest. According to its report fine-tuning had none: None.
         revision : str, optional
-            Of a hub model.
+            Branch, tag or commit of a hub model.
 
         Raises
         ------
@@ -199,35 +195,35 @@ class PaliDecoder:
         loc_probabilities: bool = False,
         on_token: OnToken | None = None,
     ) -> list[Generated]:
-        """Answers to prompts about pictures.
+        """Answer prompts about pictures.
 
         Parameters
         ----------
         images : picture or sequence of pictures
-            PIL images, paths, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4). One picture
-            goes with every prompt, and is looked at once.
+            PIL images, paths, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4). A single picture
+            goes with every prompt, and is encoded once.
         prompts : str or sequence of str
-            One prompt goes with every picture.
+            A single prompt goes with every picture.
         max_new_tokens : int
             The longest answer, ``<eos>`` included.
         grammar : bool or GrammarOptions
-            Answers to ``detect`` and ``segment`` prompts can't but be well-formed; other
-            prompts are answered freely.
+            Constrain answers to ``detect`` and ``segment`` prompts to be well-formed; other
+            prompts are unconstrained.
         batch_size : int
-            Answers made at once.
+            Number of answers generated together.
         temperature, top_p, seed
-            0 takes the likeliest token; otherwise tokens are drawn.
+            A temperature of 0 takes the likeliest token; above 0 tokens are sampled.
         over : {"vocabulary", "allowed"}
-            What probabilities are relative to; see `GenerateOptions`.
+            The tokens over which probabilities sum to 1; see `GenerateOptions`.
         loc_probabilities : bool
             Keep the distribution over the bins of every loc token.
         on_token : callable, optional
-            Called with (number of the answer, token id, log-probability) as they come.
+            Called with (index of the answer, token id, log-probability) for every token.
 
         Returns
         -------
         list of Generated
-            In order. A picture that can't be read has an `error` and warns; the others go on.
+            In order. A picture that can't be read has an `error` and warns.
 
         Raises
         ------
@@ -257,7 +253,7 @@ class PaliDecoder:
         batch_size: int = 8,
         on_token: OnToken | None = None,
     ) -> Detections:
-        """Boxes, labels and scores of what a prompt names.
+        """Detect the objects that a prompt names: boxes, labels and scores.
 
         Parameters
         ----------
@@ -304,7 +300,7 @@ class PaliDecoder:
         batch_size: int = 8,
         on_token: OnToken | None = None,
     ) -> Detections:
-        """As `detect`, with masks."""
+        """Segment the objects that a prompt names: `detect` with masks."""
         options = AskOptions(
             grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
         )
@@ -329,7 +325,7 @@ class PaliDecoder:
         batch_size: int = 8,
         on_token: OnToken | None = None,
     ) -> Detections:
-        """`detect` or `segment`, as `task` says."""
+        """Detect or segment, depending on `task`; see `detect`."""
         options = AskOptions(
             grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
         )
@@ -344,7 +340,7 @@ class PaliDecoder:
         batch_size: int = 8,
         on_token: OnToken | None = None,
     ) -> Detections:
-        """Ask for objects and read the answers: `detect` and `segment` with their options in one.
+        """Ask for objects and read the answers, as `detect` and `segment` do.
 
         Raises
         ------
@@ -385,9 +381,9 @@ class PaliDecoder:
         divisor: int = DEFAULT_DIVISOR,
         clip: bool = False,
     ) -> Detections:
-        """Answers to detections with scores; see `objects` for the options.
+        """Read answers as detections with scores; see `AskOptions`.
 
-        `per_picture` answers in a row are about the same picture.
+        `per_picture` consecutive answers are about the same picture.
         """
         return read_answers(
             answers,
@@ -409,8 +405,7 @@ class PaliDecoder:
 def _as_list(images: Pictures) -> list[Picture]:
     if isinstance(images, (list, tuple)):
         return list(images)
-    one: Any = images  # a picture: a path, an image or an array is no list of pictures
-    return [one]
+    return [cast(Picture, images)]  # a path, an image or an array
 
 
 def _pair(images: Pictures, prompts: str | Sequence[str]) -> tuple[list[Picture], list[str]]:

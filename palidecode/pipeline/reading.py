@@ -29,26 +29,26 @@ class UnreadablePictureWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer.
+    """The answer to one prompt about one picture.
 
     Attributes
     ----------
     prompt, text : str
-        The text has loc and seg tokens spelled out, and no control tokens.
+        The text spells loc and seg tokens, and omits control tokens.
     token_ids : list of int
         ``<eos>`` included where the model wrote it.
     logprobs : list of float
         Natural log of each token's probability.
     end_logprobs : list of float
-        The same of ``<eos>`` in each token's place.
+        Natural log of the probability that ``<eos>`` had in each token's place.
     size : tuple of 2 int
         Width and height of the picture in pixels; (0, 0) if it could not be read.
     finished : bool
-        It ended with ``<eos>``, not at the limit.
+        True if it ended with ``<eos>``, not at the limit.
     loc_probabilities : ndarray of float32, shape (L, 1024), or None
-        The distribution each loc token was taken from, where asked for.
+        The distribution of each loc token, if asked for.
     error : str
-        Why there is no answer: the picture can't be read. Else ``""``.
+        The reason that there is no answer: the picture can't be read. Else ``""``.
     """
 
     prompt: str
@@ -62,15 +62,15 @@ class Generated:
     error: str = ""
 
     def top_locs(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """The k likeliest bins of every loc token, and their probabilities, (L, k) each.
+        """Return the k likeliest bins of every loc token and their probabilities, (L, k) each.
 
         Raises
         ------
         InputError
-            If they were not asked for: ``generate(…, loc_probabilities=True)``.
+            If the answer was generated without ``loc_probabilities=True``.
         """
         if self.loc_probabilities is None:
-            raise InputError("ask for them: generate(…, loc_probabilities=True)")
+            raise InputError("generate(…, loc_probabilities=True) keeps what top_locs needs")
         order = np.argsort(-self.loc_probabilities, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(self.loc_probabilities, order, 1)
 
@@ -87,7 +87,7 @@ def read_answers(
     divisor: int,
     clip: bool,
 ) -> Detections:
-    """See `PaliDecoder.read`."""
+    """Read answers as detections; see `PaliDecoder.read`."""
     recipe = RECIPES[check_score(score)]
     vocabulary = tokenizer.vocabulary
     results = [
@@ -139,14 +139,14 @@ def _sub_bins(
     if not starts:
         return np.zeros((0, LOC_PER_BOX))
     if answer.loc_probabilities is None:
-        raise InputError("sub_bin needs answers made with loc_probabilities=True")
+        raise InputError("sub_bin needs answers generated with loc_probabilities=True")
     bins = np.array(answer.token_ids) - loc_offset
     is_loc = (bins >= 0) & (bins < LOC_COUNT)
-    number = np.cumsum(is_loc) - 1  # of a loc token among the loc tokens
+    number = np.cumsum(is_loc) - 1  # index of a loc token among the loc tokens
     rows = (number[starts][:, None] + np.arange(LOC_PER_BOX)).ravel()
     modes = bins[is_loc][rows]
     mean = expected_bins(modes, answer.loc_probabilities[rows], SUB_BIN_RADIUS)
     mean, modes = mean.reshape(-1, 2, 2), modes.reshape(-1, 2, 2)  # top left, bottom right
-    # Where two sides are nearer than the radius their means may cross: the bins stay there.
+    # Means of two sides that are nearer than the radius may cross: keep their bins.
     crossed = (mean[:, 1] <= mean[:, 0])[:, None]
     return np.where(crossed, modes, mean).reshape(-1, LOC_PER_BOX)

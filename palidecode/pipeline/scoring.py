@@ -1,7 +1,7 @@
-"""How sure the model was of each object: scores out of token probabilities.
+"""Scores of objects from the probabilities of their tokens.
 
-PaliGemma prints no confidence. What its tokens' probabilities give instead depends on the
-recipe; which is best depends on the checkpoint, and `palidecode evaluate` tells.
+PaliGemma writes no confidence. The recipes combine probabilities in different ways; the best
+one depends on the checkpoint: compare them with `palidecode evaluate`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ Score: TypeAlias = Literal["label", "box", "objectness", "mean", "product"]
 
 DEFAULT_SCORE: Score = "product"
 
-# A box token is unsure mostly of which of two bins side by side; at its full weight that hides
-# what the label says. Chosen on validation scenes with the bundled model: 0, 0.1, 0.25, 0.5, 1.
+# A box token mostly hesitates between two neighbouring bins; at full weight that would hide the
+# label's probability. Chosen on validation scenes with the bundled model: 0, 0.1, 0.25, 0.5, 1.
 _BOX_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the model said about one object, as natural logs of probabilities.
+    """Natural logs of the probabilities of one object's tokens.
 
     Attributes
     ----------
     loc : list of float
         Of the four loc tokens.
     label : list of float
-        Of the label's tokens; empty where it has none.
+        Of the label's tokens; empty for an object without a label.
     rest : list of float
         Of the mask's tokens, if any.
     end : float
-        Of ending the answer where this object begins.
+        Of an end of the answer before this object.
     """
 
     loc: list[float]
@@ -85,7 +85,7 @@ geometric mean of the loc tokens to the power of 0.1, the best of them for the b
 
 
 def check_score(score: str) -> Score:
-    """The recipe's name, or an `InputError` that lists them."""
+    """Return the recipe's name, or raise an `InputError` that lists them all."""
     for name in RECIPES:
         if name == score:
             return name
@@ -100,32 +100,32 @@ def evidence_of(
     separators: Callable[[int], bool],
     vocabulary: Vocabulary = PALIGEMMA,
 ) -> list[Evidence]:
-    """The evidence of each object that has a box.
+    """Collect the evidence of each object that has a box.
 
     Parameters
     ----------
     objects : sequence of ParsedObject
-        Of an answer of token ids: their spans count tokens.
+        Parsed from token ids, so that their spans count tokens.
     token_ids, logprobs, end_logprobs : sequences of equal length
     separators : callable
-        Whether a token id is written with a ``;``.
+        Takes a token id; True if its text contains a ``;``.
     vocabulary : Vocabulary
         Token ids.
     """
-    v, found = vocabulary, []
-    behind = 0  # where the answer could have ended before this object
+    v, collected = vocabulary, []
+    behind = 0  # index at which the answer could have ended before this object
     for item in objects:
         start, stop = item.span
         before = reversed(range(behind, start))
         behind = next((t for t in before if separators(token_ids[t])), behind)
         cut = next((t for t in range(start, stop) if separators(token_ids[t])), stop)
-        # By kind, not by place: without the grammar there may be too many of a kind.
+        # By kind, not by position: without the grammar there may be too many of a kind.
         inside = range(start, cut)
         loc = [t for t in inside if 0 <= token_ids[t] - v.loc_offset < LOC_COUNT]
         seg = [t for t in inside if 0 <= token_ids[t] - v.seg_offset < SEG_COUNT]
         words = [t for t in inside if not v.is_special(token_ids[t])]
         if item.loc is not None:
-            found.append(
+            collected.append(
                 Evidence(
                     loc=[logprobs[t] for t in loc[:LOC_PER_BOX]],
                     label=[logprobs[t] for t in words],
@@ -134,22 +134,22 @@ def evidence_of(
                 )
             )
         behind = cut
-    return found
+    return collected
 
 
 def expected_bins(
     modes: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], radius: int
 ) -> npt.NDArray[np.float64]:
-    """Sub-bin places: the mean of the loc distribution around its chosen bin.
+    """Sub-bin coordinates: the mean of the loc distribution around its chosen bin.
 
     Parameters
     ----------
     modes : ndarray of int, shape (M,)
         The bins that were written.
     probabilities : ndarray, shape (M, 1024)
-        The distribution each was taken from.
+        The distribution of each.
     radius : int
-        How many bins to each side count.
+        Number of bins to each side that count.
 
     Returns
     -------

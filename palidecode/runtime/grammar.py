@@ -1,10 +1,10 @@
-"""Which tokens may come next in the answer to ``detect …`` and ``segment …``.
+"""Grammar of the answers to ``detect …`` and ``segment …``: the tokens that may come next.
 
     answer = "" | object (" ; " object)*
     object = y1 x1 y2 x2 [16 seg] label        y2 > y1, x2 > x1
 
-An automaton per answer. It also minds the length: no token is allowed after which the answer
-could not be finished within its limit, so no object is ever cut.
+An automaton per answer. It also respects the limit on tokens: no token is allowed after which
+the answer could not be finished within it, so no object is ever cut.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, lo
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
-_LONGEST_LABEL = 200  # tokens; no answer has room for more, and tries are walked by recursion
+_LONGEST_LABEL = 200  # tokens; no answer has room for more, and the trie is walked by recursion
 
 
 @dataclass(eq=False)
 class _Node:
-    """A place in the trie of labels and what follows them."""
+    """A node in the trie of labels and the separators that follow them."""
 
     next: dict[int, _Node] = field(default_factory=dict)
-    labels: int = 0  # bits of the labels that can still come of it
-    complete: int = 0  # bits of the labels that are whole here: <eos> may follow
-    separated: bool = False  # the separator is whole: an object must follow
-    to_end: int | None = None  # tokens until a label is whole, at most; None behind it
-    to_next: int = 0  # tokens until the next object, at most
+    labels: int = 0  # bits of the labels below this node
+    complete: int = 0  # bits of the labels that end here: <eos> may follow
+    separated: bool = False  # the separator ends here: an object must follow
+    to_end: int | None = None  # tokens to the end of a label, at most; None behind it
+    to_next: int = 0  # tokens to the next object, at most
 
 
 class Grammar:
@@ -77,8 +77,8 @@ class Grammar:
         used.append(np.array(sorted(_tokens(self.root)), np.int64))
         self.tokens: Ids = np.unique(np.concatenate(used)).astype(np.int64)
         if self.free:
-            self.first, self.inner = self.places(words.first), self.places(words.inner)
-            self.later = self.places(later)
+            self.first, self.inner = self.indices(words.first), self.indices(words.inner)
+            self.later = self.indices(later)
         self._loc = int(np.searchsorted(self.tokens, v.loc_offset))
         self._seg = int(np.searchsorted(self.tokens, v.seg_offset))
 
@@ -92,36 +92,36 @@ class Grammar:
 
     @property
     def label_cost(self) -> int:
-        """Tokens of the longest label (free ones can be short) and ``<eos>``."""
+        """Number of tokens of the longest label (free ones can be short) and ``<eos>``."""
         return 2 if self.free else (self.root.to_end or 0) + 1
 
     @property
     def object_cost(self) -> int:
-        """Tokens of the longest object and ``<eos>``."""
+        """Number of tokens of the longest object and ``<eos>``."""
         return LOC_PER_BOX + self.seg + self.label_cost
 
     def start(self, limit: int) -> AnswerState:
-        """The state before the first of at most `limit` tokens."""
+        """Return the state before the first of at most `limit` tokens."""
         return AnswerState(self, limit)
 
-    def places(self, ids: Sequence[int] | Ids) -> Ids:
-        """Where ids stand in `tokens`."""
+    def indices(self, ids: Sequence[int] | Ids) -> Ids:
+        """Return the indices of ids in `tokens`."""
         return np.searchsorted(self.tokens, np.asarray(ids, np.int64))
 
     def loc_slice(self, lowest: int) -> slice:
-        """Places of the loc tokens from a bin on."""
+        """Indices of the loc tokens from a bin on."""
         return slice(self._loc + lowest, self._loc + LOC_COUNT)
 
     def seg_slice(self) -> slice:
-        """Places of the seg tokens."""
+        """Indices of the seg tokens."""
         return slice(self._seg, self._seg + SEG_COUNT)
 
 
 def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
-    """Labels as the tokenizer writes them between objects and at the end.
+    """Build the trie of labels as the tokenizer writes them between objects and at the end.
 
-    What stands between a label and the next object depends on the tokenizer, so whole
-    answers are tokenised, and what stands between their loc tokens is taken.
+    The tokens between a label and the next object depend on the tokenizer, so whole answers
+    are tokenised, and the tokens between their loc tokens taken.
     """
     root, loc = _Node(), loc_token(0)
     for number, name in enumerate(names):
@@ -148,7 +148,7 @@ def _insert(root: _Node, path: Sequence[int], label: int) -> _Node:
 
 
 def _measure(node: _Node) -> None:
-    """The greatest number of tokens to a label's end and to the next object."""
+    """Set the greatest number of tokens to a label's end and to the next object."""
     if node.complete:
         node.to_end = 0
     for child in node.next.values():
@@ -159,14 +159,11 @@ def _measure(node: _Node) -> None:
 
 
 def _tokens(node: _Node) -> set[int]:
-    found = set(node.next)
-    for child in node.next.values():
-        found |= _tokens(child)
-    return found
+    return set(node.next).union(*map(_tokens, node.next.values()))
 
 
 def _after_label(root: _Node) -> _Node:
-    """Where a label is whole, in the trie of one label."""
+    """Return the node at which a label ends, in the trie of one label."""
     node = root
     while not node.complete:
         (node,) = node.next.values()
@@ -174,7 +171,7 @@ def _after_label(root: _Node) -> _Node:
 
 
 class AnswerState:
-    """Where one answer stands; `allowed` says what may come, `advance` takes it."""
+    """State of one answer: `allowed` returns the possible tokens, `advance` takes one."""
 
     def __init__(self, grammar: Grammar, limit: int) -> None:
         self.grammar = grammar
@@ -185,12 +182,12 @@ class AnswerState:
         self._segs = 0
         self._node: _Node | None = None  # inside a label or behind it
         self._free = 0  # tokens of a free label so far
-        self._space = False  # they are a lone space: a word must follow
-        self._written: dict[tuple[int, ...], int] = defaultdict(int)  # box: labels it had
-        self._full: Counter[tuple[int, ...]] = Counter()  # boxes with every label, by beginning
+        self._space = False  # they are one space: a word must follow
+        self._written: dict[tuple[int, ...], int] = defaultdict(int)  # box: bits of its labels
+        self._full: Counter[tuple[int, ...]] = Counter()  # boxes with every label, by prefix
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """What may come next, as a mask over the grammar's `tokens`."""
+        """Return the tokens that may come next, as a mask over the grammar's `tokens`."""
         g = self.grammar
         mask = np.zeros(len(g.tokens), np.bool_)
         if self.ended:
@@ -204,7 +201,7 @@ class AnswerState:
         return mask
 
     def advance(self, token: int) -> None:
-        """Take the next token, one of the allowed ones."""
+        """Take the next token, one of the allowed."""
         v = self.grammar.vocabulary
         self.left -= 1
         if token == v.eos:
@@ -221,19 +218,19 @@ class AnswerState:
             self._enter(self.grammar.root)
 
     def _allow_loc(self, mask: npt.NDArray[np.bool_]) -> None:
-        g, place = self.grammar, len(self._box)
-        if place == 0 and self._objects == 0:
-            mask[g.places([g.vocabulary.eos])] = True  # nothing was found
+        g, written = self.grammar, len(self._box)
+        if written == 0 and self._objects == 0:
+            mask[g.indices([g.vocabulary.eos])] = True  # no object at all
             if self.left < g.object_cost:
                 return
         # A corner at the last bin leaves no room for the other one.
-        lowest = 0 if place < 2 else self._box[place - 2] + 1
+        lowest = 0 if written < 2 else self._box[written - 2] + 1
         allowed = mask[g.loc_slice(lowest)]
         allowed[:] = True
-        if place < 2:
+        if written < 2:
             allowed[-1] = False
         for start, count in self._full.items():
-            here = len(start) == place + 1 and list(start[:-1]) == self._box
+            here = len(start) == written + 1 and list(start[:-1]) == self._box
             if here and count >= _boxes_that_begin(start):
                 allowed[start[-1] - lowest] = False
 
@@ -244,32 +241,32 @@ class AnswerState:
             return
         used = 0 if g.options.repeats else self._written.get(tuple(self._box), 0)
         if node.complete & ~used:
-            mask[g.places([g.vocabulary.eos])] = True
+            mask[g.indices([g.vocabulary.eos])] = True
         fits = [
             token
             for token, child in node.next.items()
             if child.labels & ~used and self._can_finish(child)
         ]
-        mask[g.places(fits)] = True
+        mask[g.indices(fits)] = True
 
     def _allow_free(self, mask: npt.NDArray[np.bool_]) -> None:
         g = self.grammar
         if self._free == 0:
             mask[g.first] = True
             if g.space is not None and self.left > 2 and g.options.max_label_tokens > 1:
-                mask[g.places([g.space])] = True
+                mask[g.indices([g.space])] = True
             return
         if self._space:
             mask[g.inner] = True
             return
-        mask[g.places([g.vocabulary.eos])] = True
+        mask[g.indices([g.vocabulary.eos])] = True
         if self._free < g.options.max_label_tokens and self.left > 1:
             mask[g.later] = True
         after = [t for t, child in g.separator.next.items() if self._can_finish(child)]
-        mask[g.places(after)] = True
+        mask[g.indices(after)] = True
 
     def _can_finish(self, node: _Node) -> bool:
-        """Whether the answer could end in time once this node is entered."""
+        """Return True if the answer could end within its limit once this node is entered."""
         if node.to_end is not None:
             return self.left - 1 >= node.to_end + 1
         most = self.grammar.options.max_objects
@@ -293,7 +290,7 @@ class AnswerState:
             self._close_object(node.labels)
 
     def _close_object(self, label: int) -> None:
-        """A separator was written: remember the object, begin the next."""
+        """Record the object before a separator, and begin the next."""
         self._objects += 1
         box = tuple(self._box)
         if not self.grammar.options.repeats:
@@ -304,7 +301,7 @@ class AnswerState:
 
 
 def _boxes_that_begin(start: tuple[int, ...]) -> int:
-    """How many boxes begin with these bins."""
+    """Count the boxes that begin with these bins."""
     last = LOC_COUNT - 1
     if len(start) == LOC_PER_BOX:
         return 1

@@ -1,11 +1,11 @@
-"""Prompts to token ids and answers back to text, with the checkpoint's own ``tokenizer.json``.
+"""Tokenize prompts and detokenize answers with the checkpoint's own ``tokenizer.json``.
 
 The ids of loc, seg and control tokens are read from the file, never assumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 IMAGE_TOKEN = "<image>"
 _SPACE = "▁"  # how sentencepiece spells a space
-_BREAKERS = (";", "<", "\n", "\r")  # what a label can't hold without meaning something else
+_BREAKERS = (";", "<", "\n", "\r")  # they would end a label or begin a token
 
 
 class LabelTokens(NamedTuple):
-    """Ids that may stand in a free label, ascending.
+    """Ids of the tokens that a free label may contain, ascending.
 
     Attributes
     ----------
     first : ndarray of int64
         A space and the beginning of a word.
     inner : ndarray of int64
-        What goes on with a word, or begins one after `space`.
+        The continuation of a word, or the beginning of one after `space`.
     later : ndarray of int64
-        What may follow the beginning: all of these, and bytes of longer characters.
+        All that may follow the beginning: `first`, `inner`, bytes of longer characters.
     space : int or None
         A space alone.
     """
@@ -91,12 +91,12 @@ class Tokenizer:
         Raises
         ------
         InputError
-            If it is missing or damaged, or no PaliGemma tokenizer.
+            If it is missing, damaged, or not PaliGemma's.
         """
         import tokenizers
 
         if not path.exists():
-            raise InputError(f"{path} is missing: the tokenizer of the checkpoint goes there")
+            raise InputError(f"{path}: no such file; put the checkpoint's tokenizer there")
         try:
             made = cls(tokenizers.Tokenizer.from_file(str(path)), str(path))
             made.decode(made.encode_prompt("detect cat ; dog"))
@@ -104,16 +104,15 @@ class Tokenizer:
         except InputError:
             raise
         except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{path}: no tokenizer file ({error})") from error
+            raise InputError(f"{path}: not a tokenizer file ({error})") from error
 
     def _id(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
             raise InputError(f"{self._name}: {token} is missing; not a PaliGemma tokenizer")
-        return int(found)
+        return int(number)
 
-    def _first_of(self, spell: object, count: int) -> int:
-        assert callable(spell)
+    def _first_of(self, spell: Callable[[int], str], count: int) -> int:
         first = self._id(spell(0))
         if any(self._id(spell(index)) != first + index for index in range(count)):
             raise InputError(f"{self._name}: {spell(0)} … {spell(count - 1)} are not in a row")
@@ -121,46 +120,46 @@ class Tokenizer:
 
     @property
     def last_id(self) -> int:
-        """The highest id that a prompt or an answer can hold."""
+        """The highest id that a prompt or an answer can contain."""
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         return max(number for number in ids if number != self.image)
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids; loc, seg and control tokens in it become their ids."""
+        """Convert text to ids; loc, seg and control tokens in it become their ids."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """``<bos>``, the prompt and a newline, tokenised jointly as transformers does.
+        """Tokenize ``<bos>``, the prompt and a newline jointly, as transformers does.
 
         Raises
         ------
         InputError
-            If the prompt spells a control token: it would end or forge what the model reads.
+            If the prompt spells a control token, which would end or forge the model's input.
         """
         ids = self.encode(f"{prompt}\n")
         if self._control & set(ids):
             raise InputError(
                 f"the prompt {prompt!r} spells a control token (<bos>, <eos>, <pad> or <image>); "
-                "leave it out"
+                "remove it"
             )
         return [self.vocabulary.bos, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text: loc and seg tokens spelled out, control tokens left out."""
+        """Convert ids to text: spell loc and seg tokens, omit control tokens."""
         kept = [token for token in ids if token not in self._control]
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False)
         return text
 
     def is_separator(self, token: int) -> bool:
-        """Whether a token is written with a ``;``."""
+        """Return True if a token's text contains a ``;``."""
         return ";" in (self._tokenizer.id_to_token(token) or "")
 
     @cached_property
     def label_tokens(self) -> LabelTokens:
-        """What a free label is made of.
+        """Tokens that a free label may contain.
 
-        Left out is what could be read as something else: separators, line breaks, control
+        Excludes those that would be read as something else: separators, line breaks, control
         characters, anything with ``<``, tokens of a single low byte.
         """
         first, inner, later = [], [], []
@@ -178,5 +177,5 @@ class Tokenizer:
             elif token.strip(_SPACE):
                 first.append(number)
         space = self._tokenizer.token_to_id(_SPACE)
-        ids = [np.array(sorted(found), np.int64) for found in (first, inner, later)]
+        ids = [np.array(sorted(group), np.int64) for group in (first, inner, later)]
         return LabelTokens(ids[0], ids[1], ids[2], space if space in set(later) else None)

@@ -382,7 +382,7 @@ def test_odd_answers_have_sub_bin_boxes_of_their_own_loc_tokens(decoder):
     found = decoder.read([answer], sub_bin=True)
     np.testing.assert_allclose(found.xyxy, [[200, 100, 400, 300]])
     assert found.issues
-    with pytest.raises(InputError, match="answers made with loc_probabilities=True"):
+    with pytest.raises(InputError, match="answers generated with loc_probabilities=True"):
         decoder.read([replace(answer, loc_probabilities=None)], sub_bin=True)
 
 

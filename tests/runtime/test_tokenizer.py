@@ -167,10 +167,10 @@ def swapped(data):
 
 
 WRONG = {
-    "empty": (lambda data: "", "no tokenizer file"),
-    "cut short": (lambda data: json.dumps(data)[:9000], "no tokenizer file"),
-    "other JSON": (lambda data: '{"version": "1.0"}', "no tokenizer file"),
-    "a list": (lambda data: "[]", "no tokenizer file"),
+    "empty": (lambda data: "", "not a tokenizer file"),
+    "cut short": (lambda data: json.dumps(data)[:9000], "not a tokenizer file"),
+    "other JSON": (lambda data: '{"version": "1.0"}', "not a tokenizer file"),
+    "a list": (lambda data: "[]", "not a tokenizer file"),
     "no loc token": (without("<loc0500>"), "<loc0500> is missing; not a PaliGemma tokenizer"),
     "no seg token": (without("<seg127>"), "<seg127> is missing; not a PaliGemma tokenizer"),
     "no control token": (
@@ -194,12 +194,12 @@ def test_a_file_that_is_no_paligemma_tokenizer_is_refused(tmp_path, wrong):
 
 
 def test_a_file_that_is_missing_a_folder_or_not_text_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is missing: the tokenizer of the checkpoint goes there"):
+    with pytest.raises(InputError, match="no such file; put the checkpoint"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
-    with pytest.raises(InputError, match="no tokenizer file"):
+    with pytest.raises(InputError, match="not a tokenizer file"):
         Tokenizer.from_file(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no tokenizer file"):
+    with pytest.raises(InputError, match="not a tokenizer file"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
 
 

@@ -33,13 +33,10 @@ BAGS_TO_OPEN = {"cli": 1, "coco": 3, "ray_data": 2, "runs": 2}
 RIDDLES_TO_SOLVE = {
     "cli",
     "coco",
-    "codec",
     "evaluation",
     "geometry",
-    "pipeline",
     "ray_data",
     "runs",
-    "runtime",
 }
 """Rooms whose docstrings still open with question words."""
 

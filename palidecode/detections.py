@@ -24,7 +24,6 @@ from palidecode.answers.parsing import Answer, Detokenize
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
-from palidecode.drawing import caption_of, color_of, draw_objects
 from palidecode.errors import InputError
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
@@ -597,6 +596,8 @@ def draw(
     InputError
         For a picture or a font that can't be read, or an index without an image.
     """
+    from palidecode.drawing import caption_of, color_of, draw_objects  # decoding needs no fonts
+
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must be in [0, 1], got {alpha}")
     part = detections.image(index)

@@ -33,33 +33,14 @@ _HUB_FILES = ["*.json", "*.safetensors"]
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model to load and its settings; plain values only.
+    """The model to load and its settings, see `PaliDecoder.from_pretrained`; plain values only.
 
-    Attributes
-    ----------
-    model : str
-        A folder, a big_vision ``.npz``, a hub name, or ``demo``.
-    dtype : {"bfloat16", "float32", "float16"}
-    device : str, optional
-        A torch device; by default the first available of cuda, mps and cpu.
-    quantize : {"int8", "int4"}, optional
-        Smaller, faster weights on a CPU.
-    tokenizer : str, optional
-        A ``tokenizer.json``; by default the checkpoint's own.
-    codec : str, optional
-        Weights of the mask codec, a file or an id; by default those that the model's codes
-        belong to.
-    resample : {"bicubic", "bilinear", "big_vision"}, optional
-        By default as the checkpoint says.
-    final_softcap : float, None or "config"
-        Cap on PaliGemma 2's logits.
-    revision : str, optional
-        Of a hub model.
+    `codec` names weights of the mask codec, a file or an id.
 
     Raises
     ------
     InputError
-        For a value that is not one of these.
+        For an unknown dtype or resample, or a cap that isn't positive.
     """
 
     model: str

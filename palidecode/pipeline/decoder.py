@@ -31,26 +31,7 @@ DEFAULT_TOKENS = 256
 
 @dataclass(frozen=True)
 class AskOptions:
-    """Options of asking for objects and of reading the answers; plain values only.
-
-    Attributes
-    ----------
-    grammar : bool or GrammarOptions
-        Constrain answers to be well-formed.
-    over : {"allowed", "vocabulary"}
-        See `GenerateOptions`; with "allowed" and a grammar fewer rows of the output head are
-        computed.
-    score : {"product", "label", "box", "objectness", "mean"}
-        The recipe of the scores; see `palidecode.pipeline.scoring`.
-    sub_bin : bool
-        Boxes from the mean of each loc token's distribution around its bin, not the bin itself.
-    divisor : {1024, 1023}
-    clip : bool
-        See `palidecode.decode`.
-    max_new_tokens : int
-        The longest answer, ``<eos>`` included.
-    temperature, top_p, seed
-        See `PaliDecoder.generate`.
+    """Options of asking for objects, see `PaliDecoder.detect`; plain values only.
 
     Raises
     ------
@@ -214,7 +195,7 @@ class PaliDecoder:
         temperature, top_p, seed
             A temperature of 0 takes the likeliest token; above 0 tokens are sampled.
         over : {"vocabulary", "allowed"}
-            The tokens over which probabilities sum to 1; see `GenerateOptions`.
+            The tokens over which probabilities sum to 1: all, or those the grammar allows.
         loc_probabilities : bool
             Keep the distribution over the bins of every loc token.
         on_token : callable, optional
@@ -262,10 +243,18 @@ class PaliDecoder:
         prompt : str or sequence of str
             ``"cat ; dog"``; several prompts are all asked of every picture, and their objects
             put together.
-        grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
-            See `AskOptions`.
-        batch_size, on_token
+        grammar, max_new_tokens, temperature, top_p, seed, batch_size, on_token
             See `generate`.
+        over : {"allowed", "vocabulary"}
+            See `generate`; with "allowed" and a grammar fewer rows of the output head are
+            computed.
+        score : {"product", "label", "box", "objectness", "mean"}
+            The recipe of the scores; see `palidecode.pipeline.scoring`.
+        sub_bin : bool
+            Boxes from the mean of each loc token's distribution around its bin, not the bin
+            itself.
+        divisor, clip
+            See `palidecode.decode`.
 
         Returns
         -------
@@ -381,7 +370,7 @@ class PaliDecoder:
         divisor: int = DEFAULT_DIVISOR,
         clip: bool = False,
     ) -> Detections:
-        """Read answers as detections with scores; see `AskOptions`.
+        """Read answers as detections with scores; see `detect`.
 
         `per_picture` consecutive answers are about the same picture.
         """

@@ -162,7 +162,7 @@ def _table(result: CocoEvaluation) -> str:
         ),
     ]
     if best is not None:
-        lines.append(f"  best F1 {best['f1']:.3f} without scores below {best['score']:.3g}")
+        lines.append(f"  best F1 {best['f1']:.3f} at the score threshold {best['score']:.3g}")
     wrong = {k: n for k, n in result.kinds.items() if k not in ("ok", "missed") and n}
     if wrong:
         lines.append("  wrong: " + ", ".join(f"{kind} {n:,}" for kind, n in wrong.items()))

@@ -15,8 +15,8 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from palidecode.coco.skips import Skip
 
-DONE, SKIPPED, FAILED = 0, 1, 2
-"""Exit codes: finished; finished, but input was skipped or a limit missed; failed."""
+DONE, SKIPPED = 0, 1
+"""Exit codes: finished; finished, but input was skipped or a limit missed."""
 RESUMABLE = "run the same command again to resume"
 SHOWN_CLASSES = 20
 _SHOWN_PROBLEMS = 10

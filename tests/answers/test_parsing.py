@@ -303,6 +303,7 @@ def test_what_is_no_answer_is_refused(bad):
     ],
     ids=lambda text: text[:9],
 )
+@pytest.mark.slow
 def test_a_hostile_megabyte_is_read(text):
     """Quadratic time would take hours here."""
     result = parse(text)

@@ -87,6 +87,7 @@ def test_a_refused_piece_leaves_the_stream_as_it_was():
 
 
 @pytest.mark.parametrize("piece", ["<loc0000>", "<", ";", "<loc", " ", "<seg000> ", "a;"])
+@pytest.mark.slow
 def test_a_hostile_answer_in_pieces(piece):
     """Quadratic time would take minutes here."""
     text = piece * (300_000 // len(piece))

@@ -112,6 +112,7 @@ def test_encode_refuses_and_writes_nothing(coco, tmp_path, capsys, extra, said):
     assert [path.name for path in tmp_path.iterdir()] == ["coco.json"]
 
 
+@pytest.mark.slow
 def test_coco_and_back(shared_data, tmp_path, capsys):
     """The inverse gives the file back within the loss that `encode` says."""
     source = shared_data / "coco100" / "instances_val2014_100.json"

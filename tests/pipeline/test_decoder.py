@@ -18,19 +18,12 @@ from tests.runtime.tiny_models import (
     PICTURES,
     ids_of,
     line,
-    one_thread,
     random_picture,
     same_answers,
     write_folder,
 )
 
 PROMPT = "cat ; red star"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["gemma", "gemma2"])

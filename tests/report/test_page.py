@@ -292,6 +292,7 @@ def test_many_classes_share_a_row_of_the_confusion(tmp_path):
     assert sum(counts) == result.confusion.counts.sum()
 
 
+@pytest.mark.slow
 def test_five_thousand_pictures_fit_into_a_page(tmp_path):
     rng = np.random.default_rng(0)
     images, objects, answers = 5000, 36_000, 180_000

@@ -12,17 +12,11 @@ from palidecode import parse
 from palidecode.errors import InputError
 from palidecode.runtime.generate import POSITIONS, GenerateOptions, cache_length, generate
 from palidecode.runtime.grammar import Grammar, GrammarOptions
-from tests.runtime.tiny_models import one_thread, random_model
+from tests.runtime.tiny_models import random_model
 
 PROMPTS = ("detect cat ; red star", "segment dog", "describe", "detect cat")
 EVERY = range(len(PROMPTS))
 NEW = 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["gemma", "gemma2"])

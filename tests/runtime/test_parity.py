@@ -24,7 +24,6 @@ from palidecode.runtime.config import config_to_hf, read_config
 from palidecode.runtime.gemma import Rope
 from palidecode.runtime.kv_cache import KVCache
 from palidecode.runtime.weights import SafetensorsFolder, load_weights
-from tests.runtime.tiny_models import one_thread
 
 VOCABULARY, IMAGE, PATCH = 300, 299, 14
 LENGTHS = (4, 7, 5)  # tokens of three prompts
@@ -60,12 +59,11 @@ CASES = {
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
-    """One thread, and none of transformers' advice and progress bars."""
+    """None of transformers' advice and progress bars."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with one_thread():
-        yield
+    yield
     transformers.logging.set_verbosity(level)
 
 

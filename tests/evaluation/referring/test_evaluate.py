@@ -200,6 +200,7 @@ def test_a_bad_row_is_listed_and_the_others_count(row, reason, demo_codec):
         evaluate_referring([row], codec=demo_codec)
 
 
+@pytest.mark.slow
 def test_many_samples_are_counted_as_few_are(demo_codec):
     rows, _ = problem(np.random.default_rng(3), 24, demo_codec)
     once = evaluate_referring(rows, codec=demo_codec)

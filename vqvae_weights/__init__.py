@@ -1,1 +1,1 @@
-"""The mask codec's shipped weights and their manifest; `palidecode.load_codec` reads them."""
+"""The shipped weights of the mask codec and their manifest, read by `palidecode.load_codec`."""

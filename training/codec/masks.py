@@ -1,8 +1,8 @@
-"""The masks the codec is trained on: an endless, seeded stream of 64×64 crops.
+"""The codec's training masks: an endless, seeded stream of 64×64 crops.
 
-Seven tenths are drawn here: polygons, ellipses, blobs, strokes, glyphs and silhouettes of
-symbol fonts, alone, united, with holes, behind occluders, cut by the border of the image,
-thin and tiny. Three tenths are masks of people's photographs (COCO val2014, CC BY 4.0), warped.
+70 % are drawn: polygons, ellipses, blobs, strokes, glyphs and silhouettes of symbol fonts,
+alone, united, with holes, occluded, cut by the border of the image, thin and tiny. 30 % are
+warped masks of annotated photographs (COCO val2014, CC BY 4.0).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pycocotools import mask as coco_mask
 from palidecode.geometry.masks import shrink
 
 Mask = npt.NDArray[np.uint8]
-SIDE = 256  # shapes are drawn on a canvas this large
+SIDE = 256  # of the canvas that shapes are drawn on, in pixels
 Stream = Iterator[npt.NDArray[np.float32]]
 REAL_SHARE = 0.3
 
 
 class Fonts(NamedTuple):
-    """Font files and the characters each can draw as a silhouette."""
+    """Font files and the characters to draw from each."""
 
     files: tuple[str, ...]
     characters: tuple[tuple[int, ...], ...]
 
 
 def load_fonts(files: list[str], limit: int = 1500) -> Fonts:
-    """Find which characters a font has, by its own cmap (through fontTools)."""
+    """List the characters in each font's cmap (read by fontTools)."""
     from fontTools.ttLib import TTFont
 
     characters = []
@@ -90,7 +90,7 @@ def blob(rng: np.random.Generator) -> Mask:
 
 
 def ellipse(rng: np.random.Generator) -> Mask:
-    """An ellipse or a rounded box, turned."""
+    """A rotated ellipse."""
     canvas = _canvas()
     axes = tuple(int(v) for v in rng.uniform(0.15, 1, 2) * SIDE / 2)
     cv2.ellipse(canvas, (SIDE // 2, SIDE // 2), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
@@ -98,7 +98,7 @@ def ellipse(rng: np.random.Generator) -> Mask:
 
 
 def box(rng: np.random.Generator) -> Mask:
-    """A turned rectangle, possibly a full or a very thin one."""
+    """A rotated rectangle, possibly full or very thin."""
     canvas = _canvas()
     size = rng.uniform(0.08, 1, 2) * SIDE
     angle = float(rng.choice([0.0, rng.uniform(-90, 90)]))
@@ -141,7 +141,7 @@ def glyph(rng: np.random.Generator, fonts: Fonts) -> Mask:
 
 
 def _tight(mask: Mask) -> Mask:
-    """The mask inside its own box."""
+    """Crop a mask to its own box."""
     x, y, w, h = cv2.boundingRect(mask)
     return mask[y : y + h, x : x + w]
 
@@ -172,7 +172,7 @@ def _lay(rng: np.random.Generator, canvas: Mask, mask: Mask, value: int) -> None
 
 
 def _warp(rng: np.random.Generator, mask: Mask, strength: float) -> Mask:
-    """Mirror, turn a little, shear, and bend smoothly."""
+    """Mirror, rotate a little, shear and bend smoothly."""
     height, width = mask.shape
     if rng.random() < 0.5:
         mask = mask[:, ::-1]
@@ -221,7 +221,7 @@ def synthetic(rng: np.random.Generator, fonts: Fonts) -> Mask:
 
 
 class CocoMask(NamedTuple):
-    """A person-drawn mask inside its own box (corners rounded, as big_vision crops)."""
+    """An annotated mask, cropped to its box (corners rounded, as in big_vision)."""
 
     image_id: int
     mask: Mask
@@ -237,12 +237,12 @@ def load_coco(path: Path, half: int, smallest: int = 8) -> list[CocoMask]:
     half : {0, 1}
         0: images 1, 3, 5 … of the sorted ids (training); 1: the others (held out).
     smallest : int
-        Boxes with a side below this many pixels are left out.
+        Boxes with a side of fewer pixels are skipped.
     """
     data = json.loads(path.read_text())
     images = {image["id"]: image for image in data["images"]}
     chosen = set(sorted(images)[half::2])
-    found = []
+    crops = []
     for annotation in data["annotations"]:
         if annotation["image_id"] not in chosen or annotation["iscrowd"]:
             continue
@@ -256,12 +256,12 @@ def load_coco(path: Path, half: int, smallest: int = 8) -> list[CocoMask]:
             continue
         crop = coco_mask.decode(rle)[y1:y2, x1:x2]
         if crop.any():
-            found.append(CocoMask(annotation["image_id"], crop))
-    return found
+            crops.append(CocoMask(annotation["image_id"], crop))
+    return crops
 
 
 def real(rng: np.random.Generator, masks: list[CocoMask]) -> Mask:
-    """One of the real masks, warped; its box moves as a detector's would."""
+    """One of the real masks, warped, in a box that is off like a detector's."""
     while True:
         mask = masks[int(rng.integers(len(masks)))].mask
         mask = _warp(rng, mask, float(rng.choice([0.0, 0.5, 1.0], p=(0.25, 0.45, 0.3))))
@@ -275,7 +275,7 @@ def real(rng: np.random.Generator, masks: list[CocoMask]) -> Mask:
 
 
 def stream(seed: int, fonts: Fonts, coco: list[CocoMask], real_share: float = REAL_SHARE) -> Stream:
-    """Endless crops (64, 64) in [0, 1], the same for the same seed."""
+    """Yield crops (64, 64) in [0, 1] without end, the same for the same seed."""
     rng = np.random.default_rng(seed)
     while True:
         use_real = bool(coco) and rng.random() < real_share

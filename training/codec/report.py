@@ -1,8 +1,7 @@
 """Measure the mask codec: ``python -m training.codec.report --coco FILE --font FILE …``.
 
-Prints the figures of the shipped weights. With ``--export RUN`` the weights of a finished
-training run are written into ``vqvae_weights/`` first (half precision), with a manifest that
-holds the same figures.
+Prints the figures of the shipped weights. ``--export RUN`` first writes the weights of a
+finished training run to ``vqvae_weights/`` (half precision), with a manifest of these figures.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def iou(a: BoolArray, b: BoolArray) -> float:
-    """IoU of two masks of one shape; 1 where both are empty."""
+    """IoU of two masks of the same shape; 1 if both are empty."""
     union = int((a | b).sum())
     return 1.0 if union == 0 else int((a & b).sum()) / union
 
 
 def summary(values: FloatArray) -> dict[str, float | int]:
-    """Mean, and the mean's worst tenth as a quantile."""
+    """Number of masks, mean, and the quantile of the worst tenth."""
     return {
         "masks": len(values),
         "mean": round(float(values.mean()), 4),
@@ -64,12 +63,12 @@ def at_64(codec: MaskCodec, crops: npt.NDArray[np.float32]) -> tuple[FloatArray,
 
 def at_full_size(fields: npt.NDArray[np.float32], items: list[masks.CocoMask]) -> FloatArray:
     """IoU in the object's own pixels, after pasting each field into its box."""
-    found = []
+    ious = []
     for field, item in zip(fields, items, strict=True):
         height, width = item.mask.shape
         made = paste(field, (0, 0, width, height), (width, height)).mask
-        found.append(iou(made, item.mask.astype(np.bool_)))
-    return np.array(found)
+        ious.append(iou(made, item.mask.astype(np.bool_)))
+    return np.array(ious)
 
 
 def codebook_use(codes: npt.NDArray[Any]) -> dict[str, float | int]:
@@ -151,7 +150,7 @@ def export(run: Path, coco: Path, fonts: list[str], command: str) -> None:
 
 
 def picture(codec: MaskCodec, coco: Path, target: Path, columns: int = 12) -> None:
-    """Held-out real masks, and below each what the codec makes of it, with its IoU."""
+    """Draw held-out real masks, and below each its round trip with its IoU."""
     items = [item for item in masks.load_coco(coco, 1) if item.mask.sum() > 40**2]
     items = items[:: len(items) // columns][:columns]
     fields = codec.decode(codec.encode(np.stack([shrink(item.mask) for item in items])))
@@ -169,20 +168,17 @@ def picture(codec: MaskCodec, coco: Path, target: Path, columns: int = 12) -> No
         left = gap + column * (side + gap)
         for row, (mask, color) in enumerate(((item.mask > 0, "#20496b"), (made, "#d9483b"))):
             tile = Image.fromarray(mask).convert("L").resize(shown, Image.Resampling.BOX)
-            place = (
-                left + (side - shown[0]) // 2,
-                gap + row * (side + gap) + (side - shown[1]) // 2,
-            )
-            sheet.paste(color, (*place, place[0] + shown[0], place[1] + shown[1]), tile)
+            x, y = left + (side - shown[0]) // 2, gap + row * (side + gap) + (side - shown[1]) // 2
+            sheet.paste(color, (x, y, x + shown[0], y + shown[1]), tile)
         pen.text((left + side // 2, size[1] - line), f"{ious[column]:.2f}", "black", letters, "ma")
     sheet.save(target, optimize=True)
 
 
 def main() -> None:
-    """Print the figures; export first where that is asked for."""
+    """Print the figures, after an export if one is asked for."""
     parser = argparse.ArgumentParser(description="Figures of the shipped mask codec.")
     parser.add_argument("--coco", type=Path, required=True, help="COCO instances file")
-    parser.add_argument("--font", action="append", required=True, help="as for training")
+    parser.add_argument("--font", action="append", required=True, help="a font file; repeatable")
     parser.add_argument("--export", type=Path, metavar="RUN", help="folder of a training run")
     parser.add_argument("--command", default="", help="the training command, for the manifest")
     parser.add_argument("--picture", type=Path, help="masks before and after, as a PNG")

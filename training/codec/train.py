@@ -1,12 +1,12 @@
 """Train the mask codec from scratch: ``python -m training.codec.train --coco FILE --font FILE …``.
 
-The network is the one of PaliGemma's seg tokens; the codes that come out are our own. Loss:
-the squared error of the field (so that its zero crossing is sharp and its range is ±1), soft
-Dice of its sigmoid (close to IoU, and blind to how large the background is), and a
-commitment term. The codebook follows its latents by moving averages; unused rows move to
-latents of the present batch. The last part trains the decoder alone on frozen codes.
+The network is that of PaliGemma's seg tokens, but the codes are our own. Loss: the squared
+error of the field (for a sharp zero crossing and a range of ±1), soft Dice of its sigmoid
+(close to IoU, and independent of the size of the background), and a commitment term. The
+codebook follows its latents by moving averages; unused rows move to latents of the current
+batch. The last part trains the decoder alone on frozen codes.
 
-Seeded and resumable: state is one ``.safetensors`` file and a log of JSON lines.
+Seeded and resumable: the state is a ``.safetensors`` file and a log of JSON lines.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMMITMENT = 0.25
 SHARPNESS = 4.0  # of the sigmoid in soft Dice: a field of ±1 counts as 0.98 and 0.02
 CODEBOOK_DECAY = 0.99
 WEIGHT_DECAY_EMA = 0.9995
-DEAD_BELOW = 0.05  # a row used less than this share of the average is moved
+DEAD_BELOW = 0.05  # codebook rows used less than this share of the average are moved
 
 
 @dataclass
@@ -41,7 +41,7 @@ class State:
     """State for resuming a run."""
 
     network: MaskVQVAE
-    average: MaskVQVAE  # moving average of the weights: what is shipped
+    average: MaskVQVAE  # moving average of the weights, which is shipped
     optimizer: torch.optim.AdamW
     counts: torch.Tensor
     sums: torch.Tensor
@@ -49,7 +49,7 @@ class State:
 
 
 def new_state(seed: int, device: str) -> State:
-    """A seeded network and an empty codebook average."""
+    """Create a seeded network and an empty codebook average."""
     torch.manual_seed(seed)
     network = MaskVQVAE().to(device, memory_format=torch.channels_last)
     average = MaskVQVAE().to(device)
@@ -60,19 +60,19 @@ def new_state(seed: int, device: str) -> State:
 
 
 def save_state(state: State, path: Path) -> None:
-    """Write everything to one file, aside first."""
+    """Write the whole state to one file, atomically."""
     tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
     for index, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
     tensors |= {"counts": state.counts, "sums": state.sums, "step": torch.tensor(state.step)}
-    aside = path.with_suffix(".part")
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, aside)
-    os.replace(aside, path)
+    part = path.with_suffix(".part")
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part)
+    os.replace(part, path)
 
 
 def load_state(state: State, path: Path) -> None:
-    """Go on from a file of `save_state`."""
+    """Resume from a file of `save_state`."""
     tensors = load_file(path)
     for name, module in (("network.", state.network), ("average.", state.average)):
         module.load_state_dict(
@@ -91,23 +91,26 @@ def load_state(state: State, path: Path) -> None:
 
 
 def make_pool(path: Path, count: int, stream: masks.Stream) -> np.ndarray:
-    """Draw the first `count` masks of the stream once, 8 bit each, into a file."""
+    """Draw the first `count` masks of the stream into a file, in 8 bits, unless it exists."""
     shape = (count, MASK_SIDE, MASK_SIDE)
     if not path.exists():
-        aside = path.with_suffix(".part")
-        pool = np.lib.format.open_memmap(aside, "w+", np.uint8, shape)
+        part = path.with_suffix(".part")
+        pool = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         for row in tqdm(range(count), desc="drawing masks", mininterval=5):
             pool[row] = np.rint(next(stream) * 255)
         pool.flush()
-        os.replace(aside, path)
+        os.replace(part, path)
     pool = np.load(path, mmap_mode="r")
     if pool.shape != shape:
-        raise SystemExit(f"{path} holds {pool.shape[0]} masks, not {count}: delete it or --pool")
+        raise SystemExit(
+            f"{path} holds {pool.shape[0]} masks, not {count}: delete it, or use --pool "
+            f"{pool.shape[0]}"
+        )
     return pool
 
 
 def draw_batch(pool: np.ndarray, size: int, seed: int, step: int) -> torch.Tensor:
-    """Batch number `step`: random rows, mirrored at random, in [0, 1]."""
+    """Draw batch number `step`: random rows, mirrored at random, in [0, 1]."""
     rng = np.random.default_rng((seed, step))
     batch = pool[np.sort(rng.integers(len(pool), size=size))].astype(np.float32) / 255
     if rng.random() < 0.5:
@@ -120,15 +123,15 @@ def draw_batch(pool: np.ndarray, size: int, seed: int, step: int) -> torch.Tenso
 def mask_loss(fields: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Squared error against ±1, and soft Dice."""
     squared = (fields - (2 * target - 1)).square().mean()
-    chance = torch.sigmoid(SHARPNESS * fields)
-    shared = (chance * target).sum((1, 2))
-    dice = 1 - (2 * shared + 1) / (chance.sum((1, 2)) + target.sum((1, 2)) + 1)
+    probability = torch.sigmoid(SHARPNESS * fields)
+    shared = (probability * target).sum((1, 2))
+    dice = 1 - (2 * shared + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
     return squared + dice.mean()
 
 
 @torch.no_grad()
 def follow_latents(state: State, latents: torch.Tensor, codes: torch.Tensor) -> int:
-    """Move the codebook towards its latents; revive dead rows. Gives how many were dead."""
+    """Move the codebook towards its latents and revive dead rows; return their number."""
     flat = codes.reshape(-1)
     hits = torch.bincount(flat, minlength=SEG_COUNT).float()
     sums = torch.zeros_like(state.sums).index_add_(0, flat, latents)
@@ -145,7 +148,7 @@ def follow_latents(state: State, latents: torch.Tensor, codes: torch.Tensor) -> 
 
 
 def first_codebook(state: State, batch: torch.Tensor) -> None:
-    """Rows from the first batch's latents, so that every row is used from the start."""
+    """Take rows from the first batch's latents, so that every row is used from the start."""
     with torch.no_grad():
         latents = state.network.latents(batch)
         rows = latents[torch.randperm(len(latents))[:SEG_COUNT]]
@@ -202,14 +205,16 @@ def round_trip_iou(network: MaskVQVAE, crops: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Train, or go on where the last run stopped."""
+    """Train, or resume the last run."""
     parser = argparse.ArgumentParser(description="Train the mask codec.")
     parser.add_argument("--coco", type=Path, required=True, help="COCO instances file")
-    parser.add_argument("--font", action="append", required=True, help="a font file; repeat")
+    parser.add_argument("--font", action="append", required=True, help="a font file; repeatable")
     parser.add_argument("--out", type=Path, default=Path("codec-run"))
-    parser.add_argument("--pool", type=int, default=300_000, help="masks drawn once")
+    parser.add_argument("--pool", type=int, default=300_000, help="number of masks to draw")
     parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--decoder-steps", type=int, default=3_000, help="of them, at the end")
+    parser.add_argument(
+        "--decoder-steps", type=int, default=3_000, help="last steps, which train the decoder only"
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

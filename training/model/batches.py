@@ -41,12 +41,12 @@ CONFIG = PaliGemmaConfig(
 )
 CELLS = (GRID * CONFIG.vision.patch // SIDE) ** 2  # of the owner map in a patch
 ALL_CLASSES = 0.4  # share of batches whose prompts list every class
-ONE_PHRASE = 0.4  # of the other prompts, those about one thing
+ONE_PHRASE = 0.4  # share of the other prompts that have one phrase
 
 
 @dataclass
 class Batch:
-    """Scenes, and one answer each."""
+    """Scenes with one prompt and answer each."""
 
     pixels: Tensor  # (B, 3, S, S)
     ids: Tensor  # (B, T)
@@ -56,13 +56,13 @@ class Batch:
     color: Tensor  # (B, P)
     box: Tensor  # (B, P, 4) y1 x1 y2 x2 in [0, 1]
     codes: Tensor  # (B, P, 16)
-    owner: Tensor  # (B, P) which object of its scene, 0 is background
+    owner: Tensor  # (B, P) number of the object in its scene, 0 is background
     cells: Tensor  # (B, P, cells) 1 where that object covers the cell
-    asked: Tensor  # (B, P) whether the prompt asks for that object
+    asked: Tensor  # (B, P) True where the prompt asks for that object
 
 
 class Words:
-    """Token ids of the pieces that prompts and answers are made of."""
+    """Token ids of the pieces of prompts and answers."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer, self.vocabulary = tokenizer, tokenizer.vocabulary
@@ -70,7 +70,7 @@ class Words:
         self.separator = tokenizer.encode("<loc0000> cat ; <loc0000>")[2:-1]
 
     def phrase(self, text: str) -> list[int]:
-        """Ids of `` red star``."""
+        """Ids of a phrase with a space before it, `` red star``."""
         if text not in self._phrases:
             self._phrases[text] = self.tokenizer.encode(f"<loc0000> {text}")[1:]
         return self._phrases[text]
@@ -80,7 +80,7 @@ class Words:
         ids: list[int] = []
         for label, loc, codes in objects:
             ids += self.separator if ids else []
-            ids += [self.vocabulary.loc_offset + place for place in loc]
+            ids += [self.vocabulary.loc_offset + bin_ for bin_ in loc]
             ids += [self.vocabulary.seg_offset + code for code in codes or ()]
             ids += self.phrase(label)
         return [*ids, self.vocabulary.eos]
@@ -94,9 +94,9 @@ def make_batch(
     masks: bool,
     everything: bool,
 ) -> Batch:
-    """Some scenes of a shard, half of them mirrored, with a new prompt each.
+    """Make a batch of scenes of a shard, half of them mirrored, with a new prompt each.
 
-    `masks`: segment, not detect; `everything`: the prompt that lists all classes.
+    `masks`: segment instead of detect; `everything`: the prompt lists all classes.
     """
     grid = CONFIG.vision.image_size // CONFIG.vision.patch
     images = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
@@ -106,7 +106,7 @@ def make_batch(
     codes = np.zeros((*label.shape, SEG_PER_MASK), np.int64)
     asked = np.zeros(label.shape, np.bool_)
     sequences, prefixes = [], []
-    for place, row in enumerate(rows.tolist()):
+    for i, row in enumerate(rows.tolist()):
         part = slice(int(shard.first[row]), int(shard.first[row + 1]))
         flip = rng.random() < 0.5
         image, owner = shard.images[row], shard.owner[row]
@@ -116,26 +116,26 @@ def make_batch(
             loc = loc[:, [0, 3, 2, 1]]
             loc[:, [1, 3]] = LOC_COUNT - loc[:, [1, 3]]
             loc = np.clip(loc, 0, LOC_COUNT - 1)
-        images[place] = image
+        images[i] = image
         own, covered = _patches(owner, grid)
-        owners[place], cells[place] = own, covered
+        owners[i], cells[i] = own, covered
         seen = own > 0
         number = own[seen] - 1
-        label[place][seen] = shard.label[part][number] + 1
-        color[place][seen] = shard.color[part][number]
-        box[place][seen] = loc[number] / LOC_COUNT
-        codes[place][seen] = seg[number]
+        label[i][seen] = shard.label[part][number] + 1
+        color[i][seen] = shard.color[part][number]
+        box[i][seen] = loc[number] / LOC_COUNT
+        codes[i][seen] = seg[number]
         prompt = _prompt(shard, part, rng, masks, everything)
-        asked[place] = np.isin(own, [number + 1 for number, _ in prompt.objects()])
+        asked[i] = np.isin(own, [number + 1 for number, _ in prompt.objects()])
         order = sorted(prompt.objects(), key=lambda o: (loc[o[0], 1] + loc[o[0], 3], loc[o[0], 0]))
         objects = [(name, loc[n].tolist(), seg[n].tolist() if masks else None) for n, name in order]
-        front = words.tokenizer.encode_prompt(prompt.text)
-        prefixes.append(len(front))
-        sequences.append(front + words.answer(objects))
+        prefix = words.tokenizer.encode_prompt(prompt.text)
+        prefixes.append(len(prefix))
+        sequences.append(prefix + words.answer(objects))
     lengths = np.array([len(s) for s in sequences])
     ids = np.full((len(rows), lengths.max()), words.vocabulary.pad)
-    for place, sequence in enumerate(sequences):
-        ids[place, : len(sequence)] = sequence
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = sequence
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     flat = (len(rows), grid * grid)
     return Batch(
@@ -156,7 +156,7 @@ def make_batch(
 def _patches(
     owner: npt.NDArray[np.uint8], grid: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The object with most cells of each patch, if it has a third, and which cells it has."""
+    """Find the object with most cells of each patch, if it has a third, and its cells."""
     step = GRID // grid
     cells = owner.reshape(grid, step, grid, step).transpose(0, 2, 1, 3).reshape(grid, grid, -1)
     votes = np.stack([(cells == n).sum(-1) for n in range(1, int(owner.max()) + 2)], -1)
@@ -190,12 +190,12 @@ def batches(
     detect: float,
     all_classes: float = ALL_CLASSES,
 ) -> Iterator[Batch]:
-    """Batches without end; shards that appear while it runs are used, too."""
+    """Yield batches without end, also of shards that appear while it runs."""
     rng = np.random.default_rng(seed)
     while True:
         for path in rng.permutation(sorted(data.glob("*.npz"))).tolist():
             shard = read_shard(path)
-            # Scenes of about as many objects go together: answers of like length waste no padding.
+            # Scenes with similar numbers of objects go together: their answers need less padding.
             order = np.argsort(np.diff(shard.first) + rng.normal(0, 0.3, len(shard.images)))
             starts = np.arange(rng.integers(size), len(order) - size + 1, size)
             for start in rng.permutation(starts).tolist():

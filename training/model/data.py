@@ -1,9 +1,9 @@
 """Training data of the tiny model: ``python -m training.model.data --scenes N -o DIR``.
 
-Scenes are drawn large, as pictures are, and squeezed to the model's size by the runtime's own
-preprocessing; boxes and masks are those of the large picture. They are drawn once into shards
-(numpy, no pickle), because drawing and encoding cost as much as a training step; prompts and
-mirror images are drawn anew each time a scene is used.
+Scenes are drawn large and resized to the model's input as the runtime does; boxes and masks are
+those of the large picture. They are drawn once, into shards (numpy, no pickle), as drawing and
+encoding cost as much as a training step. Each use of a scene draws a new prompt, and whether it
+is mirrored.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from palidecode.vocab import SEG_PER_MASK
 from training.scenes.draw import COLOR_NAMES, TRAIN_SEED, Scene, scene
 from training.scenes.shapes import CLASSES
 
-SIDE = 80  # pixels the model sees
-DRAWN = 224  # pixels the scenes are drawn with
-GRID = 40  # cells a side of the map that says which object is where
+SIDE = 80  # of the model's input, in pixels
+DRAWN = 224  # of the drawn scenes, in pixels
+GRID = 40  # of the owner map, in cells
 PER_SHARD = 1000
 
 
@@ -41,11 +41,11 @@ class Shard:
     ----------
     images : ndarray of uint8, shape (S, 80, 80, 3)
     owner : ndarray of uint8, shape (S, 40, 40)
-        Which object covers most of a cell: 1, 2 … within the scene, 0 for the background.
+        The object that covers most of a cell: 1, 2 … within the scene, 0 for the background.
     first : ndarray of int64, shape (S + 1,)
-        The objects of scene i are rows ``first[i]:first[i + 1]`` of what follows.
+        The objects of scene i are rows ``first[i]:first[i + 1]`` of the following columns.
     label, color : ndarray of uint8, shape (N,)
-        Numbers in `CLASSES` and `COLOR_NAMES`.
+        Indices in `CLASSES` and `COLOR_NAMES`.
     loc : ndarray of int16, shape (N, 4)
         Bins y1, x1, y2, x2.
     codes, mirrored : ndarray of uint8, shape (N, 16)
@@ -63,7 +63,7 @@ class Shard:
 
 
 def draw_shard(seed: int, start: int, count: int) -> dict[str, npt.NDArray[np.generic]]:
-    """Scenes `start` … of a seed as the columns of `Shard`."""
+    """Draw `count` scenes of a seed from `start` on, as the columns of `Shard`."""
     codec = load_codec(DEMO_ID)
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     owner = np.zeros((count, GRID, GRID), np.uint8)
@@ -96,7 +96,7 @@ def draw_shard(seed: int, start: int, count: int) -> dict[str, npt.NDArray[np.ge
 
 
 def _owners(drawn: Scene) -> npt.NDArray[np.uint8]:
-    """The background owns a cell that no object covers by half."""
+    """Map each cell to the object that covers it most, if that is more than half."""
     cover = [np.full((GRID, GRID), 1 / 2, np.float32)]
     for mask in drawn.masks:
         cover.append(
@@ -106,20 +106,20 @@ def _owners(drawn: Scene) -> npt.NDArray[np.uint8]:
 
 
 def write_shards(folder: Path, seed: int, scenes: int, part: int = 0, parts: int = 1) -> None:
-    """Draw what isn't there yet; `part` of `parts` processes draws every `parts`-th shard."""
+    """Draw the missing shards; process `part` of `parts` draws every `parts`-th one."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = range(part, -(-scenes // PER_SHARD), parts)
     for number in tqdm(numbers, desc=f"shards, part {part}", mininterval=5):
         path = folder / f"{seed}-{number:05d}.npz"
         if not path.exists():
-            aside = path.with_suffix(f".part{part}")
-            with aside.open("wb") as file:
+            partial = path.with_suffix(f".part{part}")
+            with partial.open("wb") as file:
                 np.savez(file, **draw_shard(seed, number * PER_SHARD, PER_SHARD))  # type: ignore[arg-type]
-            os.replace(aside, path)
+            os.replace(partial, path)
 
 
 def read_shard(path: Path) -> Shard:
-    """One file of `write_shards`."""
+    """Read one file of `write_shards`."""
     with np.load(path, allow_pickle=False) as file:
         return Shard(**{name: file[name] for name in Shard.__dataclass_fields__})
 

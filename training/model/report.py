@@ -1,8 +1,8 @@
 """Measure the tiny model: ``python -m training.model.report --model DIR``.
 
-With ``--export RUN`` the averaged weights of a training run are first written to ``--model`` as
-a Hugging Face folder (half precision), with a manifest that says how they were made. Figures
-are those of the whole chain: pictures on disk, `PaliDecoder`, `evaluate_coco`.
+``--export RUN`` first writes the averaged weights of a training run to ``--model`` as a Hugging
+Face folder (half precision) with a manifest. Figures are those of the whole chain: pictures on
+disk, `PaliDecoder`, `evaluate_coco`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from palidecode.coco.writing import to_coco
 from palidecode.codec.weights import DEMO_ID
 from palidecode.detections import Detections
+from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import evaluate_coco
+from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
 from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.runs.prediction import find_pictures
@@ -45,7 +47,7 @@ PREPROCESSOR = {
 
 
 def export(run: Path, folder: Path) -> None:
-    """The averaged weights of a run as a folder that `from_pretrained` reads."""
+    """Write the averaged weights of a run as a folder that `from_pretrained` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = load_file(run / "state.safetensors")
     average = {k.removeprefix("average."): v for k, v in tensors.items() if "average." in k}
@@ -57,7 +59,7 @@ def export(run: Path, folder: Path) -> None:
     write_json(folder / "config.json", config_to_hf(CONFIG) | {"torch_dtype": "float16"})
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     write_json(folder / "palidecode.json", {"codes": DEMO_ID, "classes": list(CLASSES)})
-    # A run that went on from a checkpoint has some steps twice: the later ones count.
+    # A resumed run logs some steps twice: the later lines count.
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     log = {line["step"]: line for line in lines if line["step"] % 500 == 0 or line == lines[-1]}
     write_json(folder / "curve.json", [log[step] for step in sorted(log)])
@@ -79,15 +81,15 @@ def export(run: Path, folder: Path) -> None:
     )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Readable, one value a line."""
+def write_json(path: Path, value: object) -> None:
+    """Write readable JSON, one value a line."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def answers_of(
     decoder: PaliDecoder, folder: Path, task: str, grammar: bool = True
 ) -> tuple[list[Generated], list[str]]:
-    """The answers to one prompt with all classes about every picture of a folder."""
+    """Ask for all classes in every picture of a folder; return answers and file names."""
     pictures = find_pictures([folder])
     prompt = f"{task} {' ; '.join(CLASSES)}"
     answers = decoder.generate(
@@ -102,65 +104,63 @@ def answers_of(
     return answers, [item.name for item in pictures]
 
 
-def measured(found: Detections, names: list[str], truth: Path, kind: Any) -> Any:
-    """`evaluate_coco` of detections."""
-    dataset = to_coco(found, categories=list(CLASSES), segmentation="rle", file_names=names)
-    return evaluate_coco(truth, dataset, kind)
+def evaluated(
+    detections: Detections, names: list[str], truth: Path, iou_type: IouType = "bbox"
+) -> CocoEvaluation:
+    """Evaluate detections with `evaluate_coco`."""
+    dataset = to_coco(detections, categories=list(CLASSES), segmentation="rle", file_names=names)
+    return evaluate_coco(truth, dataset, iou_type)
 
 
 def figures(decoder: PaliDecoder, folder: Path) -> dict[str, Any]:
-    """Every number that the README, the manifest and the notes give."""
+    """Compute all numbers in the README, the manifest and the docs."""
     truth = folder / "instances.json"
     began = time.perf_counter()
     segmented, names = answers_of(decoder, folder, "segment")
     detected, _ = answers_of(decoder, folder, "detect")
     seconds = time.perf_counter() - began
-    found: dict[str, Any] = {"pictures": len(names), "seconds": round(seconds, 1)}
-    boxes = decoder.read(detected)
-    result = measured(boxes, names, truth, "bbox")
-    found["boxes"] = summary(result)
-    masks = decoder.read(segmented)
-    mask_result = measured(masks, names, truth, "segm")
-    found["masks"] = summary(mask_result)
-    rows = [row for row in mask_result.match_rows if row["kind"] == "ok"]
-    found["masks"]["mean_iou_of_matched"] = round(float(np.mean([r["iou"] for r in rows])), 4)
-    fine = decoder.read(detected, sub_bin=True)
-    found["sub_bin"] = summary(measured(fine, names, truth, "bbox"))
-    # Both ways of reading bins.
-    found["divisor_1023"] = summary(
-        measured(decoder.read(detected, divisor=1023), names, truth, "bbox")
-    )
-    found["recipes"] = {
-        name: round(
-            float(measured(decoder.read(detected, score=name), names, truth, "bbox").stats[0]), 4
-        )
-        for name in RECIPES
+    boxes = evaluated(decoder.read(detected), names, truth)
+    masks = evaluated(decoder.read(segmented), names, truth, "segm")
+    ious = [row["iou"] for row in masks.match_rows if row["kind"] == "ok"]
+    recipes = {
+        name: evaluated(decoder.read(detected, score=name), names, truth) for name in RECIPES
     }
-    found["default_recipe"] = DEFAULT_SCORE
-    found["colors"] = colors_heeded(decoder, folder)
-    by_mask = {row["category"]: row["AP"] for row in mask_result.rows()}
-    found["per_class"] = {
-        row["category"]: {"boxes": round(row["AP"], 4), "masks": round(by_mask[row["category"]], 4)}
-        for row in result.rows()
+    by_mask = {row["category"]: row["AP"] for row in masks.rows()}
+    return {
+        "pictures": len(names),
+        "seconds": round(seconds, 1),
+        "boxes": summary(boxes),
+        "masks": summary(masks) | {"mean_iou_of_matched": round(float(np.mean(ious)), 4)},
+        "sub_bin": summary(evaluated(decoder.read(detected, sub_bin=True), names, truth)),
+        "divisor_1023": summary(evaluated(decoder.read(detected, divisor=1023), names, truth)),
+        "recipes": {name: round(float(result.stats[0]), 4) for name, result in recipes.items()},
+        "default_recipe": DEFAULT_SCORE,
+        "colors": colors_heeded(decoder, folder),
+        "per_class": {
+            row["category"]: {
+                "boxes": round(row["AP"], 4),
+                "masks": round(by_mask[row["category"]], 4),
+            }
+            for row in boxes.rows()
+        },
     }
-    return found
 
 
 def colors_heeded(decoder: PaliDecoder, folder: Path) -> dict[str, float]:
-    """Check that `detect red star` finds red stars and `detect blue star` then finds none.
+    """Check that `detect red star` detects red stars, and `detect blue star` then nothing.
 
-    Every picture is asked twice about the class of its first object: in that object's colour, and
-    in one that no object of the class has there. A model that ignores colours finds something
+    Asks twice about the class of each picture's first object: in that object's colour, and in a
+    colour that no object of the class has there. A model that ignores colours detects something
     both times.
     """
     dataset = json.loads((folder / "instances.json").read_text())
     names = {item["id"]: item["name"] for item in dataset["categories"]}
-    there: dict[int, list[dict[str, Any]]] = {}
+    by_image: dict[int, list[dict[str, Any]]] = {}
     for item in dataset["annotations"]:
-        there.setdefault(item["image_id"], []).append(item)
+        by_image.setdefault(item["image_id"], []).append(item)
     pictures, prompts = [], []
     for image in dataset["images"]:
-        objects = there.get(image["id"], [])
+        objects = by_image.get(image["id"], [])
         if not objects:
             continue
         first = objects[0]
@@ -171,16 +171,16 @@ def colors_heeded(decoder: PaliDecoder, folder: Path) -> dict[str, float]:
             pictures.append(folder / image["file_name"])
             prompts.append(f"detect {color} {label}")
     answers = decoder.generate(pictures, prompts, DEFAULT_TOKENS, grammar=True, batch_size=32)
-    found = [len(decoder.read([answer])) > 0 for answer in answers]
+    detected = [len(decoder.read([answer])) > 0 for answer in answers]
     return {
-        "asked": len(found) // 2,
-        "found_in_its_color": round(float(np.mean(found[::2])), 4),
-        "silent_in_another": round(1 - float(np.mean(found[1::2])), 4),
+        "asked": len(detected) // 2,
+        "found_in_its_color": round(float(np.mean(detected[::2])), 4),
+        "silent_in_another": round(1 - float(np.mean(detected[1::2])), 4),
     }
 
 
-def summary(result: Any) -> dict[str, float]:
-    """AP, AP50, AP75."""
+def summary(result: CocoEvaluation) -> dict[str, float]:
+    """AP, AP50 and AP75, rounded."""
     return {name: round(float(result.stats[n]), 4) for n, name in enumerate(("AP", "AP50", "AP75"))}
 
 
@@ -201,11 +201,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder), args.seed, args.count, 224)
         decoder = PaliDecoder.from_pretrained(args.model, args.dtype, "cpu", args.quantize)
-        found = figures(decoder, Path(folder))
-    print(json.dumps(found, indent=1))
+        held_out = figures(decoder, Path(folder))
+    print(json.dumps(held_out, indent=1))
     if args.manifest:
         path = args.model / "manifest.json"
-        write_json(path, json.loads(path.read_text()) | {"held_out": found})
+        write_json(path, json.loads(path.read_text()) | {"held_out": held_out})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The tiny model's tokenizer: PaliGemma's loc, seg and control tokens, and few words.
+"""The tiny model's tokenizer: PaliGemma's loc, seg and control tokens, and a few words.
 
-Words that the scenes know are one token each; everything else is spelled in letters or bytes,
-so any prompt and label can be written. Built from nothing; spaces are ``▁`` as in Gemma's.
+Words of the scenes are one token each; everything else is spelled in letters or bytes, so that
+any prompt and label can be written. Spaces are ``▁`` as in Gemma's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VERBS = ("detect", "segment")
 
 
 def build() -> tokenizers.Tokenizer:
-    """The tokenizer; ids: control tokens, words, letters, bytes, then loc, seg, image."""
+    """Build the tokenizer; ids are control tokens, words, letters, bytes, loc, seg, image."""
     eos, pad, bos = CONTROL_TOKENS
     control = [pad, eos, bos, "<unk>"]
     words = [*_VERBS, *(SPACE + word for word in (";", *COLOR_NAMES, *_class_words()))]
@@ -35,9 +35,9 @@ def build() -> tokenizers.Tokenizer:
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in control[:3]])
-    places = [loc_token(index) for index in range(LOC_COUNT)]
+    bins = [loc_token(index) for index in range(LOC_COUNT)]
     codes = [seg_token(index) for index in range(SEG_COUNT)]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in places + codes])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in bins + codes])
     tokenizer.add_special_tokens([AddedToken(IMAGE, normalized=False)])
     return tokenizer
 

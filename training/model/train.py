@@ -1,17 +1,17 @@
 """Train the tiny model: ``python -m training.model.train --data DIR --out DIR``.
 
-Four stages, one run, resumable, seeded:
+A run has three stages, is resumable and seeded:
 
-0. *dense*: the vision tower alone; every patch tells class, colour, box and mask codes of the
-   object that covers it. What SigLIP's pre-training is to PaliGemma.
-1. *asked*: the decoder alone reads prompts; every patch tells whether its object is asked for.
-   Without it classes are learned, and colours are not.
-2. *joint*: the whole model learns to answer. The prefix (image, ``<bos>``, prompt, newline) is
-   not in the loss; the suffix is, ``<eos>`` included, objects from left to right. Loc targets
-   are Gaussians over the bins that narrow from σ = 40 to 3, seg targets are spread over codes
-   that look alike; a model learns places from near misses, which one-hot targets don't allow.
-3. the same, narrow and with a falling learning rate; a moving average of the weights is kept
-   throughout and is what is saved.
+1. *dense*: the vision tower alone. Every patch predicts class, colour, box and mask codes of
+   the object that covers it. This replaces SigLIP's pre-training.
+2. *asked*: the decoder alone reads prompts. Every patch predicts if its object is asked for.
+   Without this stage classes are learned but colours are not.
+3. *joint*: the whole model learns to answer. The loss covers the suffix, ``<eos>`` included,
+   with objects from left to right, not the prefix (image, ``<bos>``, prompt, newline). Loc
+   targets are Gaussians over the bins that narrow from σ = 40 to 3, and seg targets are spread
+   over similar codes, so that near misses teach the model, unlike with one-hot targets.
+
+The weights of the model are a moving average over the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from palidecode.codec.weights import DEMO_ID, find_weights, load_weights
+from palidecode.codec.weights import CODEBOOK, DEMO_ID, load_weights
 from palidecode.runtime.config import VisionConfig
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.tokenizer import Tokenizer
@@ -42,20 +42,20 @@ from training.scenes.shapes import CLASSES
 
 BINS_WIDE, BINS_NARROW = 40.0, 3.0  # σ of loc targets, in bins
 DENSE_WEIGHT = 0.5  # of the dense loss in the joint stage
-SEG_WEIGHT = 0.8  # of a mask token, where a loc token has 1
+SEG_WEIGHT = 0.8  # of a mask token; a loc token has 1
 TEXT_BY_MASKS = 3.0  # of a label's or separator's token in answers with masks
-ASKED_WEIGHT = 0.5  # of whether a patch's object is asked for
+ASKED_WEIGHT = 0.5  # of `_patches_asked` in the joint stage
 ASKED_AFTER = (1, 2)  # layers of the decoder
-AVERAGE = 0.999  # of the weights kept in the moving average, each step
+AVERAGE = 0.999  # share of the moving average that each step keeps
 DECAY = 0.02
 
 
 class DenseHeads(nn.Module):
     """Predictions of each patch about the object that covers it; used in training only.
 
-    `cells`: which parts of the patch the object covers. Without it a patch takes long to learn
-    what an edge is, and so what a silhouette is. `asked`: after some layers of the decoder,
-    whether the prompt asks for the object; a class is found without, a colour isn't.
+    `cells` predicts the parts of the patch that the object covers; without it edges, and so
+    silhouettes, are learned slowly. `asked` predicts after some layers of the decoder if the
+    prompt asks for the object; without it colours aren't learned.
     """
 
     def __init__(self, width: int) -> None:
@@ -69,11 +69,11 @@ class DenseHeads(nn.Module):
 
 
 def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) -> Tensor:
-    """Class, colour, box and codes of every patch."""
+    """Loss of every patch's class, colour, box and codes."""
     seen = batch.label > 0
     loss = F.cross_entropy(heads.label(features).float().flatten(0, 1), batch.label.flatten())
     inside = features[seen]
-    # Most patches are background: what an object is counts on its own.
+    # Most patches are background, so objects' classes have a term of their own.
     loss = loss + F.cross_entropy(heads.label(inside).float(), batch.label[seen])
     loss = loss + F.cross_entropy(*_whole_objects(heads, inside, batch, seen))
     loss = loss + 2 * F.binary_cross_entropy_with_logits(
@@ -83,7 +83,7 @@ def dense_loss(heads: DenseHeads, features: Tensor, batch: Batch, near: Tensor) 
     guess, truth = heads.box(inside).float(), batch.box[seen]
     guess = guess + _centers(CONFIG.vision).repeat(len(batch.label), 1, 1)[seen]
     loss = loss + 6 * (guess - truth).abs().mean() + (1 - _iou(guess, truth)).mean()
-    # A quarter of the patches say the codes: the head is wide.
+    # The head of the codes is wide, so only a quarter of the patches predict them.
     some = torch.rand(len(inside)) < 0.25
     logits = heads.codes(inside[some]).float().view(-1, SEG_COUNT)
     return loss + 0.2 * F.cross_entropy(logits, near[batch.codes[seen][some].flatten()])
@@ -93,12 +93,12 @@ def _whole_objects(
     heads: DenseHeads, inside: Tensor, batch: Batch, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Class logits of each object's mean feature, and its class."""
-    scene = torch.arange(len(batch.owner))[:, None] * 8 + batch.owner
-    which, place = scene[seen].unique(return_inverse=True)
-    count = torch.bincount(place).to(inside.dtype)[:, None]
-    mean = torch.zeros(len(which), inside.shape[1], dtype=inside.dtype)
-    mean = mean.index_add(0, place, inside) / count
-    label = torch.zeros(len(which), dtype=torch.int64).scatter(0, place, batch.label[seen])
+    number = torch.arange(len(batch.owner))[:, None] * 8 + batch.owner
+    objects, index = number[seen].unique(return_inverse=True)
+    count = torch.bincount(index).to(inside.dtype)[:, None]
+    mean = torch.zeros(len(objects), inside.shape[1], dtype=inside.dtype)
+    mean = mean.index_add(0, index, inside) / count
+    label = torch.zeros(len(objects), dtype=torch.int64).scatter(0, index, batch.label[seen])
     return heads.label(mean).float(), label
 
 
@@ -117,14 +117,14 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def near_codes(sharpness: float) -> Tensor:
-    """For each seg code, a distribution over codes that look alike, (128, 128)."""
-    book = torch.from_numpy(load_weights(find_weights(DEMO_ID)).arrays["_vq_vae._embedding"].copy())
-    distance = torch.cdist(book.float(), book.float()).square()
+    """For each seg code, a distribution over similar codes, (128, 128)."""
+    codebook = torch.from_numpy(load_weights(DEMO_ID).arrays[CODEBOOK].copy())
+    distance = torch.cdist(codebook, codebook).square()
     return (-sharpness * distance / distance.mean()).softmax(1)
 
 
 def near_bins(sigma: float) -> Tensor:
-    """For each loc bin a Gaussian over the bins, (1024, 1024)."""
+    """For each loc bin, a Gaussian over the bins, (1024, 1024)."""
     bins = torch.arange(LOC_COUNT, dtype=torch.float32)
     return (-(bins[:, None] - bins).square() / (2 * sigma**2)).softmax(1)
 
@@ -138,45 +138,45 @@ def answer_loss(
     bins: Tensor,
     near: Tensor,
 ) -> Tensor:
-    """Cross entropy of the suffix against soft targets, and of what patches say is asked for."""
+    """Cross entropy of the suffix against soft targets, plus the loss of `_patches_asked`."""
     whole = model.embed_prefix(image, batch.ids, batch.lengths)
     tokens = CONFIG.vision.tokens
-    with watched(model) as states:
+    with hidden_states(model) as states:
         hidden = model.language(whole.embeddings, whole.position, batch.prefix + tokens)
     hidden = hidden[:, tokens:]
-    place = torch.arange(batch.ids.shape[1])
-    asks = (place >= batch.prefix[:, None] - 1) & (place < batch.lengths[:, None] - 1)
-    logits = model.language.logits(hidden[asks])
-    target = batch.ids.roll(-1, 1)[asks]
+    position = torch.arange(batch.ids.shape[1])
+    in_loss = (position >= batch.prefix[:, None] - 1) & (position < batch.lengths[:, None] - 1)
+    logits = model.language.logits(hidden[in_loss])
+    target = batch.ids.roll(-1, 1)[in_loss]
     v = words.vocabulary
     logp = logits.log_softmax(1)
     loss = -logp.gather(1, target[:, None])[:, 0]
     is_loc = (target >= v.loc_offset) & (target < v.loc_offset + LOC_COUNT)
     soft = bins[target[is_loc] - v.loc_offset]
-    at_loc = -(logp[is_loc][:, v.loc_offset : v.loc_offset + LOC_COUNT] * soft).sum(1)
+    loc = -(logp[is_loc][:, v.loc_offset : v.loc_offset + LOC_COUNT] * soft).sum(1)
     is_seg = (target >= v.seg_offset) & (target < v.seg_offset + SEG_COUNT)
-    alike = near[target[is_seg] - v.seg_offset]
-    at_seg = -(logp[is_seg][:, v.seg_offset : v.seg_offset + SEG_COUNT] * alike).sum(1)
+    similar = near[target[is_seg] - v.seg_offset]
+    seg = -(logp[is_seg][:, v.seg_offset : v.seg_offset + SEG_COUNT] * similar).sum(1)
     text = loss[~is_loc & ~is_seg]
-    # Sixteen mask tokens before each label would leave little for it.
-    heavy = TEXT_BY_MASKS if len(at_seg) else 1.0
-    total = heavy * text.sum() + at_loc.sum() + SEG_WEIGHT * at_seg.sum()
-    count = heavy * len(text) + len(at_loc) + SEG_WEIGHT * len(at_seg)
-    return total / count + ASKED_WEIGHT * _whether_asked(heads, states, batch)
+    # Labels have few tokens beside the sixteen of each mask.
+    weight = TEXT_BY_MASKS if len(seg) else 1.0
+    total = weight * text.sum() + loc.sum() + SEG_WEIGHT * seg.sum()
+    count = weight * len(text) + len(loc) + SEG_WEIGHT * len(seg)
+    return total / count + ASKED_WEIGHT * _patches_asked(heads, states, batch)
 
 
 def asked_loss(model: PaliGemma, heads: DenseHeads, batch: Batch, image: Tensor) -> Tensor:
-    """Mark the objects that a prompt asks for, without an answer."""
+    """Loss of `_patches_asked` for prompts without answers."""
     prompts = batch.ids[:, : int(batch.prefix.max())]
     whole = model.embed_prefix(image, prompts, batch.prefix)
-    with watched(model) as states:
+    with hidden_states(model) as states:
         model.language(whole.embeddings, whole.position, whole.length)
-    return _whether_asked(heads, states, batch)
+    return _patches_asked(heads, states, batch)
 
 
 @contextmanager
-def watched(model: PaliGemma) -> Iterator[list[Tensor]]:
-    """Outputs of the layers `ASKED_AFTER`."""
+def hidden_states(model: PaliGemma) -> Iterator[list[Tensor]]:
+    """Collect the outputs of the layers `ASKED_AFTER`."""
     states: list[Tensor] = []
     layers = [model.language.layers[number] for number in ASKED_AFTER]
     hooks = [layer.register_forward_hook(lambda *of: states.append(of[2])) for layer in layers]
@@ -185,16 +185,17 @@ def watched(model: PaliGemma) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _whether_asked(heads: DenseHeads, states: list[Tensor], batch: Batch) -> Tensor:
+def _patches_asked(heads: DenseHeads, states: list[Tensor], batch: Batch) -> Tensor:
+    """Loss of each patch's prediction if the prompt asks for its object."""
     seen = batch.owner > 0
     patches = [state[:, : CONFIG.vision.tokens][seen] for state in states]
-    said = [head(x)[:, 0].float() for head, x in zip(heads.asked, patches, strict=True)]
-    wanted = batch.asked[seen].float()
-    return torch.stack([F.binary_cross_entropy_with_logits(x, wanted) for x in said]).mean()
+    logits = [head(x)[:, 0].float() for head, x in zip(heads.asked, patches, strict=True)]
+    asked = batch.asked[seen].float()
+    return torch.stack([F.binary_cross_entropy_with_logits(x, asked) for x in logits]).mean()
 
 
 def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:
-    """Seeded weights; loc embeddings are smooth Fourier features of their bin."""
+    """Initialise weights from a seed; loc embeddings are smooth Fourier features of their bin."""
     torch.manual_seed(seed)
     model, heads = PaliGemma(CONFIG), DenseHeads(CONFIG.vision.width)
     with torch.no_grad():
@@ -208,30 +209,30 @@ def new_model(seed: int, words: Words) -> tuple[PaliGemma, DenseHeads]:
         embedding = model.language.embed.weight
         embedding.normal_(std=width**-0.5)
         v = words.vocabulary
-        where = (torch.arange(LOC_COUNT) + 0.5) / LOC_COUNT
+        middle = (torch.arange(LOC_COUNT) + 0.5) / LOC_COUNT
         waves = torch.arange(width // 2) + 1
-        angle = math.pi * where[:, None] * waves / 2
-        fall = 1 / (1 + waves / 8)  # fine waves are small
-        smooth = torch.cat((angle.cos() * fall, angle.sin() * fall), 1)
+        angle = math.pi * middle[:, None] * waves / 2
+        falloff = 1 / (1 + waves / 8)  # fine waves are small
+        smooth = torch.cat((angle.cos() * falloff, angle.sin() * falloff), 1)
         smooth *= width**-0.5 / smooth.square().mean().sqrt()
         embedding[v.loc_offset : v.loc_offset + LOC_COUNT] = smooth
     return model, heads
 
 
 def _waves(config: VisionConfig) -> Tensor:
-    """Sines and cosines of a patch's row and column, (tokens, width): near patches look alike."""
+    """Sines and cosines of row and column, (tokens, width), similar for patches that are near."""
     side, quarter = config.image_size // config.patch, config.width // 4
-    place = (torch.arange(side) + 0.5) / side
-    angle = place[:, None] * math.pi * torch.logspace(-0.5, 0.9, quarter)
+    middle = (torch.arange(side) + 0.5) / side
+    angle = middle[:, None] * math.pi * torch.logspace(-0.5, 0.9, quarter)
     one = torch.cat((angle.sin(), angle.cos()), 1)
     rows, columns = one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)
     return 0.5 * torch.cat((rows, columns), -1).reshape(side * side, config.width)
 
 
 def _look_nearby(qkv: Tensor, heads: int) -> None:
-    """Initialise half of the heads with equal queries and keys: they attend to similar patches.
+    """Initialise half of the heads with equal queries and keys, to attend to similar patches.
 
-    With positions that are alike when near, that is their neighbourhood.
+    As near patches have similar positions, these are their neighbours.
     """
     q, k = qkv[: len(qkv) // 3], qkv[len(qkv) // 3 : 2 * len(qkv) // 3]
     size = len(q) // heads
@@ -256,7 +257,7 @@ class Run:
         self.tokenizer = build()
         self.words = Words(Tokenizer(self.tokenizer))
         self.model, self.heads = new_model(args.seed, self.words)
-        # Forward and backward run in bfloat16, on a copy; these are what is updated.
+        # Forward and backward passes use a bfloat16 copy; updates go to the float32 weights.
         self.work, self.work_heads = new_model(args.seed, self.words)
         self.work.bfloat16()
         self.work_heads.bfloat16()
@@ -299,12 +300,12 @@ class Run:
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
         tensors |= {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds)}
-        aside = self.path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, aside)
-        os.replace(aside, self.path)
+        part = self.path.with_suffix(".part")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part)
+        os.replace(part, self.path)
 
     def train(self) -> None:
-        """Until the last step; the log is one JSON line every 100 steps."""
+        """Run until the last step; log one JSON line every 100 steps."""
         args = self.args
         joint_from = args.dense_steps + args.asked_steps
         total = joint_from + args.steps
@@ -320,13 +321,14 @@ class Run:
             done = max(0.0, joint / args.steps)
             sigma = max(BINS_NARROW, BINS_WIDE * (BINS_NARROW / BINS_WIDE) ** (done / 0.7))
             bins = near_bins(sigma)
-            place = (self.step, args.dense_steps) if dense_only else (joint, args.steps)
-            if joint < 0 and not dense_only:
-                place = (joint + args.asked_steps, args.asked_steps)
+            asked_only = joint < 0 and not dense_only
+            stage = (self.step, args.dense_steps) if dense_only else (joint, args.steps)
+            if asked_only:
+                stage = (joint + args.asked_steps, args.asked_steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(*place, args.rate)
-            if joint < 0 and not dense_only:
-                dense, answer = 0.0, self._learn_asked(next(questions))
+                group["lr"] = learning_rate(*stage, args.rate)
+            if asked_only:
+                dense, answer = 0.0, self._update_asked(next(questions))
             else:
                 dense, answer = self._update(next(data), joint >= 0, bins, near)
             sums = [sums[0] + dense, sums[1] + answer]
@@ -359,7 +361,7 @@ class Run:
         self._step((DENSE_WEIGHT if joint else 1.0) * dense + answer)
         return dense.item(), answer.item()
 
-    def _learn_asked(self, batch: Batch) -> float:
+    def _update_asked(self, batch: Batch) -> float:
         with torch.no_grad():
             torch._foreach_copy_(self.copies, self.values)
             image = self.work.projector(self.work.vision(batch.pixels))
@@ -381,7 +383,7 @@ class Run:
 
 
 def main() -> None:
-    """Train, or go on where the last run stopped."""
+    """Train, or resume the last run."""
     parser = argparse.ArgumentParser(description="Train the tiny model.")
     parser.add_argument("--data", type=Path, required=True, help="shards of training.model.data")
     parser.add_argument("--out", type=Path, required=True)

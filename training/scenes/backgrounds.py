@@ -1,7 +1,7 @@
-"""Backgrounds of the scenes: what is chosen once and can be painted at any size.
+"""Backgrounds of the scenes: chosen once, painted at any size.
 
-None of them holds anything that could pass for an object's class; `clutter` adds what is no
-class on purpose: lines, blobs, dashes, letters.
+None contains anything that looks like an object of a class. Clutter is added on purpose:
+lines, blobs, dashes, letters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Picture = npt.NDArray[np.float32]
 Painter = Callable[[int], Picture]
-"""Side in pixels to a (size, size, 3) float32 picture, 0 to 255."""
+"""Paints a (size, size, 3) float32 picture, 0 to 255, for a size in pixels."""
 
 _SHIFT = 4
 _LETTERS = {
@@ -38,7 +38,7 @@ _LETTERS = {
 
 
 def _tone(rng: np.random.Generator, spread: float = 1.0) -> Picture:
-    """A quiet colour."""
+    """A muted colour."""
     hue, saturation, value = rng.random(), rng.uniform(0.06, 0.55), rng.uniform(0.25, 0.97)
     wheel = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     rgb = 255 * value * (1 - spread * saturation * (1 - wheel))
@@ -67,7 +67,7 @@ def _smooth(tone: Picture, size: int) -> Picture:
 
 
 def gradient(rng: np.random.Generator) -> Painter:
-    """Two to nine colours that run into each other."""
+    """A smooth gradient of two to nine colours."""
     side = int(rng.integers(2, 4))
     first = _tone(rng)
     grid = np.stack([_near(rng, first, 0.3) for _ in range(side * side)])
@@ -232,7 +232,7 @@ def background(rng: np.random.Generator) -> Painter:
 
 
 def _mark(rng: np.random.Generator) -> Callable[[Picture], None]:
-    """Something that is no class: a line, a squiggle, dashes, a letter or a blob."""
+    """Clutter: a line, a squiggle, dashes, a letter or a blob."""
     kind = int(rng.integers(5))
     color = _tone(rng).tolist()
     start, thick = rng.random(2), rng.uniform(0.008, 0.022)

@@ -1,7 +1,6 @@
-"""The demo's pictures: ``python -m training.scenes.demo``.
+"""Draw the demo's pictures: ``python -m training.scenes.demo``.
 
-The first held-out scenes, drawn large, with their truth, into ``palidecode/demo/scenes``. None is
-chosen: they are numbers 0 … 11.
+Writes held-out scenes 0 … 11, drawn large, and their ground truth to ``palidecode/demo/scenes``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ COUNT, SIZE, QUALITY = 12, 448, 90
 
 
 def main() -> None:
-    """Draw them; JPEG, because noise makes large PNGs."""
+    """Write the scenes as JPEG, as noise makes PNGs large."""
     dataset = write_scenes(FOLDER, HELD_OUT_SEED, COUNT, SIZE)
     for image in dataset["images"]:
         path = FOLDER / image["file_name"]

@@ -1,12 +1,12 @@
-"""Pictures with exact truth, without end: ``python -m training.scenes.draw --count 32 -o DIR``.
+"""Draw pictures with exact ground truth: ``python -m training.scenes.draw --count 32 -o DIR``.
 
-One to five objects of sixteen classes in nine colours over varied backgrounds. A scene is
-decided by its seed and index alone, in units of the picture's side: the same scene can be drawn
+Scenes have one to five objects of sixteen classes in nine colours on varied backgrounds. Seed
+and index determine a scene, in units of the picture's side, so that the same scene can be drawn
 small for training and large for people.
 
-The splits are seeds. Training draws from `TRAIN_SEED`, choices are made on `VALIDATION_SEED`,
-and what is reported comes from `HELD_OUT_SEED`, which neither of the two may touch. Seed and
-index go into numpy's `SeedSequence` together, so no scene of one seed returns under another.
+The splits are seeds: `TRAIN_SEED` for training, `VALIDATION_SEED` for choices, `HELD_OUT_SEED`
+for reported numbers only. Seed and index go into numpy's `SeedSequence` together, so that no
+scene of one seed appears under another.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from pycocotools import mask as coco_mask
 from palidecode.errors import InputError
 from palidecode.files import replacing
 from training.scenes.backgrounds import Painter, background
-from training.scenes.shapes import CLASSES, COLORS, Item, fill, paint, place
+from training.scenes.shapes import CLASSES, COLORS, Item, fill, paint, posed
 
 TRAIN_SEED = 1
 VALIDATION_SEED = 2
 HELD_OUT_SEED = 3
 
 COLOR_NAMES = tuple(COLORS)
-SMALLEST = 48  # pixels; below, an object may have no pixel
+SMALLEST = 48  # pixels; in smaller pictures an object may have no pixel
 MOST = 5
 
-_GRID = 64  # the raster on which places are tried
-_COUNTS = (0.22, 0.24, 0.24, 0.18, 0.12)  # how often a scene has 1, 2, … 5 objects
-_SIDES = (0.15, 0.60)  # an object's longer side before it is turned and stretched
-_VISIBLE = 0.4  # least visible share of an object, border and occlusion together
+_GRID = 64  # side of the raster for trying positions
+_COUNTS = (0.22, 0.24, 0.24, 0.18, 0.12)  # shares of scenes with 1, 2, … 5 objects
+_SIDES = (0.15, 0.60)  # an object's longer side before it is rotated and stretched
+_VISIBLE = 0.4  # least share of an object that is inside the picture and not occluded
 _INSIDE = 0.5  # least share of an object inside the picture
-_AREA = 0.007  # least visible share of the picture
-_CONTRAST = 95.0  # least distance of an object's colour to what lies behind it, 0 to 441
+_AREA = 0.007  # least share of the picture that an object covers visibly
+_CONTRAST = 95.0  # least distance of an object's colour from its background's, 0 to 441
 
 Task = Literal["detect", "segment"]
 Mask = npt.NDArray[np.bool_]
@@ -52,7 +52,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and all that is in it, nearest object last.
+    """A picture and its objects, the nearest last.
 
     Attributes
     ----------
@@ -75,16 +75,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question about a scene and what answers it.
+    """A prompt about a scene and its answer.
 
     Attributes
     ----------
     text : str
         ``detect a ; b`` or ``segment a ; b``.
     phrases : tuple of str
-        What is asked for, in the prompt's order.
+        The prompt's phrases, in order.
     answers : tuple of tuple of int
-        For each phrase the numbers of the objects it names; none if it is absent. No object
+        For each phrase the numbers of the objects it names, which may be none. No object
         answers two phrases.
     """
 
@@ -93,7 +93,7 @@ class Prompt:
     answers: tuple[tuple[int, ...], ...]
 
     def objects(self) -> list[tuple[int, str]]:
-        """Every object that was asked for with its label in the answer, in the prompt's order."""
+        """List the objects asked for, with their labels in the answer, in the prompt's order."""
         return [
             (number, phrase)
             for phrase, numbers in zip(self.phrases, self.answers, strict=True)
@@ -102,7 +102,7 @@ class Prompt:
 
 
 def scene(seed: int, index: int, size: int) -> Scene:
-    """The scene number `index` of a seed, drawn `size` pixels wide and high.
+    """Draw scene number `index` of a seed, `size` pixels wide and high.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def _box(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def _arrange(rng: np.random.Generator, painter: Painter) -> list[Item]:
-    """Choose the objects and find each a place; the larger ones lie mostly behind."""
+    """Choose the objects and a position for each; larger ones are mostly behind."""
     count = 1 + int(rng.choice(MOST, p=_COUNTS))
     longest = _SIDES[1] if count < 3 else 0.45
     sides = np.exp(rng.uniform(np.log(_SIDES[0]), np.log(longest), count))
@@ -152,15 +152,15 @@ def _arrange(rng: np.random.Generator, painter: Painter) -> list[Item]:
         label = CLASSES[int(rng.integers(len(CLASSES)))]
         if items and rng.random() < 0.2:
             label = items[int(rng.integers(len(items)))].label
-        found = _find_place(rng, label, float(side), behind, placed, apart)
-        while found is None and not items:  # no scene is empty
-            found = _find_place(rng, label, float(side), behind, placed, apart)
-        if found is not None:
-            items.append(found)
+        item = _placed(rng, label, float(side), behind, placed, apart)
+        while item is None and not items:  # no scene is empty
+            item = _placed(rng, label, float(side), behind, placed, apart)
+        if item is not None:
+            items.append(item)
     return items
 
 
-def _find_place(
+def _placed(
     rng: np.random.Generator,
     label: str,
     side: float,
@@ -168,18 +168,18 @@ def _find_place(
     placed: list[tuple[Mask, float]],
     apart: bool,
 ) -> Item | None:
-    """An object where it and all that it covers stay visible, or None after 24 tries.
+    """Place an object so that it and those behind it stay visible; None after 24 attempts.
 
-    `placed` holds the visible pixels and the whole area of those before; it is brought up to
-    date.
+    `placed` holds visible pixels and whole area of the objects so far, and is updated, as is
+    `behind`.
     """
     color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]
-    item, half = place(rng, label, color, side)
+    item, half = posed(rng, label, color, side)
     for attempt in range(24):
-        if attempt % 4 == 3:  # another colour and a smaller size: this one finds no place
+        if attempt % 4 == 3:  # try another colour and a smaller size
             color = COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))]
             side = max(_SIDES[0], side * 0.8)
-            item, half = place(rng, label, color, side)
+            item, half = posed(rng, label, color, side)
         room = half if rng.random() < 0.8 else half * 0.3
         center = rng.uniform(np.minimum(room, 0.5), np.maximum(1 - room, 0.5)).astype(np.float32)
         outline = tuple(ring + center for ring in item.outline)
@@ -216,15 +216,15 @@ def _fits(mask: Mask, whole: float, placed: list[tuple[Mask, float]], apart: boo
 
 
 def all_classes_prompt(truth: Scene, task: Task = "detect") -> Prompt:
-    """One prompt that asks for every class, in the order of `CLASSES`."""
+    """Make the prompt that asks for every class, in the order of `CLASSES`."""
     return _prompt(truth, task, [(label, None) for label in CLASSES])
 
 
 def one_phrase_prompt(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
-    """A prompt about one thing: a colour (``detect red``), a class, or a class in a colour.
+    """Make a prompt of one phrase: a colour (``detect red``), a class, or a class in a colour.
 
-    A colour alone asks for everything that has it. It is what a model learns first of colours:
-    with classes in colours alone it may never.
+    A colour alone asks for every object that has it. Without such prompts a model may never
+    learn colours.
     """
     number = int(rng.integers(len(truth.labels))) if truth.labels else None
     label = CLASSES[int(rng.integers(len(CLASSES)))]
@@ -234,18 +234,17 @@ def one_phrase_prompt(truth: Scene, rng: np.random.Generator, task: Task) -> Pro
         label = truth.labels[number]
         color = truth.colors[number] if rng.random() < (0.5 if kind == 2 else 1) else color
     if kind == 0:
-        there = tuple(n for n, found in enumerate(truth.colors) if found == color)
-        return Prompt(f"{task} {color}", (color,), (there,))
+        numbers = tuple(n for n, tone in enumerate(truth.colors) if tone == color)
+        return Prompt(f"{task} {color}", (color,), (numbers,))
     return _prompt(truth, task, [(label, None if kind == 1 else color)])
 
 
 def prompt_for(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
-    """A random prompt about a scene, as people write them.
+    """Make a random prompt about a scene, as people write them.
 
-    Asks for some of what is there and, more often than not, for something that isn't; six of
-    ten name colours, and then classes are asked for in colours that aren't there, too: with
-    fewer, a model learns to ignore the colour. A class is never asked for both with and without
-    a colour.
+    It names some of the scene's classes and, mostly, an absent one. Six of ten name colours,
+    also colours that the class doesn't have in the scene: with fewer, a model learns to ignore
+    colours. No class is named both with and without a colour.
     """
     if rng.random() < 0.08:
         order = rng.permutation(len(CLASSES))[: int(rng.integers(6, len(CLASSES) + 1))]
@@ -266,12 +265,12 @@ def prompt_for(truth: Scene, rng: np.random.Generator, task: Task) -> Prompt:
 
 
 def _colored(truth: Scene, rng: np.random.Generator, label: str) -> list[tuple[str, str | None]]:
-    """A class of the scene by colour: one that is there, one that isn't, or both; or plain."""
+    """Name a class of the scene in a colour it has, in a random one, in both, or without."""
     if rng.random() < 0.15:
         return [(label, None)]
     objects = zip(truth.labels, truth.colors, strict=True)
-    there = sorted({color for name, color in objects if name == label})
-    right = (label, there[int(rng.integers(len(there)))])
+    present = sorted({color for name, color in objects if name == label})
+    right = (label, present[int(rng.integers(len(present)))])
     other = (label, COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))])
     kind = rng.random()
     if kind < 0.35:
@@ -300,7 +299,7 @@ def _prompt(truth: Scene, task: Task, asked: Sequence[tuple[str, str | None]]) -
 
 
 def write_scenes(folder: Path, seed: int, count: int, size: int, first: int = 0) -> dict[str, Any]:
-    """Write scenes as PNGs and their truth as ``instances.json`` (COCO, compressed RLE).
+    """Write scenes as PNGs, and their ground truth as ``instances.json`` (compressed RLE).
 
     Returns
     -------
@@ -328,7 +327,7 @@ def write_scenes(folder: Path, seed: int, count: int, size: int, first: int = 0)
         },
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": at + 1, "name": name} for at, name in enumerate(CLASSES)],
+        "categories": [{"id": id_, "name": name} for id_, name in enumerate(CLASSES, 1)],
     }
     with replacing(folder / "instances.json") as file:
         file.write(json.dumps(dataset, separators=(",", ":")) + "\n")
@@ -351,7 +350,7 @@ def _annotations(drawn: Scene) -> Iterator[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write a folder of pictures and their truth."""
+    """Write a folder of pictures and their ground truth."""
     parser = argparse.ArgumentParser(prog="training.scenes.draw", description=__doc__)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     parser.add_argument("--count", type=int, required=True)

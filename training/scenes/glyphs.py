@@ -1,9 +1,9 @@
-"""Silhouettes of a font as polygons: run ``python -m training.scenes.glyphs``.
+"""Convert silhouettes of a font to polygons: ``python -m training.scenes.glyphs``.
 
-The pictures of `training.scenes.draw` are drawn from ``glyphs.json``, which it writes, so that
-training and tests need no font. The font is Font
-Awesome Free (solid), under the SIL Open Font License 1.1; what is taken from it stays under
-that licence (``training/scenes/OFL.txt``). It comes with ``pip install fonticon-fontawesome6``.
+Writes ``glyphs.json``, from which `training.scenes.draw` draws, so that training and tests need
+no font. The font is Font Awesome Free (solid), under the SIL Open Font License 1.1, which also
+covers the polygons (``training/scenes/OFL.txt``). Install it with ``pip install
+fonticon-fontawesome6``.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ GLYPHS = {
 """Class name to the glyph's name in the font."""
 
 THROUGH = ("key",)
-"""Classes whose holes are holes; the holes of all others are painted: eyes, windows, wheels."""
+"""Classes whose holes stay holes; those of all others are painted: eyes, windows, wheels."""
 
 _STEPS = 6  # straight pieces per curve
-_GAP = 0.07  # of the longer side: gaps up to this wide are closed, so that a cat is one piece
-_DETAIL = 0.001  # of the longer side: how far a simplified outline may be off
+_GAP = 0.07  # share of the longer side; narrower gaps are closed, so that a cat is one piece
+_DETAIL = 0.001  # share of the longer side; tolerance of simplified outlines
 
 
 def contours(font: Any, name: str) -> list[list[tuple[float, float]]]:
-    """The closed contours of a glyph in font units, y up, curves as short straight pieces."""
+    """Trace a glyph's closed contours in font units, y up, with curves as straight pieces."""
     from fontTools.pens.recordingPen import DecomposingRecordingPen
 
     glyphs = font.getGlyphSet()
@@ -91,13 +91,13 @@ def _quadratics(start: Any, points: tuple[Any, ...]) -> list[list[tuple[float, f
 
 
 def silhouette(rings: list[list[tuple[float, float]]], through: bool) -> dict[str, Any]:
-    """A glyph as unit polygons: centred on 0, longer side 1, y down.
+    """Convert a glyph to unit polygons: centred on 0, longer side 1, y down.
 
     Returns
     -------
     dict
-        ``outline``: rings to be filled by the even-odd rule; ``details``: rings inside it that
-        are painted in another shade, empty where `through` leaves them open.
+        ``outline``: rings for the even-odd rule; ``details``: rings inside it that are painted
+        in another shade, none if `through` keeps the holes open.
     """
     shape: Any = Polygon()
     for ring in rings:
@@ -115,7 +115,7 @@ def silhouette(rings: list[list[tuple[float, float]]], through: bool) -> dict[st
 
 
 def _parts(shape: Any) -> list[Polygon]:
-    """The polygons of a shape, simplified."""
+    """Split a shape into its polygons, simplified."""
     simple = shape.simplify(_DETAIL)
     return list(simple.geoms) if isinstance(simple, MultiPolygon) else [simple]
 
@@ -125,21 +125,21 @@ def _points(ring: Any) -> list[list[float]]:
 
 
 def font_file() -> Path:
-    """The font in the package that brings it.
+    """Locate the font in its package.
 
     Raises
     ------
     InputError
         If the package isn't installed.
     """
-    found = find_spec("fonticon_fa6")
-    if found is None or found.origin is None:
+    package = find_spec("fonticon_fa6")
+    if package is None or package.origin is None:
         raise InputError("the font is missing: pip install fonticon-fontawesome6, or --font FILE")
-    return Path(found.origin).parent / FONT
+    return Path(package.origin).parent / FONT
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the silhouettes with their source and licence."""
+    """Write the silhouettes with their source and license."""
     from fontTools.ttLib import TTFont
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,8 +1,8 @@
 """Draw the demo's picture and write the answers about it: ``python -m training.scenes.harbour``.
 
-A harbour at sunset, drawn from nothing, so that every mask is known exactly. The answers are
-what a model that sees perfectly would write: the boxes in bins, the masks through the shipped
-codec, with the oddities that real answers have.
+A harbour at sunset, drawn by code, so that every mask is known exactly. The answers are those of
+a perfect model: boxes in bins, masks encoded by the shipped codec, with the flaws of real
+answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAME = "harbour.png"
 
 
 class Layer:
-    """One object on a transparent sheet, drawn SCALE times too large."""
+    """One object on a transparent sheet, drawn SCALE times larger."""
 
     def __init__(self) -> None:
         self.image = Image.new("RGBA", (WIDTH * SCALE, HEIGHT * SCALE))
@@ -49,14 +49,6 @@ class Layer:
         self.pen.line(scaled, fill=fill, width=round(width * SCALE), joint="curve")
 
 
-def arc(
-    x: float, y: float, rx: float, ry: float, start: float, end: float
-) -> list[tuple[float, float]]:
-    """Points along an ellipse, degrees clockwise from the right."""
-    steps = np.radians(np.linspace(start, end, 24))
-    return [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in steps]
-
-
 def gradient(top: str, bottom: str, height: int) -> Image.Image:
     ends = [
         np.array(Image.new("RGB", (1, 1), color))[0, 0].astype(float) for color in (top, bottom)
@@ -67,7 +59,7 @@ def gradient(top: str, bottom: str, height: int) -> Image.Image:
 
 
 def background(rng: np.random.Generator) -> Image.Image:
-    """Sky, sun, clouds, hills, sea."""
+    """Draw sky, sun, clouds, hills and sea."""
     image = Image.new("RGB", (WIDTH, HEIGHT))
     image.paste(gradient("#33558b", "#ffd3a1", HORIZON), (0, 0))
     image.paste(gradient("#e0a583", "#20496b", HEIGHT - HORIZON), (0, HORIZON))
@@ -106,7 +98,7 @@ def _over(image: Image.Image, sheet: Image.Image) -> Image.Image:
 
 
 def _blurred(layer: Layer, color: str, radius: float) -> Image.Image:
-    """Only the opacity is blurred: the colour of transparent pixels is black."""
+    """Blur only the opacity, as transparent pixels are black."""
     sheet = Image.new("RGBA", layer.image.size, color)
     sheet.putalpha(layer.image.getchannel("A").filter(ImageFilter.GaussianBlur(radius * SCALE)))
     return sheet
@@ -245,7 +237,7 @@ def gull(x: float, y: float, size: float) -> Layer:
 
 
 def objects() -> list[tuple[str, Layer]]:
-    """The objects, from the farthest to the nearest."""
+    """List the objects from the farthest to the nearest."""
     return [
         ("hot-air balloon", balloon()),
         ("gull", gull(420, 150, 1.05)),
@@ -258,7 +250,7 @@ def objects() -> list[tuple[str, Layer]]:
 
 
 def main() -> None:
-    """Write the picture, its truth and the answers into the package."""
+    """Write the picture, its ground truth and the answers to the package."""
     rng = np.random.default_rng(7)
     image = background(rng)
     sheets = []
@@ -273,13 +265,13 @@ def main() -> None:
 def _visible(
     sheets: list[tuple[str, npt.NDArray[np.bool_]]],
 ) -> list[tuple[str, npt.NDArray[np.bool_]]]:
-    """Cut away what nearer objects cover."""
-    seen = []
-    for place, (label, mask) in enumerate(sheets):
-        nearer = [other for _, other in sheets[place + 1 :]]
+    """Remove the pixels that nearer objects cover."""
+    visible = []
+    for number, (label, mask) in enumerate(sheets):
+        nearer = [other for _, other in sheets[number + 1 :]]
         covered = np.any(nearer, axis=0) if nearer else np.zeros_like(mask)
-        seen.append((label, mask & ~covered))
-    return seen
+        visible.append((label, mask & ~covered))
+    return visible
 
 
 def _write(truth: list[tuple[str, npt.NDArray[np.bool_]]]) -> None:
@@ -297,23 +289,24 @@ def _write(truth: list[tuple[str, npt.NDArray[np.bool_]]]) -> None:
     dataset = {
         "images": [{"id": 1, "file_name": NAME, "width": WIDTH, "height": HEIGHT}],
         "annotations": annotations,
-        "categories": [{"id": place + 1, "name": name} for place, name in enumerate(names)],
+        "categories": [{"id": id_, "name": name} for id_, name in enumerate(names, 1)],
     }
     (FOLDER / "truth.json").write_text(json.dumps(dataset, indent=1) + "\n")
     loc = xyxy_to_loc(boxes, (WIDTH, HEIGHT)).tolist()
     masks = np.stack([mask for _, mask in truth])
     codes = load_codec("palidecode-demo").encode(crop_masks(masks, boxes)).tolist()
-    found = [
-        ParsedObject(label, tuple(bins), tuple(code))
-        for (label, _), bins, code in zip(truth, loc, codes, strict=True)
-    ]
-    _write_answers(found)
+    _write_answers(
+        [
+            ParsedObject(label, tuple(bins), tuple(code))
+            for (label, _), bins, code in zip(truth, loc, codes, strict=True)
+        ]
+    )
 
 
-def _write_answers(found: list[ParsedObject]) -> None:
-    """One answer with masks, one with boxes only and the manners of real models."""
-    birds = [item._replace(seg=None) for item in found if item.label == "gull"]
-    rest = [item for item in found if item.label != "gull"]
+def _write_answers(items: list[ParsedObject]) -> None:
+    """Write an answer with masks, and one with boxes only and the flaws of real answers."""
+    birds = [item._replace(seg=None) for item in items if item.label == "gull"]
+    rest = [item for item in items if item.label != "gull"]
     spaced = format_objects(birds).replace("> gull", ">gull", 1)
     rows = [
         {

@@ -1,6 +1,6 @@
-"""Objects of the scenes: what they look like, where their edges are, how they are painted.
+"""Objects of the scenes: their silhouettes, poses and painting.
 
-A placed object is given in units of the picture's side, so it can be drawn at any size.
+Lengths are in units of the picture's side, so that an object can be drawn at any size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 
 _SHIFT = 4  # cv2's sub-pixel bits
-_LIGHT, _DARK = 0.72, 0.30  # how far details and outlines go to white, or what they keep
+_LIGHT, _DARK = 0.72, 0.30  # details and outlines: share of white added, share of colour kept
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Shape:
     outline : tuple of (K, 2) float32 arrays
         Filled by the even-odd rule.
     details : tuple of (K, 2) float32 arrays
-        Painted inside, part of the object.
+        Painted inside; part of the object.
     """
 
     outline: tuple[Points, ...]
@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Item:
-    """One placed object; lengths and places in units of the picture's side.
+    """One object in a picture; lengths and positions in units of the picture's side.
 
     Attributes
     ----------
@@ -60,12 +60,12 @@ class Item:
     outline, details : tuple of (K, 2) float32 arrays
         Rings in the picture, 0 to 1.
     rgb : (3,) float32
-        Its own shade of `color`.
+        The object's shade of `color`.
     edge : float
         Width of the outline inside the silhouette, 0 for none.
     edge_rgb, detail_rgb : (3,) float32
     slope : (2,) float32
-        Shading: change of brightness over one object, along x and y.
+        Shading: change of brightness across the object, along x and y.
     shadow : float
         Strength of the soft shadow below it, 0 for none.
     """
@@ -114,10 +114,10 @@ SHAPES = _load()
 CLASSES = tuple(SHAPES)
 
 
-def place(
+def posed(
     rng: np.random.Generator, label: str, color: str, side: float
 ) -> tuple[Item, npt.NDArray[np.float32]]:
-    """An object around 0 in a random pose and style, and half its extent in x and y."""
+    """Make an object around 0 in a random pose and style; also return its half extents."""
     turn = np.radians(rng.uniform(-25, 25))
     aspect = rng.uniform(0.85, 1.18) ** 0.5
     stretch = np.array([aspect, 1 / aspect]) * side
@@ -157,8 +157,8 @@ def _brightness(rgb: npt.NDArray[np.floating]) -> float:
 def fill(canvas: Gray, rings: tuple[Points, ...], scale: float, offset: npt.ArrayLike) -> None:
     """Fill rings with 255 by the even-odd rule.
 
-    `offset` is the pixel of the picture (scaled) where the canvas begins. A pixel belongs to
-    the rings where its centre does: cv2 puts whole numbers on centres, hence the half.
+    `offset` is the (scaled) pixel of the picture where the canvas begins. A pixel is filled if
+    its centre is inside; cv2's whole numbers are centres, hence the half.
     """
     shift = np.asarray(offset, np.float32) + 0.5
     ints = [np.rint((ring * scale - shift) * (1 << _SHIFT)).astype(np.int32) for ring in rings]
@@ -193,11 +193,8 @@ def paint(image: Picture, item: Item) -> npt.NDArray[np.bool_]:
     ys, xs = np.mgrid[window].astype(np.float32)
     span = np.maximum(corners.max(0) - corners.min(0), 1)
     middle = (corners.max(0) + corners.min(0)) / 2
-    light = (
-        1
-        + (xs - middle[0]) / span[0] * item.slope[0]
-        + (ys - middle[1]) / span[1] * (item.slope[1])
-    )
+    slope_x, slope_y = item.slope
+    light = 1 + (xs - middle[0]) / span[0] * slope_x + (ys - middle[1]) / span[1] * slope_y
     color = item.rgb * light[..., None]
     if item.details:
         color += (item.detail_rgb - color) * inside[..., None]
@@ -242,7 +239,7 @@ def _shade_below(
     high: npt.NDArray[np.int_],
     strength: float,
 ) -> None:
-    """Darken the ground below and right of an object, softly."""
+    """Darken the background below and right of an object, softly."""
     size = len(image)
     reach = max(2, round(size * 0.03))
     start, end = np.maximum(low - reach, 0), np.minimum(high + reach, size)

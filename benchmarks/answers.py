@@ -1,4 +1,4 @@
-"""Answers as PaliGemma writes them, made from a seed."""
+"""Seeded random answers in PaliGemma's format."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LABELS = (
     "cell phone",
     "book",
 )
-FIRST_LABEL_ID = 1000  # labels are one token each here; any id of the text vocabulary will do
+FIRST_LABEL_ID = 1000  # labels are one token each; any id of the text vocabulary would do
 SEPARATOR_ID = 2161
 
 
 def boxes(rng: np.random.Generator, count: int, smallest: int = 16) -> np.ndarray:
-    """Boxes with area, as bins y1 x1 y2 x2, shape (count, 4)."""
+    """Draw boxes with area, as bins y1 x1 y2 x2, shape (count, 4)."""
     sides = rng.integers(smallest, LOC_COUNT // 2, (count, 2))
     corners = rng.integers(0, LOC_COUNT - sides)
     return np.concatenate([corners, corners + sides], axis=1)
@@ -32,10 +32,10 @@ def boxes(rng: np.random.Generator, count: int, smallest: int = 16) -> np.ndarra
 def texts(
     seed: int, count: int, objects: int, *, masks: bool, codes_of: np.ndarray | None = None
 ) -> list[str]:
-    """`count` clean answers of so many objects each, with or without seg tokens.
+    """Write `count` clean answers with `objects` objects each, with or without seg tokens.
 
-    Codes are drawn from the rows (N, 16) of `codes_of`, or at random without it; random
-    codes parse like any others but decode to speckles, not to things.
+    Codes are rows (N, 16) of `codes_of`, or random without it; random codes parse like others
+    but decode to speckles.
     """
     rng = np.random.default_rng(seed)
     answers = []
@@ -54,7 +54,7 @@ def texts(
 
 
 def token_ids(seed: int, count: int, objects: int, *, masks: bool) -> list[np.ndarray]:
-    """The same as arrays of token ids, ended by ``<eos>``."""
+    """Write answers as arrays of token ids that end with ``<eos>``."""
     rng = np.random.default_rng(seed)
     answers = []
     for _ in range(count):
@@ -72,5 +72,5 @@ PIECES[SEPARATOR_ID] = " ;"
 
 
 def detokenize(ids: list[int]) -> str:
-    """Label ids to text through a dict, as cheap as a tokenizer can be."""
+    """Convert label ids to text by a dict, the cheapest possible tokenizer."""
     return "".join([PIECES[token] for token in ids])

@@ -1,6 +1,6 @@
 """Speed of encoding COCO masks to seg codes: ``python benchmarks/encoding.py``
 
-1,000 RLE masks of 640×480 images (a photograph's size in COCO), and some of 4000×3000.
+Encodes 1,000 RLE masks of 640×480 images (the usual size in COCO), and some of 4000×3000.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEED = 5
 
 
 def scene(size: tuple[int, int], count: int) -> tuple[list[Rle], np.ndarray]:
-    """Ragged blobs as RLE, and their boxes (N, 4), a tenth to two thirds of the image wide."""
+    """Draw ragged blobs: RLE, and boxes (N, 4) of a tenth to two thirds of the image's sides."""
     rng = np.random.default_rng(SEED)
     width, height = size
     rles: list[Rle] = []
@@ -47,7 +47,7 @@ def scene(size: tuple[int, int], count: int) -> tuple[list[Rle], np.ndarray]:
 
 
 def decoded_crops(rles: list[Rle], boxes: np.ndarray) -> np.ndarray:
-    """The obvious way: decode the image, slice, Pillow's resize."""
+    """Crop the obvious way: decode the image, slice, resize with Pillow."""
     out = np.empty((len(rles), MASK_SIDE, MASK_SIDE), np.float32)
     for row, (rle, box) in enumerate(zip(rles, boxes, strict=True)):
         x1, y1, x2, y2 = np.rint(box).astype(int)
@@ -58,7 +58,7 @@ def decoded_crops(rles: list[Rle], boxes: np.ndarray) -> np.ndarray:
 
 
 def dataset(rles: list[Rle], boxes: np.ndarray) -> dict[str, object]:
-    """A COCO dataset of those masks, seven to an image."""
+    """Make a COCO dataset of the masks, seven to an image."""
     width, height = SIZE
     images = range((len(rles) + 6) // 7)
     return {
@@ -79,12 +79,11 @@ def dataset(rles: list[Rle], boxes: np.ndarray) -> dict[str, object]:
 
 
 def crops_table() -> Table:
-    """Only the crops, on small and large images."""
+    """Measure the crops alone, of small and large images."""
     rows: list[list[Cell]] = []
     for size, count in ((SIZE, COUNT), (LARGE, LARGE_COUNT)):
         rles, boxes = scene(size, count)
-        expected, found = decoded_crops(rles, boxes), crop_rles(rles, boxes)
-        same = sum(map(np.array_equal, found, expected))
+        same = sum(map(np.array_equal, crop_rles(rles, boxes), decoded_crops(rles, boxes)))
         seconds = in_turns(
             {
                 "whole": lambda r=rles, b=boxes: decoded_crops(r, b),  # type: ignore[misc]
@@ -101,7 +100,7 @@ def crops_table() -> Table:
 
 
 def codes_table(codec: MaskCodec) -> tuple[Table, list[Target]]:
-    """All the way to codes and rows."""
+    """Measure the whole way to codes and rows."""
     rles, boxes = scene(SIZE, COUNT)
     coco = dataset(rles, boxes)
     assert np.array_equal(

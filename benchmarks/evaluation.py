@@ -1,8 +1,8 @@
 """Duration of COCO evaluation: ``python benchmarks/evaluation.py``
 
-From two files to the numbers, JSON load included, every contender in a process of its own; its
-imports are not timed. ``--python PATH`` (or ``PALIDECODE_PEERS``) runs the peers with another
-interpreter's packages: faster-coco-eval; torchmetrics, which needs torch and torchvision.
+Measures from two files to the numbers, JSON parsing included. Every contender runs in its own
+process; imports aren't timed. ``--python PATH`` (or ``PALIDECODE_PEERS``) runs the peers in
+another interpreter: faster-coco-eval, and torchmetrics, which needs torch and torchvision.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ ap = found.stats[0]
 
 
 def scene(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A ground truth, and predictions that are moved copies of its objects."""
+    """Write a ground truth, and predictions that are moved copies of its objects."""
     images, objects, predictions = SCENES[kind]
     rng = np.random.default_rng(SEED)
     sides = np.exp(rng.uniform(np.log(10), np.log(240), (objects, 2)))
@@ -119,7 +119,7 @@ def scene(folder: Path, kind: str) -> tuple[Path, Path]:
     moved = boxes[source] + rng.normal(0, 0.1, (predictions, 4)) * np.tile(sides[source], 2)
     moved[:, 2:] = np.maximum(moved[:, 2:], 2)
     other = rng.random(predictions) < 0.2
-    said = np.where(other, rng.integers(1, CLASSES + 1, predictions), category[source])
+    predicted = np.where(other, rng.integers(1, CLASSES + 1, predictions), category[source])
     truth = {
         "info": {},
         "images": [
@@ -142,13 +142,13 @@ def scene(folder: Path, kind: str) -> tuple[Path, Path]:
     }
     results = []
     for row, score in enumerate(rng.random(predictions).round(5).tolist()):
-        found = {"image_id": int(image[source[row]]), "category_id": int(said[row])}
+        result = {"image_id": int(image[source[row]]), "category_id": int(predicted[row])}
         if kind == "segm":
             rle = coco_mask.frPyObjects([octagon(moved[row])], HEIGHT, WIDTH)[0]
-            found["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+            result["segmentation"] = {**rle, "counts": rle["counts"].decode()}
         else:
-            found["bbox"] = moved[row].round(2).tolist()
-        results.append({**found, "score": score})
+            result["bbox"] = moved[row].round(2).tolist()
+        results.append({**result, "score": score})
     paths = folder / f"{kind}_truth.json", folder / f"{kind}_results.json"
     for path, data in zip(paths, (truth, results), strict=True):
         path.write_text(json.dumps(data))
@@ -156,7 +156,7 @@ def scene(folder: Path, kind: str) -> tuple[Path, Path]:
 
 
 def octagon(box: np.ndarray) -> list[float]:
-    """A ring in a box, inside the picture."""
+    """Make a ring in a box, inside the picture."""
     angles = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     ring = box[:2] + box[2:] / 2 * (1 + circle)
@@ -164,7 +164,7 @@ def octagon(box: np.ndarray) -> list[float]:
 
 
 def measured(name: str, files: tuple[Path, Path], kind: str, python: str) -> list[float] | None:
-    """Seconds, peak MB and AP of one process; None where it isn't installed."""
+    """Measure seconds, peak MB and AP of one process; None if the peer isn't installed."""
     command = [sys.executable if name in ("ours", "hotcoco") else python, "-c"]
     command += [PRELUDE + CODE[name] + FINISH, *map(str, files), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -172,34 +172,34 @@ def measured(name: str, files: tuple[Path, Path], kind: str, python: str) -> lis
         return None
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-    found: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    numbers: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
 
 
 def versions(python: str) -> str:
-    """List the peers that took part."""
+    """List the installed peers with their versions."""
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
-    found = []
+    installed = []
     for package in (NAMES[name] for name in CODE if name not in ("ours", "hotcoco")):
         command = [python, "-c", code, package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found += [] if done.returncode else [f"{package} {done.stdout.strip()}"]
-    return ", ".join(found) + "."
+        installed += [] if done.returncode else [f"{package} {done.stdout.strip()}"]
+    return ", ".join(installed) + "."
 
 
 def contest(kind: str, names: list[str], python: str) -> tuple[Table, list[Target]]:
-    """All contenders on one scene, in turns."""
+    """Measure all contenders on one scene, in turns."""
     runs: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         files = scene(Path(folder), kind)
         for turn in range(max(ROUNDS.values())):
             for name in names:
-                if turn < ROUNDS[name] and (found := measured(name, files, kind, python)):
-                    runs[name].append(found)
+                if turn < ROUNDS[name] and (numbers := measured(name, files, kind, python)):
+                    runs[name].append(numbers)
     medians = {
-        name: [statistics.median(column) for column in zip(*found, strict=True)]
-        for name, found in runs.items()
-        if found
+        name: [statistics.median(column) for column in zip(*turns, strict=True)]
+        for name, turns in runs.items()
+        if turns
     }
     ours, engine = medians["ours"], medians["hotcoco"]
     rows: list[list[Cell]] = []

@@ -1,7 +1,7 @@
 """Speed of decoding seg codes to 64×64 fields: ``python benchmarks/masks.py``
 
-Every contender has the same weights and codes, takes the codes as an array and gives the
-fields as an array; all are checked to agree before anything is timed.
+Every contender has the same weights, takes the same codes as an array and returns fields as an
+array; their results are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -33,22 +33,21 @@ from palidecode.vocab import MASK_SIDE, SEG_GRID, SEG_PER_MASK
 
 BATCHES = (1, 64, 256)
 SEED = 7
-PAUSE = 0.05  # threads of several libraries spin for a while after their last call
+PAUSE = 0.05  # seconds; threads of several libraries keep spinning after their last call
 Decoder = Callable[[np.ndarray], np.ndarray]
 Arrays = Mapping[str, np.ndarray]
 
 FLAX, EAGER, PLAIN = "big_vision's decoder in flax, jitted", "torch eager f32", "plain onnxruntime"
 OPENVINO = {"f32": "OpenVINO f32", "bf16": "OpenVINO bf16"}
 ONNX, TORCH, TORCH_BF16 = "**ours**, onnx", "**ours**, torch f32", "**ours**, torch bf16"
-# OpenVINO's telemetry forks a process unless it believes to be in CI; forking beside the threads
-# of jax can hang, and a benchmark has nothing to report to anyone.
+# Outside of CI, OpenVINO's telemetry forks a process, which can hang beside jax's threads.
 os.environ.setdefault("CI", "true")
 
 BF16 = (OPENVINO["bf16"], TORCH_BF16)
 
 
 def choose_weights() -> tuple[CodecWeights, str]:
-    """The shipped weights, or random ones of the same layout where they aren't there."""
+    """Load the shipped weights; if they are missing, make random ones of the same layout."""
     try:
         return load_weights("palidecode-demo"), "the shipped weights (palidecode-demo)"
     except (WeightsError, ModuleNotFoundError):
@@ -56,7 +55,7 @@ def choose_weights() -> tuple[CodecWeights, str]:
 
 
 def random_weights() -> CodecWeights:
-    """Weights that keep signals of the order of 1 through all layers."""
+    """Draw weights that keep signals of the order of 1 through all layers."""
     rng = np.random.default_rng(SEED)
     arrays = {}
     for name, shape in SHAPES.items():
@@ -73,7 +72,7 @@ def random_weights() -> CodecWeights:
 
 
 def shapes_of_things(count: int) -> np.ndarray:
-    """Masks (count, 64, 64) in [0, 1] to take codes of: unions of ellipses and polygons."""
+    """Draw masks (count, 64, 64) in [0, 1] to encode: unions of ellipses and polygons."""
     rng = np.random.default_rng(SEED)
     masks = np.zeros((count, 4 * MASK_SIDE, 4 * MASK_SIDE), np.float32)
     for mask in masks:
@@ -88,7 +87,7 @@ def shapes_of_things(count: int) -> np.ndarray:
 
 
 def flop_per_mask() -> int:
-    """Multiplications and additions of the whole decoder for one mask."""
+    """Count the decoder's multiplications and additions for one mask."""
     total = 0
     for name, shape in SHAPES.items():
         if not name.startswith("decoder.") or not name.endswith(".weight"):
@@ -100,16 +99,16 @@ def flop_per_mask() -> int:
 
 
 def ours(weights: CodecWeights) -> dict[str, Decoder]:
-    """The three ways this library has."""
-    found: dict[str, Decoder] = {ONNX: load_codec(weights, "onnx").decode}
+    """Load this library's three decoders."""
+    decoders: dict[str, Decoder] = {ONNX: load_codec(weights, "onnx").decode}
     if optional("torch"):
-        found[TORCH] = load_codec(weights, "torch").decode
-        found[TORCH_BF16] = load_codec(weights, "torch", bfloat16=True).decode
-    return found
+        decoders[TORCH] = load_codec(weights, "torch").decode
+        decoders[TORCH_BF16] = load_codec(weights, "torch", bfloat16=True).decode
+    return decoders
 
 
 def torch_eager(weights: CodecWeights) -> Decoder:
-    """The network unchanged, on the whole batch."""
+    """Run the unchanged network on the whole batch."""
     import torch
 
     from palidecode.codec.network import MaskVQVAE
@@ -125,7 +124,7 @@ def torch_eager(weights: CodecWeights) -> Decoder:
 
 
 def flax_decoder(arrays: Arrays) -> Decoder:
-    """big_vision's decoder by its layout: NHWC, jitted with the codebook's look-up inside."""
+    """Build big_vision's decoder: NHWC, jitted including the codebook's look-up."""
     import jax
     from flax import linen
     from jax import numpy as jnp
@@ -166,7 +165,7 @@ def flax_decoder(arrays: Arrays) -> Decoder:
 
 
 def plain_model(arrays: Arrays) -> bytes:
-    """The whole decoder as an ONNX file, layer by layer, nothing folded."""
+    """Build the whole decoder as an ONNX file, layer by layer, without folding."""
     from onnx import TensorProto, helper, numpy_helper
 
     used = {k: v for k, v in arrays.items() if k.startswith("decoder.") or k == CODEBOOK}
@@ -201,7 +200,7 @@ def plain_model(arrays: Arrays) -> bytes:
 
 
 def plain_onnxruntime(model: bytes) -> Decoder:
-    """The default session, the whole batch in one run."""
+    """Run the default session on the whole batch."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -209,7 +208,7 @@ def plain_onnxruntime(model: bytes) -> Decoder:
 
 
 def openvino(model: bytes, precision: str) -> Decoder:
-    """Compiled for each batch size, as OpenVINO likes it."""
+    """Compile the model for each batch size, which is fastest in OpenVINO."""
     import openvino
 
     core = openvino.Core()
@@ -253,21 +252,21 @@ def contenders(weights: CodecWeights) -> tuple[dict[str, Decoder], dict[str, str
 
 
 def check_same(decoders: Mapping[str, Decoder], codes: np.ndarray) -> dict[str, float]:
-    """Largest difference to ours; more than rounding stops the benchmark."""
+    """Measure the largest difference to ours; stop if it is more than rounding."""
     expected = decoders[ONNX](codes)
     scale = float(np.abs(expected).max())
-    apart = {}
+    differences = {}
     for name, decode in decoders.items():
-        found = decode(codes)
-        assert found.shape == expected.shape, name
-        apart[name] = float(np.abs(found - expected).max())
+        fields = decode(codes)
+        assert fields.shape == expected.shape, name
+        differences[name] = float(np.abs(fields - expected).max())
         allowed = scale * (0.05 if name in BF16 else 1e-4)
-        assert apart[name] <= allowed, f"{name} differs by {apart[name]} of {scale}"
-    return apart
+        assert differences[name] <= allowed, f"{name} differs by {differences[name]} of {scale}"
+    return differences
 
 
 def matmul_limits() -> dict[str, float]:
-    """Masks per second if every operation ran at the rate of a 2048³ matrix product."""
+    """Compute masks per second if all operations ran at the rate of a 2048³ matrix product."""
     torch = optional("torch")
     if torch is None:
         return {}
@@ -284,7 +283,7 @@ def matmul_limits() -> dict[str, float]:
 
 
 def speed(decoders: Mapping[str, Decoder], codes: np.ndarray) -> dict[int, dict[str, float]]:
-    """Masks per second of everyone, by batch."""
+    """Measure masks per second of all contenders, by batch."""
     rates = {}
     for batch in BATCHES:
         part = np.ascontiguousarray(codes[:batch])
@@ -298,9 +297,9 @@ def table_of(
     rates: dict[int, dict[str, float]],
     absent: Mapping[str, str],
     limits: Mapping[str, float],
-    apart: Mapping[str, float],
+    differences: Mapping[str, float],
 ) -> Table:
-    """One row per contender, with the share of the limit it reaches at the largest batch."""
+    """Make a row per contender, with its share of the limit at the largest batch."""
     rows: list[list[Cell]] = []
     order = (FLAX, EAGER, PLAIN, *OPENVINO.values(), ONNX, TORCH, TORCH_BF16)
     plain = rates[BATCHES[-1]].get(PLAIN)
@@ -312,7 +311,7 @@ def table_of(
         limit = limits.get("bf16" if name in BF16 else "f32")
         share = f"{last / limit:.0%}" if limit else None
         row: list[Cell] = [name, *(rates[batch][name] for batch in BATCHES)]
-        rows.append([*row, last / plain if plain else None, share, f"{apart[name]:.0e}"])
+        rows.append([*row, last / plain if plain else None, share, f"{differences[name]:.0e}"])
     for name, limit in limits.items():
         rows.append([f"limit: {name} matrix product", *[limit] * len(BATCHES), None, "100%", None])
     columns = ["decoder", *(f"batch {batch}" for batch in BATCHES)]
@@ -325,7 +324,7 @@ def table_of(
 
 
 def targets_of(rates: dict[int, dict[str, float]], changed: float | None) -> list[Target]:
-    """Targets of both backends."""
+    """Make the targets of both backends."""
     targets = []
     for batch, rate in rates.items():
         if PLAIN in rate:
@@ -341,7 +340,7 @@ def targets_of(rates: dict[int, dict[str, float]], changed: float | None) -> lis
 
 
 def bf16_changes(decoders: Mapping[str, Decoder], codes: np.ndarray) -> dict[str, float]:
-    """Share of mask pixels that come out differently than in float32."""
+    """Measure the share of mask pixels that differ from float32."""
     expected = decoders[ONNX](codes) > 0
     named = [name for name in BF16 if name in decoders]
     return {name: float(((decoders[name](codes) > 0) != expected).mean()) for name in named}
@@ -354,7 +353,7 @@ def main() -> None:
     codes = load_codec(weights, "onnx").encode(masks).astype(np.int64)
     assert codes.shape == (512, SEG_PER_MASK)
     decoders, absent = contenders(weights)
-    apart = check_same(decoders, codes[:64])
+    differences = check_same(decoders, codes[:64])
     limits = matmul_limits()
     rates = speed(decoders, codes)
     changes = bf16_changes(decoders, codes)
@@ -364,7 +363,7 @@ def main() -> None:
         [[name, f"{share:.3%}"] for name, share in changes.items()],
         f"512 drawn masks, encoded and decoded with {which}.",
     )
-    speeds = table_of(rates, absent, limits, apart)
+    speeds = table_of(rates, absent, limits, differences)
     speeds.note += f" Weights: {which}."
     report("masks", [speeds, pixels], targets_of(rates, changes.get(TORCH_BF16)))
 

@@ -1,7 +1,7 @@
-"""Shared by all benchmarks: timing in turns, tables, targets and a description of the machine.
+"""Timing, tables, targets and a description of the machine, shared by all benchmarks.
 
-Contenders are timed in turns, round after round, so that a change of the machine's clock or
-load hits all of them; the median of the rounds counts.
+Contenders are timed in turns, round after round, so that changes of the machine's clock or load
+affect all of them. The result is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INSTRUCTION_SETS = (
 
 @dataclass
 class Table:
-    """Rows of text and numbers under column names, with a note on what was measured."""
+    """Rows of text and numbers under column names, with a note on the measurement."""
 
     title: str
     columns: Sequence[str]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass
 class Target:
-    """A number that was promised, the number that was found, and whether it is enough."""
+    """A wanted number, the measured number, and if it meets the target."""
 
     what: str
     wanted: str
@@ -54,12 +54,12 @@ class Target:
 
 
 def at_least(what: str, found: float, wanted: float, unit: str) -> Target:
-    """A target that is met from `wanted` up."""
+    """Make a target that is met from `wanted` up."""
     return Target(what, f"≥ {number(wanted)} {unit}", f"{number(found)} {unit}", found >= wanted)
 
 
 def at_most(what: str, found: float, wanted: float, unit: str) -> Target:
-    """A target that is met up to `wanted`."""
+    """Make a target that is met up to `wanted`."""
     return Target(what, f"≤ {number(wanted)} {unit}", f"{number(found)} {unit}", found <= wanted)
 
 
@@ -70,18 +70,18 @@ def in_turns(
     least: float = 0.15,
     pause: float = 0.0,
 ) -> dict[str, float]:
-    """Median seconds per call of each contender.
+    """Measure the median seconds per call of each contender.
 
     Parameters
     ----------
     contenders : mapping of str to callable
     rounds : int
-        How often everyone gets a turn.
+        Turns of each contender.
     least : float
-        Calls are repeated within a turn until it lasts this many seconds.
+        Least duration of a turn in seconds; calls are repeated to reach it.
     pause : float
-        Seconds of sleep before a turn, for libraries whose threads go on spinning after
-        their last call, followed by a call that isn't timed.
+        Seconds of sleep before a turn, followed by a call that isn't timed: threads of some
+        libraries keep spinning after their last call.
     """
     repeats = {name: _repeats(call, least) for name, call in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -105,7 +105,7 @@ def _repeats(call: Callable[[], object], least: float) -> int:
 
 
 def optional(module: str) -> Any:
-    """A peer's module, or None where it isn't installed."""
+    """Import a peer's module; None if it isn't installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -118,21 +118,21 @@ def missing(package: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that matter, and separators between thousands."""
+    """Format with three significant digits and separators between thousands."""
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def cell(value: Cell) -> str:
-    """One cell of a table as text."""
+    """Format one cell of a table."""
     if value is None:
         return "—"
     return value if isinstance(value, str) else number(value)
 
 
 def markdown(table: Table) -> str:
-    """The table as aligned Markdown, readable in a terminal too."""
+    """Format a table as aligned Markdown, readable in a terminal too."""
     lines = [list(table.columns), *([cell(value) for value in row] for row in table.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
     text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
@@ -141,41 +141,41 @@ def markdown(table: Table) -> str:
 
 
 def targets_table(targets: Sequence[Target]) -> Table:
-    """Targets as a table."""
+    """Convert targets to a table."""
     rows = [[t.what, t.wanted, t.found, "yes" if t.met else "**no**"] for t in targets]
     return Table("Targets", ("what", "wanted", "found", "met"), rows)
 
 
 def report(name: str, tables: Sequence[Table], targets: Sequence[Target] = ()) -> None:
-    """Print the tables and, as the last line, one JSON object with all of it."""
+    """Print the tables and, as the last line, everything as one JSON object."""
     shown = [*tables, targets_table(targets)] if targets else tables
     for table in shown:
         print(f"\n{table.title}\n\n{markdown(table)}")
         if table.note:
             print(f"\n{table.note}")
-    found = {
+    result = {
         "benchmark": name,
         "tables": [asdict(table) for table in tables],
         "targets": [asdict(target) for target in targets],
         "machine": machine(),
         "versions": versions(),
     }
-    print("\n" + json.dumps(found, ensure_ascii=False))
+    print("\n" + json.dumps(result, ensure_ascii=False))
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every library that takes part; only those installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed libraries among `LIBRARIES`."""
+    installed = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
-            found[library] = importlib.metadata.version(library)
+            installed[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores this process may use, instruction sets that matter, system."""
+    """Processor, available cores, relevant instruction sets, system."""
     facts = _cpuinfo()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     model = facts.get("model name") or platform.processor() or platform.machine()
@@ -190,7 +190,7 @@ def machine() -> dict[str, str]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; nothing where there is none."""
+    """Read the first processor's lines of /proc/cpuinfo; empty if there is no such file."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return {}

@@ -1,8 +1,8 @@
 """Speed of parsing answers: ``python benchmarks/parsing.py``
 
 Peers: the regex of Hugging Face's PaliGemma demo, re-implemented here (it keeps seg tokens but
-reports no oddity and no span), and supervision (which finds nothing where there are seg
-tokens). Every contender turns one text into its objects; ours lists issues and spans too.
+reports neither issues nor spans), and supervision (which finds no objects in answers with seg
+tokens). Every contender parses one text into objects; ours also reports issues and spans.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from measure import Cell, Table, Target, at_least, at_most, in_turns, missing, o
 
 from palidecode.answers.batch import parse_batch
 from palidecode.answers.parsing import parse
+from palidecode.detections import decode
 
 DEMO_TARGETS = {1: 0.7, 10: 1.3, 100: 2.0}  # times the demo's rate
 SIZE = (1280, 960)
@@ -25,7 +26,7 @@ _DEMO = re.compile(rf"(.*?){_LOC * 4}\s*(?:{_SEG * 16})?\s*([^;<>]+)? ?(?:; )?")
 
 
 def demo_objects(text: str) -> list[dict[str, object]]:
-    """The demo's way: match one object, cut it off, go on with the rest."""
+    """Parse like the demo: match one object, cut it off, repeat with the rest."""
     width, height = SIZE
     objects = []
     while text:
@@ -42,7 +43,7 @@ def demo_objects(text: str) -> list[dict[str, object]]:
 
 
 def supervision_parser() -> Callable[[str], object] | None:
-    """supervision's own parsing function, or its public entrance where that has moved."""
+    """Return supervision's internal parser, or its public function if that has moved."""
     supervision = optional("supervision")
     if supervision is None:
         return None
@@ -55,7 +56,7 @@ def supervision_parser() -> Callable[[str], object] | None:
 
 
 def one_by_one() -> tuple[Table, list[Target]]:
-    """Objects per second, one text a call."""
+    """Measure objects per second, one text a call."""
     peer = supervision_parser()
     rows: list[list[Cell]] = []
     targets = []
@@ -89,7 +90,7 @@ def _over(call: Callable[[str], object], batch: list[str]) -> Callable[[], None]
 
 
 def check_same(batch: list[str]) -> None:
-    """Both sides see the same objects before anything is timed."""
+    """Check that both sides parse the same objects."""
     for text in batch:
         theirs = [(item["label"], item["seg"]) for item in demo_objects(text)]
         ours = [(item.label, item.seg and list(item.seg)) for item in parse(text).objects]
@@ -97,9 +98,7 @@ def check_same(batch: list[str]) -> None:
 
 
 def in_batches() -> tuple[Table, list[Target]]:
-    """Objects per second, many answers a call."""
-    from palidecode.detections import decode
-
+    """Measure objects per second, many answers a call."""
     many = {masks: texts(5, 1000, 10, masks=masks) for masks in (True, False)}
     ids = {masks: token_ids(6, 64, 10, masks=masks) for masks in (True, False)}
     rows: list[list[Cell]] = []
@@ -148,7 +147,7 @@ HOSTILE = {
 
 
 def hostile() -> tuple[Table, list[Target]]:
-    """Nanoseconds per byte as the input grows: flat where time is linear."""
+    """Measure nanoseconds per byte as the input grows: constant if time is linear."""
     sizes = (1_000, 10_000, 100_000, 1_000_000)
     rows: list[list[Cell]] = []
     worst = 0.0
@@ -164,7 +163,7 @@ def hostile() -> tuple[Table, list[Target]]:
 
 
 def _fastest(text: str) -> float:
-    """Seconds per byte, the best of several: growth is asked for, not noise."""
+    """Measure seconds per byte, the best of several runs, as noise would hide the growth."""
     times = []
     for _ in range(30 if len(text) < 50_000 else 3):
         start = time.perf_counter()

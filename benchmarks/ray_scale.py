@@ -1,8 +1,8 @@
 """Scaling from one worker to a cluster: ``python benchmarks/ray_scale.py``
 
-The decode path on answers of three masks: one process on one core against Ray with two workers;
-what merging costs; memory over time. Then a model of throughput, made of what each stage costs on
-a small sample, and whether it predicts a run on pictures.
+Decodes answers of three masks: one process on one core against Ray with two workers, the cost of
+merging, and memory over time. Then measures each stage on a small sample, adds the stages up to a
+model of throughput, and compares its prediction with a run on pictures.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from PIL import Image
 OBJECTS = 3
 SIZE = (640, 480)
 SHARD = 1024
-SAMPLE = 512  # answers of the sample that the model is made of
-NO_MORE_THAN = 25.0  # per cent off
+SAMPLE = 512  # answers for measuring the stages
+TOLERANCE = 25.0  # per cent that the model's prediction may be off
 WORKERS = 2
 ROUNDS = 3
 
@@ -40,7 +40,7 @@ Seconds = dict[str, float]
 
 
 def codes_of(count: int) -> np.ndarray:
-    """Codes of drawn blobs: random ones decode to speckles, whose outlines cost more."""
+    """Encode drawn blobs: random codes decode to speckles, whose outlines cost more."""
     import cv2
 
     from palidecode import load_codec
@@ -54,11 +54,11 @@ def codes_of(count: int) -> np.ndarray:
 
 
 def answers_file(path: Path, count: int, *, sizes: bool = True, seed: int = 11) -> Path:
-    """Answers about pictures of one size."""
+    """Write answers about pictures of one size."""
     with path.open("w", encoding="utf-8") as file:
         codes = codes_of(64)
-        for place, text in enumerate(texts(seed, count, OBJECTS, masks=True, codes_of=codes)):
-            row: dict[str, Any] = {"image": f"{place:06}.jpg", "output": text}
+        for number, text in enumerate(texts(seed, count, OBJECTS, masks=True, codes_of=codes)):
+            row: dict[str, Any] = {"image": f"{number:06}.jpg", "output": text}
             if sizes:
                 row |= {"width": SIZE[0], "height": SIZE[1]}
             file.write(json.dumps(row) + "\n")
@@ -66,7 +66,7 @@ def answers_file(path: Path, count: int, *, sizes: bool = True, seed: int = 11) 
 
 
 def pictures(folder: Path, count: int) -> Path:
-    """Small JPEGs, a few contents under many names."""
+    """Write small JPEGs: a few contents under many names."""
     folder.mkdir()
     rng = np.random.default_rng(4)
     contents = []
@@ -75,8 +75,8 @@ def pictures(folder: Path, count: int) -> Path:
         file = io.BytesIO()
         Image.fromarray(low).resize((320, 240)).save(file, "JPEG")
         contents.append(file.getvalue())
-    for place in range(count):
-        (folder / f"{place:06}.jpg").write_bytes(contents[place % 16])
+    for number in range(count):
+        (folder / f"{number:06}.jpg").write_bytes(contents[number % 16])
     return folder
 
 
@@ -85,7 +85,7 @@ def pictures(folder: Path, count: int) -> Path:
 
 @contextlib.contextmanager
 def on_one_core(which: int = 0) -> Iterator[None]:
-    """This process, and every thread of it, on one core."""
+    """Run this process with all its threads on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {sorted(before)[which]})
     try:
@@ -95,7 +95,7 @@ def on_one_core(which: int = 0) -> Iterator[None]:
 
 
 def peak() -> float:
-    """Peak memory of this process in MB; `resource` would include the peak of its parent."""
+    """Peak memory of this process in MB; `resource` would include its parent's peak."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
@@ -110,7 +110,7 @@ def in_child(work: Callable[..., Any], *args: Any) -> Any:
 def one_worker(
     path: Path, output: Path, images: Path | None = None, core: int = 0
 ) -> tuple[float, float]:
-    """`palidecode decode` on one core, imports and loading included: seconds, peak MB."""
+    """Run `palidecode decode` on one core, with imports and loading: seconds, peak MB."""
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.perf_counter()
     with on_one_core(core), contextlib.redirect_stdout(io.StringIO()):
@@ -124,7 +124,7 @@ def one_worker(
 
 
 def two_processes(path: Path, folder: Path) -> float:
-    """Seconds until two parallel processes have decoded half of the answers each."""
+    """Measure the seconds until two parallel processes have decoded half of the answers each."""
     lines = path.read_text().splitlines(keepends=True)
     half = len(lines) // 2
     jobs = []
@@ -149,7 +149,7 @@ class RayRun:
 
 
 def on_ray(path: Path, output: Path, workers: int) -> RayRun:
-    """The same on a Ray of its own, with memory looked at twice a second."""
+    """Decode on a new Ray cluster, sampling memory twice a second."""
     from palidecode import ray_data
     from palidecode.coco.writing import MaskFormat
     from palidecode.ray_data.running import CocoOptions, write
@@ -176,18 +176,18 @@ def on_ray(path: Path, output: Path, workers: int) -> RayRun:
 
 
 def watch(run: RayRun, stop: threading.Event, began: float) -> None:
-    """Note the memory of the driver and of the actors, until it is over."""
+    """Record the memory of the driver and of the actors until `stop` is set."""
     while not stop.wait(0.5):
-        found = {os.getpid(): resident(os.getpid())}
+        memory = {os.getpid(): resident(os.getpid())}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if b"MapWorker" in (path / "cmdline").read_bytes():
-                    found[int(path.name)] = resident(int(path.name))
-        run.memory.append((time.perf_counter() - began, found))
+                    memory[int(path.name)] = resident(int(path.name))
+        run.memory.append((time.perf_counter() - began, memory))
 
 
 def resident(pid: int) -> float:
-    """MB, without what is shared with others."""
+    """Resident memory of a process in MB, without shared memory."""
     with contextlib.suppress(OSError, ValueError):
         pages = (Path("/proc") / str(pid) / "statm").read_text().split()
         return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE") / (1 << 20)
@@ -195,24 +195,24 @@ def resident(pid: int) -> float:
 
 
 def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
-    """A process's memory at some moments of the run, and the largest growth of its second half."""
-    busy = [(when, found) for when, found in run.memory if run.first <= when <= run.last]
-    pids = sorted({pid for _, found in busy for pid in found}, key=lambda pid: pid != run.driver)
+    """Sample each process's memory over the run, and the largest growth in its second half."""
+    busy = [memory for seconds, memory in run.memory if run.first <= seconds <= run.last]
+    pids = sorted({pid for memory in busy for pid in memory}, key=lambda pid: pid != run.driver)
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     rows, growth = [], 0.0
-    for place, pid in enumerate(pids):
-        series = [found[pid] for _, found in busy if pid in found]
+    for number, pid in enumerate(pids):
+        series = [memory[pid] for memory in busy if pid in memory]
         if len(series) < 8:
             continue
         points = [series[min(int(share * len(series)), len(series) - 1)] for share in shares]
-        rows.append(["driver" if pid == run.driver else f"actor {place}", *points])
+        rows.append(["driver" if pid == run.driver else f"actor {number}", *points])
         middle = statistics.median(series[len(series) // 2 : len(series) // 2 + 4])
         growth = max(growth, statistics.median(series[-4:]) - middle)
     return rows, growth
 
 
 def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
-    """Merge the shards of a folder over and over: seconds, annotations, peak MB."""
+    """Merge the shards of a folder `times` times: seconds, annotations, peak MB."""
     from palidecode.coco.shards import MergingCocoWriter, read_shard
 
     names = sorted(shards.glob("*.json"))
@@ -233,7 +233,7 @@ def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
 
 
 def stages(path: Path, images: Path, folder: Path) -> Seconds:
-    """Seconds of each stage for one answer of three masks, on one core."""
+    """Measure the seconds of each stage for one answer of three masks, on one core."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from palidecode.answers.jsonl import read_rows
     from palidecode.coco.shards import CocoShard, MergingCocoWriter, read_shard
@@ -263,7 +263,7 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
         fields = [codec.decode(part) for part in codes]
 
         class Given:
-            """A codec that has its fields already, in order."""
+            """A codec that returns given fields, in order."""
 
             id = codec.id
 
@@ -317,7 +317,7 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
 
 
 def startup() -> float:
-    """Seconds until the first answer can be decoded: imports, weights, session."""
+    """Measure the seconds until the first answer can be decoded: imports, weights, session."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with on_one_core():
         began = time.perf_counter()
@@ -341,7 +341,7 @@ SINGLE = (
 
 
 def predicted(seconds: Seconds, rows: int) -> float:
-    """The model of one worker: starting, and the sum of the stages for every row."""
+    """Predict the seconds of one worker: start, plus the sum of the stages for each row."""
     return seconds["starting"] + rows * sum(seconds[name] for name in SINGLE)
 
 
@@ -349,7 +349,7 @@ def predicted(seconds: Seconds, rows: int) -> float:
 
 
 def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
-    """One worker against Ray with two, and what that leaves in memory."""
+    """Compare one worker with Ray's two, and measure memory."""
     path = answers_file(folder / "answers.jsonl", count)
     alone, alone_peak = in_child(one_worker, path, folder / "one.json")
     split = two_processes(path, folder)
@@ -369,15 +369,15 @@ def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
         rate = count / run.whole
         name = f"Ray, {workers} worker{'s' if workers > 1 else ''}"
         rows.append([name, run.whole, rate, alone / run.whole])
-        rows[-1] += [run.start, run.first, max(max(found.values()) for _, found in run.memory)]
+        rows[-1] += [run.start, run.first, max(max(memory.values()) for _, memory in run.memory)]
     columns = ("run", "s", "answers/s", "× one", "Ray's start, s", "first shard after, s", "MB")
     busy = runs[WORKERS]
     note = (
         f"{count:,} answers of {OBJECTS} masks in one file; the results are equal, byte for byte. "
-        "Seconds are those of the whole run, imports, loading, merging and the actors' start "
-        "included, Ray's own start (processes of the cluster, once) not. MB: the largest process. "
-        f"Two processes at once, without Ray and without merging, are the limit of this machine: "
-        f"Ray takes {busy.whole / split:.2f} times as long."
+        "Seconds are those of the whole run, with imports, loading, merging and the start of the "
+        "actors, but without the start of Ray's cluster. MB: the largest process. Two parallel "
+        "processes without Ray and merging are the limit of this machine: Ray takes "
+        f"{busy.whole / split:.2f} times as long."
     )
     memory, growth = memory_rows(busy)
     tables = [
@@ -386,7 +386,7 @@ def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
             "Memory while two workers run: MB",
             ("process", "first shard", "¼", "½", "¾", "last shard"),
             memory,
-            "Resident, without what is shared. The driver holds a few words about every shard.",
+            "Resident memory without shared memory. The driver keeps a summary of every shard.",
         ),
     ]
     targets = [
@@ -397,7 +397,7 @@ def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
 
 
 def merging(folder: Path) -> tuple[Table, list[Target]]:
-    """Shards of a run that kept them, merged 8 and 64 times over."""
+    """Measure merging the same shards 8 and 64 times."""
     shards = in_child(kept_shards, folder)
     rows, peaks = [], []
     for times in (8, 64):
@@ -408,8 +408,8 @@ def merging(folder: Path) -> tuple[Table, list[Target]]:
     (few, low), (many, high) = peaks
     each = 1e6 * (high - low) / (many - few)
     note = (
-        f"One shard is in memory at a time. What grows, {number(each)} bytes per picture, is the "
-        "names: the writer of a single machine keeps them, too."
+        f"One shard is in memory at a time. Memory grows by {number(each)} bytes per picture for "
+        "the names, which the writer on a single machine keeps, too."
     )
     columns = ("merged", "s", "objects/s", "file, MB", "peak, MB")
     targets = [at_most("merging: memory per picture", each, 1000.0, "bytes")]
@@ -417,7 +417,7 @@ def merging(folder: Path) -> tuple[Table, list[Target]]:
 
 
 def kept_shards(folder: Path) -> Path:
-    """Four shards, written without Ray by what the actors call."""
+    """Write four shards without Ray, by the actors' code."""
     import pyarrow as pa
 
     from palidecode.coco.writing import MaskFormat
@@ -425,42 +425,42 @@ def kept_shards(folder: Path) -> Path:
     from palidecode.ray_data.jobs import DecodeJob
     from palidecode.ray_data.sources import source_schema
 
-    place = folder / "kept"
-    place.mkdir()
+    shards = folder / "kept"
+    shards.mkdir()
     path = answers_file(folder / "kept.jsonl", 4 * SHARD, seed=17)
     actor = Actor(
         DecodeJob(weights="palidecode-demo"),
         2,
         os.getcwd(),
-        ShardPlan(str(place), {"form": MaskFormat("rle")}),
+        ShardPlan(str(shards), {"form": MaskFormat("rle")}),
     )
     rows = [json.loads(line) | {"line": n} for n, line in enumerate(path.read_text().splitlines())]
     for start in range(0, len(rows), SHARD):
-        said = actor(pa.Table.from_pylist(rows[start : start + SHARD], source_schema()))
-        assert said["error"][0].as_py() is None
-    return place
+        summary = actor(pa.Table.from_pylist(rows[start : start + SHARD], source_schema()))
+        assert summary["error"][0].as_py() is None
+    return shards
 
 
 def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
-    """Cost of each stage, and a comparison of their sum with a run on pictures."""
+    """Measure each stage, and compare their sum with a run on pictures."""
     images = pictures(folder / "pictures", max(count, SAMPLE))
     sample = answers_file(folder / "sample.jsonl", SAMPLE, sizes=False, seed=5)
     path = answers_file(folder / "pictures.jsonl", count, sizes=False, seed=6)
     turns, runs = [], []
-    for _ in range(ROUNDS):  # in turns: a shared machine is not as fast every minute
+    for _ in range(ROUNDS):  # in turns, as the speed of a shared machine varies
         turns.append(in_child(stages, sample, images, folder) | {"starting": in_child(startup)})
         runs.append(in_child(one_worker, path, folder / "real.json", images)[0])
     seconds = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     real = statistics.median(runs)
-    told = predicted(seconds, count)
-    off = 100 * (told / real - 1)
+    expected = predicted(seconds, count)
+    off = 100 * (expected / real - 1)
     rows: list[list[Any]] = [[name, 1e6 * seconds[name]] for name in SINGLE]
     rows += [
         [name, 1e6 * seconds[name]] for name in ("merging", "opening the picture (predict only)")
     ]
     rows.append(["starting, once", 1e6 * seconds["starting"]])
     table = Table(
-        "What each stage costs: µs per picture",
+        "Cost of each stage: µs per picture",
         ("stage", "µs"),
         rows,
         f"{OBJECTS} masks per picture, one core; medians over a sample of {SAMPLE} answers about "
@@ -469,17 +469,17 @@ def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
     check = Table(
         "The model against a run",
         ("pictures", "predicted, s", "measured, s", "off, %"),
-        [[f"{count:,}", told, real, off]],
-        "`palidecode decode` with the sizes read from the pictures, on one core, journal included; "
-        f"median of {ROUNDS}.",
+        [[f"{count:,}", expected, real, off]],
+        "`palidecode decode` on one core, with sizes read from the pictures and a journal; median "
+        f"of {ROUNDS}.",
     )
-    targets = [at_most("model of throughput: off by", abs(off), NO_MORE_THAN, "%")]
+    targets = [at_most("model of throughput: off by", abs(off), TOLERANCE, "%")]
     return [table, check], targets
 
 
 def run_all(count: int, checked: int) -> None:
     """Run all parts and print their tables."""
-    # In the working folder: a temporary one may be memory, where the disk costs nothing.
+    # In the working folder: the temporary folder may be in memory, where writing is free.
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name).resolve()
         tables, targets = scaling(folder, count)

@@ -1,6 +1,6 @@
-"""Speed of turning fields into COCO's RLE and polygons: ``python benchmarks/rle.py``
+"""Speed of converting fields to COCO's RLE and polygons: ``python benchmarks/rle.py``
 
-1,000 smooth 64×64 fields in boxes of an image of 1280×960.
+Converts 1,000 smooth 64×64 fields in boxes of an image of 1280×960.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEED = 3
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
-    """Fields (N, 64, 64) with soft edges, and boxes (N, 4) from 16 to 640 px a side."""
+    """Draw fields (N, 64, 64) with soft edges, and boxes (N, 4) with sides of 16 to 640 px."""
     rng = np.random.default_rng(SEED)
     sides = np.exp(rng.uniform(np.log(16), np.log(640), (COUNT, 2)))
     corners = rng.uniform(0, 1, (COUNT, 2)) * (np.array(SIZE) - sides)
@@ -33,14 +33,14 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
         cv2.ellipse(drawn, centre, axes, int(rng.integers(180)), 0, 360, 1.0, -1)
         corner = rng.integers(0, MASK_SIDE, (4, 2)).astype(np.int32)
         cv2.fillPoly(drawn, [corner], 1.0)
-        # A decoder's fields are never exactly even, so a little noise goes on top.
+        # A decoder's fields are never exactly flat, so add a little noise.
         noise = rng.normal(0, 0.01, drawn.shape)
         field[:] = 2 * cv2.GaussianBlur(drawn, (0, 0), 1.5) - 1 + noise
     return fields, np.concatenate([corners, corners + sides], axis=1)
 
 
 def demo_mask(field: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The evaluator's and the demo's way: Pillow's resize into an image of floats."""
+    """Paste like big_vision and the demo: Pillow's resize into an image of floats."""
     x1, y1, x2, y2 = (int(value) for value in box)
     image = np.zeros((HEIGHT, WIDTH), np.float32)
     resized = Image.fromarray(field).resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR)
@@ -54,7 +54,7 @@ def demo_rle(field: np.ndarray, box: np.ndarray) -> Rle:
 
 
 def canvas_rle(field: np.ndarray, box: np.ndarray, canvas: np.ndarray) -> Rle:
-    """OpenCV's resize into a canvas that is kept, and pycocotools."""
+    """Resize with OpenCV into a reused canvas, and encode with pycocotools."""
     x1, y1, x2, y2 = (int(value) for value in box)
     canvas[:] = 0
     canvas[y1:y2, x1:x2] = cv2.resize(field, (x2 - x1, y2 - y1)) > 0
@@ -62,7 +62,7 @@ def canvas_rle(field: np.ndarray, box: np.ndarray, canvas: np.ndarray) -> Rle:
 
 
 def our_rle(field: np.ndarray, box: np.ndarray) -> Rle:
-    """Work in the crop, never in the whole image."""
+    """Encode the crop, without the whole image."""
     return crop_to_rle(paste(field, box, SIZE), SIZE)
 
 
@@ -71,7 +71,7 @@ def _text(rle: dict[str, bytes]) -> Rle:
 
 
 def run_lengths(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Target]]:
-    """Three ways to RLE."""
+    """Measure three ways to RLE."""
     pairs = list(zip(fields, boxes, strict=True))
     canvas = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
     expected = [demo_rle(*pair) for pair in pairs]
@@ -89,22 +89,22 @@ def run_lengths(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Targ
     rate = {name: (COUNT if name == "ours" else 100) / taken for name, taken in seconds.items()}
     rows: list[list[Cell]] = [
         ["the demo's way: Pillow, whole image, pycocotools", rate["demo"], 1.0, "100%"],
-        ["OpenCV on a kept canvas, pycocotools", rate["canvas"], rate["canvas"] / rate["demo"]],
+        ["OpenCV on a reused canvas, pycocotools", rate["canvas"], rate["canvas"] / rate["demo"]],
         ["**ours**: crop to RLE", rate["ours"], rate["ours"] / rate["demo"]],
     ]
     rows[1].append(f"{canvas_same / COUNT:.1%}")
     rows[2].append(f"{same / COUNT:.1%}")
-    columns = ("way", "masks/s", "÷ the demo's", "equal to the evaluator's paste, byte for byte")
+    columns = ("way", "masks/s", "÷ the demo's", "equal to big_vision's paste, byte for byte")
     note = "Whole-image ways are timed on the first 100 of the same masks."
     targets = [
         at_least("fields to RLE", rate["ours"], 6000, "masks/s"),
-        at_least("masks equal to the evaluator's paste", 100 * same / COUNT, 100, "%"),
+        at_least("masks equal to big_vision's paste", 100 * same / COUNT, 100, "%"),
     ]
     return Table(f"{COUNT:,} masks on {WIDTH}×{HEIGHT} to RLE", columns, rows, note), targets
 
 
 def rings(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Target]]:
-    """Polygons of the same masks."""
+    """Measure polygons of the same masks."""
     crops: list[MaskCrop] = [paste(*pair, SIZE) for pair in zip(fields, boxes, strict=True)]
     some = list(zip(fields[:100], boxes[:100], strict=True))
     whole = [demo_mask(*pair) for pair in some]
@@ -132,7 +132,7 @@ def rings(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Target]]:
     ]
     columns = ("way", "masks/s", "÷ supervision, masks given")
     note = (
-        "supervision's rings run through pixel centres of the whole image and fill holes; our "
+        "supervision's rings pass through pixel centres of the whole image and fill holes; our "
         "smooth ones are sub-pixel, valid and keep holes, our exact ones rasterise to the mask."
     )
     targets = [at_least("smooth polygons", rate["smooth"], 30_000, "masks/s")]

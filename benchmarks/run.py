@@ -1,6 +1,6 @@
 """Run every benchmark in its own process and write ``results.md``: ``python benchmarks/run.py``
 
-python benchmarks/run.py parsing rle     # some of them; the others' sections are left out
+python benchmarks/run.py parsing rle     # some of them; the page has only their sections
 python benchmarks/run.py -o other.md
 """
 
@@ -32,24 +32,25 @@ BENCHMARKS = {
 
 
 def run(name: str) -> dict[str, Any]:
-    """One benchmark's JSON; its tables go on to the terminal."""
+    """Run one benchmark, print its tables and return its JSON."""
     command = [sys.executable, str(FOLDER / f"{name}.py")]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = done.stdout.rstrip().split("\n")
     if done.returncode != 0:
         raise SystemExit(f"benchmarks/{name}.py failed with exit code {done.returncode}")
     print("\n".join(lines[:-1]), flush=True)
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
 
 
-def section(found: dict[str, Any]) -> str:
-    """One benchmark's part of the page."""
-    tables = [Table(**table) for table in found["tables"]]
-    targets = [Target(**target) for target in found["targets"]]
+def section(result: dict[str, Any]) -> str:
+    """Format one benchmark's section of the page."""
+    tables = [Table(**table) for table in result["tables"]]
+    targets = [Target(**target) for target in result["targets"]]
     if targets:
         tables.append(targets_table(targets))
-    parts = [f"## {BENCHMARKS[found['benchmark']]}", f"`python benchmarks/{found['benchmark']}.py`"]
+    name = result["benchmark"]
+    parts = [f"## {BENCHMARKS[name]}", f"`python benchmarks/{name}.py`"]
     for table in tables:
         parts += [f"### {table.title}", markdown(table)]
         if table.note:
@@ -58,9 +59,9 @@ def section(found: dict[str, Any]) -> str:
 
 
 def page(results: list[dict[str, Any]], command: str) -> str:
-    """The whole page."""
+    """Format the whole page."""
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    targets = [Target(**target) for found in results for target in found["targets"]]
+    targets = [Target(**target) for result in results for target in result["targets"]]
     missed = [target for target in targets if not target.met]
     summary = f"{len(targets) - len(missed)} of {len(targets)} targets are met."
     if missed:
@@ -75,13 +76,13 @@ def page(results: list[dict[str, Any]], command: str) -> str:
             "process, in turns; numbers are medians.",
             summary,
             markdown(Table("", ("machine and versions", ""), facts)),
-            *(section(found) for found in results),
+            *(section(result) for result in results),
         ]
     )
 
 
 def main() -> None:
-    """Run, and write the page."""
+    """Run the benchmarks and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("-o", "--output", type=Path, default=FOLDER / "results.md")

@@ -1,9 +1,9 @@
-"""Running PaliGemma 3B at 224 px, random weights, beside transformers.
+"""Speed of PaliGemma 3B at 224 px with random weights, compared with transformers.
 
 python benchmarks/runtime.py [--folder DIR]   # DIR keeps the 5.8 GB of random weights
 
-Every contender runs in a process of its own, one after the other, on the same weights, the same
-picture and the same token ids. Without a GPU all run on the CPU; with one, in bfloat16 there.
+Contenders run one after the other, each in its own process, on the same weights, picture and
+token ids: on the GPU in bfloat16 if there is one, else on the CPU.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from palidecode.runtime.config import PRESETS, PaliGemmaConfig, config_to_hf
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.weights import INDEX, state_to_hf
 
-# The prompts' tokenizer is the tiny model's: its <image> is this id. Speed doesn't depend on it.
+# Prompts use the tiny model's tokenizer, whose <image> has this id. It doesn't change the speed.
 CONFIG = replace(PRESETS["paligemma-3b-224"], image_token=1536)
-PROMPT = 8  # tokens: the prefix is 264 long
-FORCED = 32  # tokens of a random answer that all contenders are scored on
+PROMPT = 8  # tokens; with the image's the prefix has 264
+FORCED = 32  # tokens of a random answer that all contenders score
 SHARD = 1_500_000_000  # bytes
 EOS = CONFIG.eos
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,7 +49,7 @@ WORK = (
 
 
 def write_weights(folder: Path) -> None:
-    """Random weights as transformers would save them; ``<eos>`` can't be the likeliest token."""
+    """Write random weights in transformers' format; ``<eos>`` is never the likeliest token."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / INDEX).exists():
         return
@@ -69,22 +69,22 @@ def write_weights(folder: Path) -> None:
         if sum(t.nbytes for t in shards[-1].values()) > SHARD:
             shards.append({})
         shards[-1][name] = tensor
-    where = {}
+    weight_map = {}
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         save_file({k: v.clone() for k, v in shard.items()}, folder / file, {"format": "pt"})
-        where |= dict.fromkeys(shard, file)
+        weight_map |= dict.fromkeys(shard, file)
     (folder / "config.json").write_text(json.dumps(config_to_hf(CONFIG)))
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def prompt_ids() -> list[int]:
-    """The same tokens for everybody."""
+    """Draw the prompt's tokens, the same for all contenders."""
     return [CONFIG.bos, *np.random.default_rng(1).integers(2_000, 200_000, PROMPT - 1).tolist()]
 
 
 def picture() -> np.ndarray:
-    """The same picture for everybody."""
+    """Draw the picture, the same for all contenders."""
     return np.random.default_rng(2).integers(0, 256, (480, 640, 3)).astype(np.uint8)
 
 
@@ -92,7 +92,7 @@ def picture() -> np.ndarray:
 
 
 def median_of(call: Callable[[], object], rounds: int = 3) -> float:
-    """Seconds, after a call that isn't timed."""
+    """Measure the median seconds of a call, after one that isn't timed."""
     call()
     turns = []
     for _ in range(rounds):
@@ -105,7 +105,7 @@ def median_of(call: Callable[[], object], rounds: int = 3) -> float:
 
 
 def peak_bytes() -> int:
-    """The most memory this process held."""
+    """Peak memory of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -114,7 +114,7 @@ def peak_bytes() -> int:
 
 @torch.inference_mode()
 def run_transformers(folder: Path, answers: Path) -> dict[str, Any]:
-    """transformers' own model and generate."""
+    """Measure transformers' model and `generate`."""
     from transformers import PaliGemmaForConditionalGeneration
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -157,7 +157,7 @@ def run_transformers(folder: Path, answers: Path) -> dict[str, Any]:
 
 @torch.inference_mode()
 def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
-    """PaliDecoder's parts."""
+    """Measure PaliDecoder and its parts."""
     from palidecode.pipeline.decoder import PaliDecoder
     from palidecode.runtime.kv_cache import KVCache
     from training.model.tokenizer import build
@@ -191,9 +191,9 @@ def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
         prefix, cache, hidden = prefill(batch, count + 2)
         token = torch.full((batch,), 1000, device=device)
         times = []
-        for place in range(count + 1):
+        for step in range(count + 1):
             start = time.perf_counter()
-            hidden = model.step(token, prefix.length + place, prefix.length, cache)
+            hidden = model.step(token, prefix.length + step, prefix.length, cache)
             model.language.logits(hidden, rows).log_softmax(1).argmax(1).tolist()
             times.append(time.perf_counter() - start)
         return batch / statistics.median(times[1:])
@@ -236,11 +236,11 @@ CONTENDERS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 }
 
 
-# -- what the machine could do ---------------------------------------------------------------
+# -- limits of the machine -------------------------------------------------------------------
 
 
 def machine_limits() -> tuple[float, float]:
-    """Measured bfloat16 operations and bytes read a second."""
+    """Measure bfloat16 operations and bytes read a second."""
     a = torch.randn(2048, 4096, device=DEVICE).bfloat16()
     b = torch.randn(4096, 4096, device=DEVICE).bfloat16()
     seconds = median_of(lambda: a @ b, 5)
@@ -250,20 +250,20 @@ def machine_limits() -> tuple[float, float]:
 
 
 def operations(config: PaliGemmaConfig, tokens: int) -> tuple[float, float]:
-    """Floating-point operations of the vision tower and of a prefill of `tokens`."""
+    """Count floating-point operations of the vision tower and of a prefill of `tokens`."""
     v, t = config.vision, config.text
     vision = v.layers * (4 * v.width**2 + 2 * v.width * v.mlp) + v.width * 3 * v.patch**2
-    seeing = 2 * vision * v.tokens + v.layers * 4 * v.tokens**2 * v.width
+    tower = 2 * vision * v.tokens + v.layers * 4 * v.tokens**2 * v.width
     layer = 2 * t.width * t.head_size * (t.heads + t.kv_heads) + 3 * t.width * t.mlp
-    reading = 2 * layer * t.layers * tokens
-    return seeing, reading + t.layers * 4 * tokens**2 * t.heads * t.head_size
+    prefill = 2 * layer * t.layers * tokens + t.layers * 4 * tokens**2 * t.heads * t.head_size
+    return tower, prefill
 
 
 # -- all together ----------------------------------------------------------------------------
 
 
 def measure(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every contender's numbers, and what quantising changed."""
+    """Measure every contender, and the changes by quantising."""
     found, logits = {}, {}
     for name in CONTENDERS:
         if name == "transformers" and optional("transformers") is None:
@@ -286,22 +286,18 @@ def measure(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]:
-    """The page's tables and the promised numbers."""
+    """Make the page's tables and targets."""
     rate, reading = machine_limits()
-    seeing, prefill = operations(CONFIG, CONFIG.vision.tokens + PROMPT)
-    embedding = CONFIG.text.vocabulary * CONFIG.text.width
-    weights = 2 * (CONFIG.parameters() - embedding)
-    language = weights - 2 * _vision_parameters() + 2 * embedding
-    floors = (seeing / rate, (seeing + prefill) / rate, reading / language)
+    tower, prefill = operations(CONFIG, CONFIG.vision.tokens + PROMPT)
+    language = 2 * CONFIG.text.parameters()  # bytes; the head is the embedding
+    limits = (tower / rate, (tower + prefill) / rate, reading / language, None, None)
     theirs = found.get("transformers", {})
     rows: list[list[Any]] = []
-    for place, work in enumerate(WORK):
+    for work, limit in zip(WORK, limits, strict=True):
         unit = "tokens/s" if "decoding" in work else "s"
-        row: list[Any] = [f"{work}, {unit}"]
-        for name in CONTENDERS:
-            row.append(found.get(name, {}).get(work))
-        row.append(floors[place] if place < 3 else None)
-        rows.append(row)
+        rows.append(
+            [f"{work}, {unit}", *(found.get(name, {}).get(work) for name in CONTENDERS), limit]
+        )
     rows.append(["decoding, batch 1, the grammar's rows of the head, tokens/s", None,
                  *(found[name]["allowed"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
     rows.append(["another detect prompt about the same picture, s", None,
@@ -313,16 +309,16 @@ def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]
         f"PaliGemma 3B, 224 px, random weights, on {DEVICE}",
         ("work", *CONTENDERS, "limit in bfloat16"),
         rows,
-        f"The limit is what this machine reached in the same run: {rate / 1e9:,.0f} GFLOP/s in a "
-        f"bfloat16 product, {reading / 1e9:.1f} GB/s read. transformers and ours without a name "
-        "run in bfloat16.",
+        f"The limit follows from this machine's rates in the same run: {rate / 1e9:,.0f} GFLOP/s "
+        f"in a bfloat16 product, {reading / 1e9:.1f} GB/s read. transformers and palidecode "
+        "without a suffix run in bfloat16.",
     )
     cost = Table(
-        "What quantising costs",
+        "Cost of quantising",
         ("", "same likeliest token", "relative error of the logits"),
         [[n, found[n]["same"], found[n]["error"]] for n in list(CONTENDERS)[2:]],
-        f"Against bfloat16, along a random answer of {FORCED} tokens, random weights at full "
-        "width: a trained model's logits lie further apart.",
+        f"Compared with bfloat16 along a random answer of {FORCED} tokens, with random weights at "
+        "full width: the logits of a trained model are further apart.",
     )
     targets = []
     if theirs:
@@ -341,25 +337,18 @@ def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]
     return [speed, cost], targets
 
 
-def _vision_parameters() -> int:
-    v, t = CONFIG.vision, CONFIG.text
-    layer = 4 * v.width * (v.width + 1) + 2 * v.width * v.mlp + v.mlp + 5 * v.width
-    front = v.width * (3 * v.patch**2 + 1 + v.tokens + 2) + t.width * (v.width + 1)
-    return front + v.layers * layer
-
-
 def main() -> None:
-    """Measure everybody, or be one of them."""
+    """Measure all contenders, or run as one of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where the random weights are kept")
+    parser.add_argument("--folder", type=Path, help="keeps the random weights")
     parser.add_argument("--contender", choices=CONTENDERS)
     parser.add_argument("--answers", type=Path)
     args = parser.parse_args()
     if args.contender:
         print(json.dumps(CONTENDERS[args.contender](args.folder, args.answers)))
         return
-    with tempfile.TemporaryDirectory() as aside:
-        folder = args.folder or Path(aside)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
         write_weights(folder)
         shown, targets = tables(measure(folder))
     report("runtime", shown, targets)

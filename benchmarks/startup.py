@@ -1,6 +1,6 @@
 """Startup time, and peak memory of decoding: ``python benchmarks/startup.py``
 
-Import times come from fresh interpreters; peak memory is that of a whole `palidecode decode`
+Import times are those of fresh interpreters; peak memory is that of a whole `palidecode decode`
 process, as the system counts it.
 """
 
@@ -35,7 +35,7 @@ LIMIT_MB = 1000
 
 
 def wall(code: str) -> float:
-    """Milliseconds of one fresh interpreter."""
+    """Measure the milliseconds of one fresh interpreter."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
     return (time.perf_counter() - start) * 1e3
@@ -49,34 +49,34 @@ def loaded(code: str) -> list[str]:
 
 
 def imports() -> tuple[Table, list[Target]]:
-    """Wall time in fresh interpreters, taken in turns."""
+    """Measure wall times of fresh interpreters, in turns."""
     statements = ("pass", "import numpy", "import palidecode", PARSE)
     names = ("nothing (`python -c pass`)", "`import numpy`", "`import palidecode`")
     names += ("`import palidecode`, and one text parsed",)
     runs: dict[str, list[float]] = {statement: [] for statement in statements}
     for statement in statements:
-        wall(statement)  # so that every file is in the system's cache
+        wall(statement)  # loads every file into the system's cache
     for _ in range(RUNS):
         for statement in statements:
             runs[statement].append(wall(statement))
     rows: list[list[Cell]] = []
     for name, statement in zip(names, statements, strict=True):
-        found = runs[statement]
+        times = runs[statement]
         modules = " ".join(loaded(statement)) or "none"
-        rows.append([name, statistics.median(found), min(found), modules])
+        rows.append([name, statistics.median(times), min(times), modules])
     heavy = sorted({name for code in statements[2:] for name in loaded(code)} & set(HEAVY))
     ours = statistics.median(runs["import palidecode"])
     targets = [
         at_most("`import palidecode`, whole process", ours, 150, "ms"),
         Target("heavy modules loaded", "none", ", ".join(heavy) or "none", not heavy),
     ]
-    columns = ("statement", "median ms", "fastest ms", "of the watched modules, loaded")
-    note = f"Whole processes, the interpreter's own start included; {RUNS} runs each."
+    columns = ("statement", "median ms", "fastest ms", "watched modules that are loaded")
+    note = f"Whole processes, including the start of the interpreter; {RUNS} runs each."
     return Table("Starting", columns, rows, note), targets
 
 
 def write_answers(path: Path, objects: int, codes: np.ndarray) -> None:
-    """A file of answers with masks, ten objects a line; the same thousand lines repeated."""
+    """Write answers with masks, ten objects a line, repeating the same thousand lines."""
     lines = min(1000, objects // OBJECTS_PER_ANSWER)
     answers = texts(11, lines, OBJECTS_PER_ANSWER, masks=True, codes_of=codes)
     with path.open("w", encoding="utf-8") as file:
@@ -86,7 +86,7 @@ def write_answers(path: Path, objects: int, codes: np.ndarray) -> None:
 
 
 def decode_file(answers: Path, out: Path, weights: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes of the command on one file."""
+    """Measure seconds and peak megabytes of the command on one file."""
     command = [sys.executable, "-m", "palidecode", "decode", str(answers), "-o", str(out)]
     start = time.perf_counter()
     with (out.with_suffix(".log")).open("w") as log:
@@ -102,17 +102,17 @@ def decode_file(answers: Path, out: Path, weights: Path) -> tuple[float, float]:
 
 def count_in(path: Path, word: bytes) -> int:
     """Count a word in a file that may be too large to load."""
-    found, tail = 0, b""
+    count, tail = 0, b""
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             text = tail + block
-            found += text.count(word)
+            count += text.count(word)
             tail = text[-(len(word) - 1) :]
-    return found
+    return count
 
 
 def memory() -> tuple[Table, list[Target]]:
-    """Peak memory of the command as the file grows."""
+    """Measure the command's peak memory as the file grows."""
     columns = ("objects", "answers", "seconds", "objects/s", "coco.json, MB", "peak RSS, MB")
     title = "`palidecode decode` to a COCO file"
     if not hasattr(os, "wait4"):
@@ -129,8 +129,8 @@ def memory() -> tuple[Table, list[Target]]:
             write_answers(source, objects, codes)
             seconds, peak = decode_file(source, out, weights)
             lines, size = objects // OBJECTS_PER_ANSWER, out.stat().st_size / 1e6
-            found = count_in(out, b'"bbox"')
-            assert found == objects, f"{found} annotations of {objects}"
+            annotations = count_in(out, b'"bbox"')
+            assert annotations == objects, f"{annotations} annotations of {objects}"
             rows.append([objects, lines, seconds, objects / seconds, size, peak])
     peaks = [float(row[-1] or 0) for row in rows]
     targets = [
@@ -138,8 +138,8 @@ def memory() -> tuple[Table, list[Target]]:
         at_most("peak RSS: the largest file ÷ the middle one", peaks[-1] / peaks[-2], 1.5, "×"),
     ]
     note = (
-        f"Every object has a mask, decoded with {which}. A file ten times as large may not "
-        "need ten times the memory; half as much again is allowed."
+        f"Every object has a mask, decoded with {which}. A file ten times as large may take at "
+        "most 1.5 times the memory."
     )
     return Table(title, columns, rows, note), targets
 

@@ -41,6 +41,13 @@ class VisionConfig:
         """Image tokens: patches of one picture."""
         return (self.image_size // self.patch) ** 2
 
+    def parameters(self) -> int:
+        """Number of the tower's parameters."""
+        layer = 4 * self.width * (self.width + 1) + 2 * self.width * self.mlp
+        layer += self.mlp + 5 * self.width
+        ends = self.width * (3 * self.patch**2 + 1 + self.tokens + 2)
+        return ends + self.layers * layer
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -65,6 +72,12 @@ class TextConfig:
         """Sliding window of one layer: layers 0, 2, 4 … have it."""
         return self.sliding_window if layer % 2 == 0 else None
 
+    def parameters(self) -> int:
+        """Number of the decoder's parameters, the embedding included."""
+        layer = self.width * self.head_size * 2 * (self.heads + self.kv_heads)
+        layer += 3 * self.width * self.mlp + self.width * (4 if self.post_norms else 2)
+        return self.vocabulary * self.width + self.layers * layer + self.width
+
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
@@ -79,13 +92,8 @@ class PaliGemmaConfig:
 
     def parameters(self) -> int:
         """Number of the model's parameters."""
-        v, t = self.vision, self.text
-        vision_layer = 4 * v.width * (v.width + 1) + 2 * v.width * v.mlp + v.mlp + 5 * v.width
-        vision = v.width * (3 * v.patch**2 + 1 + v.tokens + 2) + v.layers * vision_layer
-        attention = t.width * t.head_size * 2 * (t.heads + t.kv_heads)
-        layer = attention + 3 * t.width * t.mlp + t.width * (4 if t.post_norms else 2)
-        text = t.vocabulary * t.width + t.layers * layer + t.width
-        return vision + t.width * (v.width + 1) + text
+        projector = self.text.width * (self.vision.width + 1)
+        return self.vision.parameters() + projector + self.text.parameters()
 
 
 _GEMMA2 = TextConfig(

@@ -75,8 +75,8 @@ def pictures(folder: Path, count: int) -> Path:
         file = io.BytesIO()
         Image.fromarray(low).resize((320, 240)).save(file, "JPEG")
         contents.append(file.getvalue())
-    for number in range(count):
-        (folder / f"{number:06}.jpg").write_bytes(contents[number % 16])
+    for n in range(count):
+        (folder / f"{n:06}.jpg").write_bytes(contents[n % 16])
     return folder
 
 
@@ -200,12 +200,12 @@ def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
     pids = sorted({pid for memory in busy for pid in memory}, key=lambda pid: pid != run.driver)
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     rows, growth = [], 0.0
-    for number, pid in enumerate(pids):
+    for n, pid in enumerate(pids):
         series = [memory[pid] for memory in busy if pid in memory]
         if len(series) < 8:
             continue
         points = [series[min(int(share * len(series)), len(series) - 1)] for share in shares]
-        rows.append(["driver" if pid == run.driver else f"actor {number}", *points])
+        rows.append(["driver" if pid == run.driver else f"actor {n}", *points])
         middle = statistics.median(series[len(series) // 2 : len(series) // 2 + 4])
         growth = max(growth, statistics.median(series[-4:]) - middle)
     return rows, growth

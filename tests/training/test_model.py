@@ -145,9 +145,9 @@ def test_training_learns_goes_on_and_is_exported(tmp_path, monkeypatch):
         for _ in range(5):
             after = run._update(batch, True, bins, near)
         assert sum(after) < sum(before)
-        before = run._learn_asked(batch)
+        before = run._update_asked(batch)
         for _ in range(5):
-            after = run._learn_asked(batch)
+            after = run._update_asked(batch)
         assert after < before
         (tmp_path / "log.jsonl").write_text(json.dumps({"step": 16}) + "\n")
         model_report.export(tmp_path, tmp_path / "model")

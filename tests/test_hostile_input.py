@@ -19,7 +19,7 @@ from palidecode import InputError, WeightsError
 from palidecode.answers.jsonl import Problem, read_rows
 from palidecode.answers.parsing import parse
 from palidecode.cli import main
-from palidecode.coco.loading import from_coco, from_coco_results
+from palidecode.coco.detections import from_coco, from_coco_results
 from palidecode.detections import draw
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.refcoco import read_refcoco
@@ -349,7 +349,7 @@ def test_coco_files_that_are_none(changed):
 
 def test_results_need_a_dataset(tmp_path):
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(InputError, match="this is none"):
+    with pytest.raises(InputError, match="is a results list, not a COCO dataset"):
         from_coco_results([], tmp_path / "x.json")
 
 

@@ -18,11 +18,11 @@ from palidecode.cli.options import (
     answers_in,
     decode_one,
     decoding,
-    read_categories,
 )
 from palidecode.cli.output import DONE, RESUMABLE, SKIPPED, Output
 from palidecode.cli.ray import add_ray_options, check
 from palidecode.cli.ray import run as run_on_ray
+from palidecode.coco.categories import read_categories
 from palidecode.errors import InputError, WeightsError
 
 if TYPE_CHECKING:

@@ -11,10 +11,12 @@ from typing import TypeAlias
 from palidecode.answers.jsonl import AnswerRow, Problem
 from palidecode.cli.options import add_answers, add_output, answers_in, decode_one, decoding, fill
 from palidecode.cli.output import DONE, SKIPPED, Output
-from palidecode.coco.loading import from_coco
+from palidecode.coco.detections import read_detections
+from palidecode.coco.skips import Skip
+from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
-from palidecode.files import inside, open_picture, png_names, read_json, replacing
+from palidecode.files import inside, open_picture, png_names, replacing
 from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -73,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
         return _draw_text(args.text, args.source, args.output, decoding(args), style, output)
     if args.images is None:
         raise InputError("name the directory of the pictures: --images DIR")
+    problems: list[_Problem] = []
+    skipped: list[Skip] = []
     if args.source.suffix == ".json":
-        detections, names, problems = _from_coco(args.source)
+        detections, names, skipped = _from_coco(args.source)
     else:
         rows = answers_in(args.source, args.images, args.size)
         detections, names, problems = _from_answers(args.source, rows, decoding(args))
@@ -85,17 +89,18 @@ def run(args: argparse.Namespace) -> int:
         "output": str(args.output),
         "written": written,
         "problems": [{"picture": number, "reason": reason} for number, reason in problems],
+        **({"skipped": [skip.as_dict() for skip in skipped]} if skipped else {}),
     }
     output.result(data, f"{written} pictures in {args.output}")
     output.problems(problems, "picture")
-    return SKIPPED if problems else DONE
+    return SKIPPED if problems or skipped else DONE
 
 
-def _from_coco(path: Path) -> tuple[Detections, list[str], list[_Problem]]:
-    """Read a COCO dataset; return its objects and the names of its pictures."""
-    dataset = read_json(path)
-    detections = from_coco(dataset)
-    return detections, [str(image.get("file_name")) for image in dataset["images"]], []
+def _from_coco(path: Path) -> tuple[Detections, list[str], list[Skip]]:
+    """Read a COCO dataset; return its objects, the names of its pictures, and what was skipped."""
+    report = CocoReport()
+    detections, images = read_detections(path, report=report)
+    return detections, [str(image.file_name) for image in images], report.skipped
 
 
 def _from_answers(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palidecode.cli.options import add_codec, add_output, fill
-from palidecode.cli.output import DONE, SKIPPED, Output
+from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.codec import load_codec
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.evaluation.referring.evaluate import DIVISOR, SCORES, evaluate_referring
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     missed = below(result.scores(), limits)
     output.result({**result.as_dict(), "below": missed}, _table(result, missed))
     output.problems(result.problems)
-    return SKIPPED if missed or result.problems or result.missing else DONE
+    skipped = result.problems or result.skipped or result.missing
+    return SKIPPED if missed or skipped else DONE
 
 
 def _table(result: ReferringResult, missed: Mapping[str, float]) -> str:
@@ -90,4 +91,5 @@ def _table(result: ReferringResult, missed: Mapping[str, float]) -> str:
     for name, count in (("missing", result.missing), ("no_target", result.no_target)):
         if count:
             lines.append(f"{name:<14} {count}")
+    lines += skip_lines("SKIPPED", result.skipped)
     return "\n".join(lines)

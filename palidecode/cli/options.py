@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from palidecode.answers.jsonl import AnswerRow, Problem, read_rows
 from palidecode.coco.categories import Match
 from palidecode.detections import Detections, decode
 from palidecode.errors import InputError
-from palidecode.files import check_size, read_json
+from palidecode.files import check_size
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.runs.answers import DecodeOptions, load_options
 
@@ -195,19 +195,6 @@ def answers_in(
     if images is not None and not images.is_dir():
         raise InputError(f"{images}: no such directory of pictures")
     return read_rows(path, images, size)
-
-
-def read_categories(path: Path | None) -> Any:
-    """Read a COCO file, or a text file with one name per line."""
-    if path is None:
-        return None
-    if path.suffix == ".json":
-        return read_json(path)
-    try:
-        names = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read: {error}") from error
-    return [name.strip() for name in names if name.strip()]
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.options import add_journal, add_output, read_categories
+from palidecode.cli.options import add_journal, add_output
 from palidecode.cli.output import DONE, RESUMABLE, SKIPPED, Output
 from palidecode.cli.ray import add_ray_options, check
 from palidecode.cli.ray import run as run_on_ray
+from palidecode.coco.categories import category_names, read_categories
 from palidecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -297,7 +298,6 @@ def _load(args: argparse.Namespace) -> PaliDecoder:
 
 def _asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
     """Return what to ask, and the names that are asked for, where they are known."""
-    from palidecode.coco.categories import category_names
     from palidecode.pipeline import AskOptions, GrammarOptions
     from palidecode.prompts import what_to_ask
     from palidecode.runs.prediction import PredictOptions

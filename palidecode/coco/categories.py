@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
+from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
+from palidecode.files import read_json
 
 Match: TypeAlias = Literal["exact", "loose"]
 Unmapped: TypeAlias = Literal["keep", "drop", "error"]
+Categories: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any]
 
 UNLABELLED = "object"
 """The category of objects without a label (RefCOCO checkpoints answer none)."""
@@ -56,6 +61,17 @@ ALIASES = {
 """Names of PASCAL VOC, British English and everyday speech for COCO's eighty categories."""
 
 
+class _Named(TypedDict):
+    id: int
+    name: str
+
+
+class Category(_Named, total=False):
+    """A COCO category; other keys of a file are kept."""
+
+    supercategory: str
+
+
 class CategoryMap:
     """Finds the category of a label, and counts what has none.
 
@@ -82,7 +98,7 @@ class CategoryMap:
 
     def __init__(
         self,
-        categories: Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any] | None = None,
+        categories: Categories | None = None,
         *,
         match: Match = "exact",
         unmapped: Unmapped = "keep",
@@ -144,37 +160,99 @@ class CategoryMap:
         if self._unmapped == "drop" and self._given:
             return None
         new = 1 + max((item["id"] for item in self.categories), default=0)
-        self.categories.append({"id": new, "name": name, "supercategory": ""})
+        self.categories.append(Category(id=new, name=name, supercategory=""))
         return new
 
 
 def check_categories(
-    categories: Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """COCO categories as a list of dicts of its own, or an `InputError`."""
+    categories: Categories | None, skips: Skips | None = None, where: str = ""
+) -> list[Category]:
+    """Return a checked copy of COCO categories.
+
+    Parameters
+    ----------
+    categories : list of dict or of str, or dict, optional
+        COCO categories, bare names, or a COCO dataset that has categories.
+    skips : Skips, optional
+        Is filled with the categories that can't be used; without it the first of them is an error.
+    where : str
+        Name of their file, for messages.
+
+    Raises
+    ------
+    InputError
+        If ids or names are repeated, or no category can be used.
+    """
+    start = f"{where}: " if where else ""
     if isinstance(categories, Mapping):
         categories = categories.get("categories")
         if not isinstance(categories, list):
-            raise InputError("this COCO dataset has no list of 'categories'")
-    found: list[dict[str, Any]] = []
-    for place, item in enumerate(categories or ()):
+            raise InputError(f"{start}this COCO dataset has no list of 'categories'")
+    if categories is not None and (
+        isinstance(categories, str) or not hasattr(categories, "__len__")
+    ):
+        raise InputError(
+            f"{start}categories are a COCO dataset, a list of names, or a list of objects with "
+            f"'id' and 'name', got {reprlib.repr(categories)}"
+        )
+    checked: list[Category] = []
+    problems: list[str] = []
+    for offset, item in enumerate(categories or ()):
         if isinstance(item, str):
-            found.append({"id": place + 1, "name": item, "supercategory": ""})
+            checked.append(Category(id=offset + 1, name=item, supercategory=""))
         elif isinstance(item, Mapping) and _is_category(item):
-            found.append(dict(item))
+            checked.append(cast(Category, dict(item)))
         else:
-            raise InputError(f"category {place} needs an integer 'id' and a 'name', got {item!r}")
-    for key in ("id", "name"):
-        twice = [value for value, n in Counter(item[key] for item in found).items() if n > 1]
-        if twice:
-            raise InputError(f"several categories have the {key} {twice[0]!r}")
-    return found
+            problem = f"needs an integer 'id' and a 'name', got {reprlib.repr(item)}"
+            problems.append(f"category {offset} {problem}")
+            if skips is not None:
+                skips.add("category", "unreadable", offset, f"categories[{offset}] {problem}")
+    if problems and (skips is None or not checked):
+        raise InputError(start + problems[0])
+    for key, values in (
+        ("id", [item["id"] for item in checked]),
+        ("name", [item["name"] for item in checked]),
+    ):
+        value, count = Counter[Any](values).most_common(1)[0] if values else (None, 0)
+        if count > 1:
+            raise InputError(f"{start}several categories have the {key} {value!r}")
+    return checked
+
+
+def read_categories(path: Path | None) -> list[Category] | None:
+    """Read the categories of a COCO file, a JSON list, or a text file with one name per line.
+
+    None for None. Categories that can't be read are skipped with a warning.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, or contains no categories.
+    """
+    if path is None:
+        return None
+    if path.suffix == ".json":
+        skips = Skips()
+        categories = check_categories(_not_null(read_json(path), path), skips, str(path))
+        skips.warn(str(path), 2)
+        return categories
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read: {error}") from error
+    return check_categories([name.strip() for name in names if name.strip()], where=str(path))
+
+
+def _not_null(categories: Any, path: Path) -> Any:
+    if categories is None:
+        raise InputError(f"{path}: contains null, no categories")
+    return categories
 
 
 def _is_category(item: Mapping[str, Any]) -> bool:
     number, name = item.get("id"), item.get("name")
     whole = isinstance(number, int) and not isinstance(number, bool)
-    # Half a surrogate pair is text to JSON and to nobody else.
+    # Half a surrogate pair is text in JSON and in no encoding.
     return whole and isinstance(name, str) and name == name.encode("utf-8", "ignore").decode()
 
 
@@ -199,10 +277,8 @@ def _forms(name: str) -> set[str]:
     return {f"{head} {end}".strip() for end in ends}
 
 
-def category_names(
-    categories: Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[str, Any] | None,
-) -> list[str] | None:
+def category_names(categories: Categories | None) -> list[str] | None:
     """Return the names of categories, in order; None for None."""
     if categories is None:
         return None
-    return [str(item["name"]) for item in check_categories(categories)]
+    return [item["name"] for item in check_categories(categories)]

@@ -1,29 +1,53 @@
-"""COCO files to typed rows.
+"""The reader of COCO files: typed rows, and what was skipped.
 
-A sound file takes the fast path: msgspec decodes it straight into rows and skips what is not
-evaluated. Anything odd (NaN, ids as floats, rows that miss a key) takes the careful one, row by
-row, which reads more and says what is wrong with the rest. Both give the same rows.
+Every command reads through it by one rule: what is good is used, what isn't is listed in `Skips`.
+A sound file takes the fast path: msgspec decodes it into rows and passes over keys that no command
+reads. Anything odd (NaN, ids as floats, rows that miss a key) takes the careful path, row by row.
+Both give the same rows.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from palidecode.coco.skips import Skips
+from palidecode.coco.categories import Category, check_categories
+from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
-from palidecode.files import read_json
+from palidecode.files import MAX_PIXELS, MAX_SIDE, read_json
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Key: TypeAlias = int | str
 Xywh: TypeAlias = tuple[float, float, float, float]
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+MAX_COORDINATE = 1e9
+"""Limit of a box's numbers, in pixels."""
+MAX_SCORE = float(np.finfo(np.float32).max)
+"""Limit of a score."""
+
+_Side = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
+_DAMAGE = (msgspec.MsgspecError, UnicodeError, OverflowError, RecursionError)
+_ALL = ("images", "annotations", "categories")
+_NOT_PREDICTED = ("id", "area", "iscrowd")
+_EXPECTED = {
+    "bbox": "bbox must be four finite numbers (x, y, width, height), none above 1e9",
+    "segmentation": "segmentation must be polygons or an RLE",
+    "width": f"width must be a whole number of pixels, at most {MAX_SIDE}",
+    "height": f"height must be a whole number of pixels, at most {MAX_SIDE}",
+}
 
 
 class RunLengths(msgspec.Struct, gc=False):
@@ -37,148 +61,155 @@ Outline: TypeAlias = RunLengths | list[list[float]] | None
 
 
 class ImageRow(msgspec.Struct, gc=False):
-    """An image; ``asked`` are the categories its prompt asked for, where a file says so."""
+    """An image; a side of 0 is unknown.
+
+    ``asked`` are the categories that its prompt asked for, in files that contain them.
+    """
 
     id: Key
     file_name: str | None = None
-    width: float = 0
-    height: float = 0
+    width: _Side = 0
+    height: _Side = 0
     asked: list[str] | None = None
 
 
-class CategoryRow(msgspec.Struct, gc=False):
-    """A category."""
-
-    id: int
-    name: str
-
-
-class Info(msgspec.Struct, gc=False):
-    """What a prediction file's ``info`` may say about its prompts."""
-
-    asked: list[str] | None = None
-
-
-class BoxTruth(msgspec.Struct, gc=False):
-    """An annotation, without its mask."""
+class BoxRow(msgspec.Struct, kw_only=True, gc=False):
+    """An annotation or a prediction with a box; its mask is not read."""
 
     image_id: Key
     category_id: int
-    bbox: Xywh
+    bbox: Xywh | None
     id: Key | None = None
     area: float | None = None
     iscrowd: int | bool = 0
-
-
-class Truth(msgspec.Struct, gc=False):
-    """An annotation."""
-
-    image_id: Key
-    category_id: int
-    bbox: Xywh | None = None
-    id: Key | None = None
-    area: float | None = None
-    iscrowd: int | bool = 0
-    segmentation: Outline = None
-
-
-class BoxAnswer(msgspec.Struct, gc=False):
-    """A prediction, without its mask."""
-
-    image_id: Key
-    category_id: int
-    bbox: Xywh
     score: float | None = None
 
 
-class Answer(msgspec.Struct, gc=False):
-    """A prediction."""
+class Row(BoxRow, kw_only=True, gc=False):
+    """An annotation or a prediction."""
 
-    image_id: Key
-    category_id: int
     bbox: Xywh | None = None
-    score: float | None = None
     segmentation: Outline = None
 
 
-class _BoxTruths(msgspec.Struct):
-    images: list[ImageRow]
-    categories: list[CategoryRow]
-    annotations: list[BoxTruth]
-    info: Any = None
+R = TypeVar("R", bound=msgspec.Struct)
 
 
-class _Truths(msgspec.Struct):
-    images: list[ImageRow]
-    categories: list[CategoryRow]
-    annotations: list[Truth]
-    info: Any = None
+class _Content(msgspec.Struct, Generic[R]):
+    images: list[ImageRow] | None = None
+    annotations: list[R] | None = None
+    categories: list[Any] | None = None
+    info: object = None
 
 
-class _BoxAnswers(msgspec.Struct):
-    images: list[ImageRow]
-    categories: list[CategoryRow]
-    annotations: list[BoxAnswer]
-    info: Any = None
+class Broken(NamedTuple):
+    """A row that can't be read: its offset, the reason, and the ids that can be read of it."""
+
+    offset: int
+    problem: str
+    id: object
+    image_id: object
+    category_id: object
 
 
-class _Answers(msgspec.Struct):
-    images: list[ImageRow]
-    categories: list[CategoryRow]
-    annotations: list[Answer]
-    info: Any = None
-
-
-class Read(msgspec.Struct):
-    """A file's rows.
+@dataclass
+class CocoRows(Generic[R]):
+    """Rows of a COCO file.
 
     Attributes
     ----------
     where : str
-        The file's name, for messages.
-    images, categories : list or None
+        Name of the file, for messages.
+    images : list of ImageRow, or None
         None for a results list.
+    categories : list of Category
     rows : list
-        Of `BoxTruth`, `Truth`, `BoxAnswer` or `Answer`.
-    places : list of int or None
-        Where the rows stood, if some were left out.
-    asked : list of str or None
-        Categories the file says all its prompts asked for.
+        Annotations or predictions.
+    offsets : ndarray of int64
+        Offset of each row in its list of the file.
+    image_offsets : ndarray of int64
+        Offset of each image in the file's list.
+    broken, broken_images : list of Broken
+        Annotations or predictions, and images, that can't be read; they are also in the `Skips`.
+    info : object
+        ``info`` of a dataset.
     """
 
     where: str
     images: list[ImageRow] | None
-    categories: list[CategoryRow] | None
-    rows: list[Any]
-    places: list[int] | None = None
-    asked: list[str] | None = None
+    categories: list[Category]
+    rows: list[R]
+    offsets: Ints
+    image_offsets: Ints
+    broken: list[Broken] = field(default_factory=list)
+    broken_images: list[Broken] = field(default_factory=list)
+    info: object = None
+
+    @property
+    def asked(self) -> list[str] | None:
+        """The categories that all prompts asked for, if ``info`` contains them."""
+        asked = self.info.get("asked") if isinstance(self.info, Mapping) else None
+        if asked is None:
+            return None
+        if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+            raise InputError(f"{self.where}: info: asked must be a list of names")
+        return asked
 
 
-def read_truths(source: Source, masks: bool, skips: Skips) -> Read:
-    """The ground truth: a COCO dataset.
+def read_dataset(
+    source: Source,
+    kind: type[R],
+    skips: Skips,
+    *,
+    name: str = "dataset",
+    needs: Sequence[str] = _ALL,
+    unused: Sequence[str] = (),
+) -> CocoRows[R]:
+    """Read a COCO dataset.
+
+    Parameters
+    ----------
+    source : path or dict
+    kind : type
+        Of the rows of ``annotations``: `Row`, `BoxRow`, or another struct.
+    skips : Skips
+        Is filled with what can't be read.
+    name : str
+        Name of a dataset that is not a file, for messages.
+    needs : sequence of str
+        Lists that must be there; others may be missing.
+    unused : sequence of str
+        Keys of annotations that may have any value.
 
     Raises
     ------
     InputError
-        If it can't be read, or isn't a dataset.
+        If the file can't be read or isn't a dataset, if ids of images or categories are repeated,
+        or if none of the images or categories can be read.
     """
-    where = _where(source, "the ground truth")
-    fast = _fast(source, _Truths if masks else _BoxTruths)
-    if fast is not None:
-        return Read(where, fast.images, fast.categories, fast.annotations)
-    data = _plain(source)
-    if isinstance(data, list):
-        raise InputError(
-            f"{where}: is a results list; the ground truth is a dataset with 'images', "
-            "'annotations' and 'categories' (are the two files swapped?)"
-        )
-    read = _dataset(data, where)
-    read.rows, read.places = _careful(data["annotations"], Truth, "truth", skips)
-    return read
+    where = _where(source, name)
+    content = _fast(source, _Content[kind])  # type: ignore[valid-type]
+    if content is None or not _is_sound(content, needs):
+        data = _plain(source)
+        if isinstance(data, list):
+            raise InputError(
+                f"{where}: is a results list, not a COCO dataset with 'images', 'annotations' and "
+                "'categories'; is it the file of the predictions?"
+            )
+        return _careful_dataset(data, kind, where, skips, needs, unused)
+    return _dataset(content, where, skips)
 
 
-def read_answers(source: Source, masks: bool, skips: Skips) -> Read:
-    """Predictions: a results list, or a dataset as `palidecode decode` writes it.
+def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoRows[R]:
+    """Read a results list, or a dataset as `palidecode decode` writes it.
+
+    Parameters
+    ----------
+    source : path, list or dict
+    kind : type
+        Of the rows: `Row` or `BoxRow`.
+    skips : Skips
+        Is filled with what can't be read.
 
     Raises
     ------
@@ -186,29 +217,105 @@ def read_answers(source: Source, masks: bool, skips: Skips) -> Read:
         If it can't be read, or is neither.
     """
     where = _where(source, "the predictions")
-    listed: Any = list[Answer] if masks else list[BoxAnswer]
-    fast = _fast(source, listed | (_Answers if masks else _BoxAnswers))
-    if isinstance(fast, list):
-        return Read(where, None, None, fast)
-    if fast is not None:
+    content = _fast(source, list[kind] | _Content[kind])  # type: ignore[valid-type]
+    if isinstance(content, list):
+        return _results(content, np.arange(len(content)), where)
+    if content is not None and _is_sound(content, _ALL):
         skips.lists["prediction"] = "annotations"
-        return Read(
-            where, fast.images, fast.categories, fast.annotations, None, _asked(fast.info, where)
-        )
+        return _dataset(content, where, skips)
     data = _plain(source)
     if isinstance(data, list):
-        rows, places = _careful(data, Answer, "prediction", skips)
-        return Read(where, None, None, rows, places)
-    read = _dataset(data, where, "predictions are a results list, or a dataset with all three")
+        rows, offsets, broken = _careful(data, kind, "prediction", skips, _NOT_PREDICTED)
+        return _results(rows, offsets, where, broken)
     skips.lists["prediction"] = "annotations"
-    read.rows, read.places = _careful(data["annotations"], Answer, "prediction", skips)
-    read.asked = _asked(data.get("info"), where)
-    return read
+    return _careful_dataset(data, kind, where, skips, _ALL, _NOT_PREDICTED, "prediction")
+
+
+class _Nothing(msgspec.Struct):
+    """A row that is passed over."""
+
+
+def read_images(source: Source, skips: Skips) -> CocoRows[Any]:
+    """Read the images of a COCO file; it may have annotations and categories.
+
+    Raises
+    ------
+    InputError
+        As `read_dataset`.
+    """
+    return read_dataset(source, _Nothing, skips, needs=("images",))
+
+
+def sized_images(read: CocoRows[R], skips: Skips) -> list[ImageRow]:
+    """Return the images that have a width and a height; skip the others.
+
+    Raises
+    ------
+    InputError
+        If none has.
+    """
+    sized, problem = [], ""
+    for offset, image in zip(read.image_offsets.tolist(), read.images or [], strict=True):
+        if min(image.width, image.height) > 0:
+            sized.append(image)
+        else:
+            problem = f"{skips.at('image', offset)}: width {image.width}, height {image.height}"
+            skips.add("image", "no_size", offset, problem)
+    if problem and not sized:
+        raise InputError(f"{read.where}: no image has a width and a height; {problem}")
+    return sized
+
+
+def read_box(value: object) -> Xywh | None:
+    """Read a COCO box, x, y, width, height in pixels; None if there is none.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    try:
+        box: Xywh | None = msgspec.convert(_native(value), Xywh | None)
+    except _DAMAGE:
+        box = (np.nan,) * 4
+    if box is not None and not is_box(box):
+        raise InputError(f"{_EXPECTED['bbox']}, got {reprlib.repr(value)}")
+    return box
+
+
+def is_box(box: Xywh) -> bool:
+    """Return True if all numbers of a box are finite and within the limit."""
+    return all(abs(number) <= MAX_COORDINATE for number in box)
+
+
+def read_outline(value: object) -> Outline:
+    """Read a COCO segmentation: polygons, an RLE, or None.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    try:
+        outline: Outline = msgspec.convert(
+            _loosened({"segmentation": value})["segmentation"], Outline
+        )
+    except _DAMAGE as error:
+        raise InputError(f"{_EXPECTED['segmentation']}, got {reprlib.repr(value)}") from error
+    return outline
+
+
+def check_unique(ids: Iterable[Key], what: str) -> None:
+    """Raise `InputError` for an id that is repeated."""
+    listed = list(ids)
+    if len(set(listed)) != len(listed):
+        twice, count = Counter(listed).most_common(1)[0]
+        raise InputError(f"{what}: the id {twice!r} is there {count} times; ids must be unique")
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Hundreds of thousands of new rows would make the collector look through all, many times."""
+    """Pause garbage collection while many rows are created."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -218,19 +325,30 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _where(source: Source, name: str) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else name
+
+
 def _fast(source: Source, kind: Any) -> Any:
-    """The typed content; None where something is odd."""
+    """Return the typed content; None if something is odd."""
     try:
         if isinstance(source, (str, os.PathLike)):
             return msgspec.json.decode(Path(source).read_bytes(), type=kind)
         return msgspec.convert(source, kind)
     except OSError as error:
         raise InputError(f"{source}: can't be read: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
+    except _DAMAGE:
         return None
 
 
-def _plain(source: Source) -> Any:
+def _is_sound(content: _Content[R], needs: Sequence[str]) -> bool:
+    images = content.images or []
+    return all(getattr(content, key) is not None for key in needs) and all(
+        image.width * image.height <= MAX_PIXELS for image in images
+    )
+
+
+def _plain(source: Source) -> object:
     if isinstance(source, (str, os.PathLike)):
         if Path(source).stat().st_size == 0:
             raise InputError(f"{source}: is empty")
@@ -238,72 +356,120 @@ def _plain(source: Source) -> Any:
     return list(source) if isinstance(source, (tuple, np.ndarray)) else source
 
 
-def _where(source: Source, what: str) -> str:
-    return str(source) if isinstance(source, (str, os.PathLike)) else what
+def _dataset(content: _Content[R], where: str, skips: Skips) -> CocoRows[R]:
+    images, rows = content.images or [], content.annotations or []
+    check_unique((image.id for image in images), f"{where}: images")
+    return CocoRows(
+        where=where,
+        images=images,
+        categories=check_categories(content.categories or [], skips, where),
+        rows=rows,
+        offsets=np.arange(len(rows)),
+        image_offsets=np.arange(len(images)),
+        info=content.info,
+    )
 
 
-def _dataset(data: Any, where: str, wanted: str = "a COCO dataset has all three") -> Read:
-    """Images and categories, each checked; rows are read by the caller."""
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(data, Mapping) or not isinstance(data.get(key), list)
-    ]
+def _results(
+    rows: list[R], offsets: Ints, where: str, broken: Sequence[Broken] = ()
+) -> CocoRows[R]:
+    return CocoRows(where, None, [], rows, offsets, np.arange(0), list(broken))
+
+
+def _careful_dataset(
+    data: object,
+    kind: type[R],
+    where: str,
+    skips: Skips,
+    needs: Sequence[str],
+    unused: Sequence[str],
+    side: Side = "truth",
+) -> CocoRows[R]:
+    lists: dict[str, list[object]] = {}
+    missing = []
+    for key in _ALL:
+        value = data.get(key) if isinstance(data, Mapping) else None
+        if isinstance(value, list):
+            lists[key] = value
+        elif key in needs or value is not None or not isinstance(data, Mapping):
+            missing.append(f"'{key}'")
     if missing:
-        named = " and ".join(f"'{key}'" for key in missing)
-        raise InputError(f"{where}: no list of {named}; {wanted}")
-    images = [_row(item, ImageRow, f"{where}: image {i}") for i, item in enumerate(data["images"])]
-    categories = [
-        _row(item, CategoryRow, f"{where}: category {i}")
-        for i, item in enumerate(data["categories"])
-    ]
-    return Read(where, images, categories, [])
-
-
-def _row(item: Any, kind: type, where: str) -> Any:
-    try:
-        return msgspec.convert(_loosened(item), kind)
-    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _asked(info: Any, where: str) -> list[str] | None:
-    try:
-        return msgspec.convert(info, Info).asked if isinstance(info, Mapping) else None
-    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
-        raise InputError(f"{where}: info: {error}") from error
+        raise InputError(
+            f"{where}: no list of {' and '.join(missing)}; a COCO dataset has 'images', "
+            "'annotations' and 'categories'"
+        )
+    assert isinstance(data, Mapping)
+    images, image_offsets, broken_images = _careful(
+        lists.get("images", []), ImageRow, "image", skips
+    )
+    if broken_images and not images:
+        raise InputError(f"{where}: no image can be read; images[0]: {broken_images[0].problem}")
+    rows, offsets, broken = _careful(lists.get("annotations", []), kind, side, skips, unused)
+    read = _dataset(
+        _Content(images, rows, lists.get("categories", []), data.get("info")), where, skips
+    )
+    read.offsets, read.image_offsets = offsets, image_offsets
+    read.broken, read.broken_images = broken, broken_images
+    return read
 
 
 def _careful(
-    items: Sequence[Any], kind: type, side: str, skips: Skips
-) -> tuple[list[Any], list[int]]:
-    """Row by row; what can't be read is counted."""
-    rows: list[Any] = []
-    places: list[int] = []
-    for place, item in enumerate(items):
+    items: Sequence[object], kind: type[R], side: Side, skips: Skips, unused: Sequence[str] = ()
+) -> tuple[list[R], Ints, list[Broken]]:
+    """Read row by row; what can't be read is skipped."""
+    rows: list[R] = []
+    offsets: list[int] = []
+    broken: list[Broken] = []
+    for offset, item in enumerate(items):
         try:
-            rows.append(msgspec.convert(_loosened(item), kind))
-            places.append(place)
-        except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
-            skips.add(side, "unreadable", place, f"{skips.where(side, place)}: {error}")
-    return rows, places
+            rows.append(_careful_row(item, kind, unused))
+            offsets.append(offset)
+        except _DAMAGE as error:
+            problem = _explained(error, item)
+            skips.add(side, "unreadable", offset, f"{skips.at(side, offset)}: {problem}")
+            ids = item if isinstance(item, Mapping) else {}
+            broken.append(Broken(offset, problem, *map(ids.get, Broken._fields[2:])))
+    return rows, np.array(offsets, np.int64), broken
+
+
+def _careful_row(item: object, kind: type[R], unused: Sequence[str]) -> R:
+    loosened = _loosened(item)
+    if isinstance(loosened, dict):
+        for key in unused:
+            loosened.pop(key, None)
+        if kind is BoxRow and loosened.get("bbox") is None:
+            # A row without a box may have a mask that gives its box.
+            return msgspec.convert(loosened, Row)  # type: ignore[return-value]
+    row = msgspec.convert(loosened, kind)
+    if isinstance(row, ImageRow) and row.width * row.height > MAX_PIXELS:
+        raise OverflowError(f"{row.width}×{row.height} is more than {MAX_PIXELS} pixels")
+    return row
+
+
+def _explained(error: Exception, item: object) -> str:
+    """Return the reason why a row can't be read, with the value that is wrong."""
+    if not isinstance(item, Mapping):
+        return f"not an object: {reprlib.repr(item)}"
+    path = re.search(r"at `\$\.(\w+)", str(error))
+    key = path.group(1) if path else ""
+    return f"{_EXPECTED[key]}, got {reprlib.repr(item[key])}" if key in _EXPECTED else str(error)
 
 
 def _loosened(item: Any) -> Any:
-    """numpy's numbers, ids like 3.0, and counts as bytes, as JSON would have had them."""
+    """Return a row as JSON would have it: numpy's numbers, ids like 3.0, and counts as bytes."""
     if not isinstance(item, Mapping):
         return item
-    found = {key: _native(value) for key, value in item.items()}
-    for key in ("id", "image_id", "category_id"):
-        value = found.get(key)
+    row = {key: _native(value) for key, value in item.items()}
+    for key in ("id", "image_id", "category_id", "width", "height"):
+        value = row.get(key)
         if isinstance(value, float) and value.is_integer():
-            found[key] = int(value)
-    if isinstance(found.get("segmentation"), Mapping):
-        rle = dict(found["segmentation"])
+            row[key] = int(value)
+    if isinstance(row.get("segmentation"), Mapping):
+        rle = dict(row["segmentation"])
         if isinstance(rle.get("counts"), bytes):
             rle["counts"] = rle["counts"].decode("ascii")
-        found["segmentation"] = {key: _native(value) for key, value in rle.items()}
-    return found
+        row["segmentation"] = {key: _native(value) for key, value in rle.items()}
+    return row
 
 
 def _native(value: Any) -> Any:

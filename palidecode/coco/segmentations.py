@@ -1,236 +1,169 @@
-"""Masks of a file, checked in bulk before the engine sees them."""
+"""Polygons and RLE of COCO files to sound masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from math import isfinite
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from hotcoco import mask as engine_mask
-from pycocotools import mask as coco_mask
 
-from palidecode.coco.reading import RunLengths
-from palidecode.geometry.rle import MAX_OUTLINE
+from palidecode.coco.reading import Outline, RunLengths
+from palidecode.errors import InputError
+from palidecode.geometry.rle import (
+    MAX_OUTLINE,
+    Rle,
+    check_rle,
+    draw_rings,
+    farthest,
+    read_runs,
+    rings_to_rle,
+    union,
+)
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = Rle | list[list[float]]
+"""A sound mask: RLE, or rings that need no change."""
 
 _AT_ONCE = 1000  # masks; their numbers stay in the processor's cache
 
 
-class Outlines(NamedTuple):
-    """Masks as the engine takes them.
+def read_mask(outline: Outline, size: tuple[int, int]) -> tuple[Rle | None, int]:
+    """Read a segmentation; rings of fewer than three points are skipped.
+
+    Parameters
+    ----------
+    outline : Outline
+    size : tuple of int
+        Width and height of the picture.
+
+    Returns
+    -------
+    rle : Rle or None
+        None if there is no mask.
+    skipped : int
+        Number of skipped rings.
+
+    Raises
+    ------
+    InputError
+        If the mask is damaged, of another size than the picture, or has no sound ring.
+    """
+    if not outline:
+        return None, 0
+    width, height = size
+    if isinstance(outline, RunLengths):
+        if outline.size != (height, width):
+            raise InputError(
+                f"an RLE of size {list(outline.size)} in an image of {[height, width]}"
+            )
+        return check_rle({"size": list(outline.size), "counts": outline.counts}), 0
+    rings = [ring for ring in outline if len(ring) >= 6 and len(ring) % 2 == 0]
+    return rings_to_rle(rings or outline, size), len(outline) - len(rings)
+
+
+class Masks(NamedTuple):
+    """Masks as evaluators take them.
 
     Attributes
     ----------
-    masks : list
-        RLE dicts with text, or lists of rings; None where there is none or it is damaged.
+    masks : list of (Mask or None)
+        None if there is none or it is damaged.
     missing, damaged, bad_rings : ndarray of bool, shape (N,)
-        Rows without a mask, with one that can't be used, and with some rings left out.
+        Rows without a mask, with one that can't be used, and with some rings skipped.
     pixels : ndarray of float64, shape (N,)
-        Area of each compressed RLE; NaN where it has to be measured yet.
+        Area of compressed RLEs; NaN where it is not known yet.
     """
 
-    masks: list[Any]
+    masks: list[Mask | None]
     missing: Bools
     damaged: Bools
     bad_rings: Bools
     pixels: Floats
 
 
-def sound_outlines(outlines: Sequence[Any], sizes: Ints) -> Outlines:
-    """Check masks against the size of their picture.
+def read_masks(outlines: Sequence[Outline], sizes: Ints) -> Masks:
+    """Read many segmentations; as `read_mask`, but rings that need no change stay rings.
 
     Parameters
     ----------
-    outlines : sequence of Outline
+    outlines : sequence of N Outline
     sizes : ndarray of int64, shape (N, 2)
         Width and height of each mask's picture.
     """
     count = len(outlines)
-    masks: list[Any] = [None] * count
-    missing, damaged, bad_rings = (np.zeros(count, np.bool_) for _ in range(3))
-    pixels = np.full(count, np.nan)
-    pictured: Bools = sizes.min(axis=1) > 0  # where a picture has no size, no mask can be drawn
-    if pictured.all() and _all_rings(outlines, sizes):
-        return Outlines(list(outlines), missing, damaged, bad_rings, pixels)
-    rows: list[int] = []
-    shapes = list(zip(sizes[:, 1].tolist(), sizes[:, 0].tolist(), strict=True))
-    odd: Iterable[tuple[int, Any]] = enumerate(outlines)
-    if pictured.all() and _all_compressed(outlines, shapes):
-        masks = [{"size": outline.size, "counts": outline.counts} for outline in outlines]
-        rows, odd = list(range(count)), ()
-    for row, outline in odd:
-        if not outline:
-            missing[row] = True
-        elif not pictured[row]:
-            damaged[row] = True
-        elif isinstance(outline, RunLengths):
-            if outline.size != shapes[row]:
-                damaged[row] = True
-            elif isinstance(outline.counts, str):
-                rows.append(row)
-                masks[row] = {"size": outline.size, "counts": outline.counts}
-            else:
-                masks[row] = _listed(outline)
-                damaged[row] = masks[row] is None
+    missing, damaged, bad_rings = np.zeros((3, count), np.bool_)
+    read = Masks([None] * count, missing, damaged, bad_rings, np.full(count, np.nan))
+    shapes = list(map(tuple, sizes[:, ::-1].tolist()))
+    compressed: list[int] = []
+    rings: list[int] = []
+    odd: list[int] = []
+    for row, (outline, shape) in enumerate(zip(outlines, shapes, strict=True)):
+        if type(outline) is RunLengths and outline.size == shape and type(outline.counts) is str:
+            read.masks[row] = {"size": [*shape], "counts": outline.counts}
+            (compressed if min(shape) else odd).append(row)
+        elif type(outline) is list and outline:
+            read.masks[row] = outline
+            rings.append(row)
+        elif outline:
+            odd.append(row)
         else:
-            masks[row], bad_rings[row] = _sound_rings(outline, max(shapes[row]))
-            damaged[row] = masks[row] is None
-    if rows:
-        sound, area = _fill([masks[row] for row in rows], sizes[rows].prod(axis=1))
-        damaged[rows], pixels[rows] = ~sound, area
-    for row in np.flatnonzero(damaged).tolist():
-        masks[row] = None
-    return Outlines(masks, missing, damaged, bad_rings & ~damaged, pixels)
+            missing[row] = True
+    for start in range(0, len(compressed), _AT_ONCE):
+        odd += _damaged(compressed[start : start + _AT_ONCE], read)
+    if not _all_sound([read.masks[row] for row in rings], sizes[rings]):
+        odd += [row for row in rings if not _all_sound([read.masks[row]], sizes[[row]])]
+    for row in odd:
+        height, width = shapes[row]
+        try:
+            read.masks[row], skipped = read_mask(outlines[row], (width, height))
+            bad_rings[row] = skipped > 0
+        except InputError:
+            read.masks[row], damaged[row] = None, True
+    return read
 
 
-def _sound_rings(outline: list[list[float]], side: int) -> tuple[list[list[float]] | None, bool]:
-    """What is left of some rings, and whether any are gone; None where nothing can be used."""
-    rings = [ring for ring in outline if len(ring) >= 6 and len(ring) % 2 == 0]
-    usable = _bounded(rings, side) if rings and _finite(rings) else None
-    return usable, len(rings) < len(outline)
+def _damaged(rows: list[int], read: Masks) -> list[int]:
+    """Measure the compressed RLEs of some rows; return the rows whose RLE is damaged."""
+    rles: list[Any] = [read.masks[row] for row in rows]
+    try:
+        runs, ends = read_runs(rles)
+    except InputError:
+        half = len(rows) // 2
+        return _damaged(rows[:half], read) + _damaged(rows[half:], read) if half else rows
+    read.pixels[rows] = np.diff(np.append(0, np.cumsum(runs[:, 1]))[ends], prepend=0)
+    return []
 
 
-def _listed(outline: RunLengths) -> dict[str, Any] | None:
-    """Compressed RLE of run lengths given as a list; None where they don't fill the picture."""
-    height, width = outline.size
-    counts = outline.counts
-    if isinstance(counts, str) or min(counts, default=-1) < 0 or sum(counts) != height * width:
-        return None
-    return text_rle(
-        coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    )
+def as_rle(mask: Mask, width: int, height: int) -> Rle:
+    """Return the RLE of a sound mask."""
+    return mask if isinstance(mask, dict) else draw_rings(mask, (width, height))
 
 
-def empty_rle(width: int, height: int) -> dict[str, Any]:
-    """A mask without a pixel."""
-    counts = {"size": [height, width], "counts": [height * width]}
-    return text_rle(coco_mask.frPyObjects(counts, height, width))
+def empty_rle(width: int, height: int) -> Rle:
+    """Return the RLE of a mask without a pixel."""
+    return union([], (width, height))
 
 
-def as_rle(mask: Any, width: int, height: int) -> dict[str, Any]:
-    """RLE of a sound mask."""
-    if isinstance(mask, dict):
-        return mask
-    return text_rle(coco_mask.merge(coco_mask.frPyObjects(mask, height, width)))
-
-
-def text_rle(rle: Any) -> dict[str, Any]:
-    """pycocotools' bytes as text."""
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-
-
-def _all_rings(outlines: Sequence[Any], sizes: Ints) -> bool:
-    """Whether all are lists of sound rings, none far away or long: the usual ground truth."""
-    if set(map(type, outlines)) != {list} or not all(outlines):
+def _all_sound(masks: Sequence[Any], sizes: Ints) -> bool:
+    """Return True if `rings_to_rle` takes all rings as they are: the usual ground truth."""
+    if sizes.min(initial=1) < 1:
         return False
-    rings = list(chain.from_iterable(outlines))
+    rings: list[list[float]] = list(chain.from_iterable(masks))
     lengths = np.fromiter(map(len, rings), np.int64, len(rings))
-    if not ((lengths >= 6).all() and (lengths % 2 == 0).all() and _finite(rings)):
+    if not (rings and (lengths >= 6).all() and (lengths % 2 == 0).all()):
+        return False
+    if not _all_finite(rings):
         return False
     low, high = min(map(min, rings)), max(map(max, rings))
-    near = max(-low, high) <= _farthest(int(sizes.max(axis=1).min()))
+    near = max(-low, high) <= farthest(int(sizes.max(axis=1).min()))
     return near and bool(lengths.max() * (high - low) <= MAX_OUTLINE)
 
 
-def _all_compressed(outlines: Sequence[Any], shapes: list[tuple[int, int]]) -> bool:
-    """Whether all are RLEs with text, of the size of their pictures: the usual predictions."""
-    return (
-        set(map(type, outlines)) == {RunLengths}
-        and list(map(attrgetter("size"), outlines)) == shapes
-        and set(map(type, map(attrgetter("counts"), outlines))) == {str}
-    )
-
-
-def _farthest(side: int) -> int:
-    """How far a ring's coordinates are followed in a picture: as `rings_to_rle`."""
-    return 4 * side + 64
-
-
-def _bounded(rings: list[list[float]], side: int) -> list[list[float]] | None:
-    """Rings that the engine has memory for; None where one is longer than any outline.
-
-    What is far outside is brought nearer. As `palidecode.geometry.rle.rings_to_rle`, quicker.
-    """
-    limit = _farthest(side)
-    for place, ring in enumerate(rings):
-        low, high = min(ring), max(ring)
-        if max(-low, high) > limit:
-            rings[place] = np.clip(ring, -limit, limit).tolist()
-        if len(ring) * min(high - low, 2 * limit) > MAX_OUTLINE:
-            points = np.array(rings[place]).reshape(-1, 2)
-            if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
-                return None
-    return rings
-
-
-def _finite(rings: list[list[float]]) -> bool:
+def _all_finite(rings: list[list[float]]) -> bool:
     # A sum is quick, and finite only if all of it is; large numbers may overflow.
     return isfinite(sum(map(sum, rings))) or all(map(isfinite, chain.from_iterable(rings)))
-
-
-def _fill(rles: list[dict[str, Any]], pixels: Ints) -> tuple[Bools, Floats]:
-    """Whether each compressed RLE is readable and its runs fill its picture, and its area.
-
-    The engine reads them and finds everything but runs that sum up to too little or too much.
-    """
-    texts = [rle["counts"] for rle in rles]
-    sound = np.fromiter(map(str.isascii, texts), np.bool_, len(rles))
-    area = np.full(len(rles), np.nan)
-    try:
-        area[sound] = engine_mask.area([rles[row] for row in np.flatnonzero(sound).tolist()])
-    except ValueError:
-        for row in np.flatnonzero(sound).tolist():
-            try:
-                area[row] = engine_mask.area([rles[row]])[0]
-            except ValueError:
-                sound[row] = False
-    rows = np.flatnonzero(sound)
-    for start in range(0, len(rows), _AT_ONCE):
-        part = rows[start : start + _AT_ONCE]
-        background = _backgrounds([texts[row] for row in part.tolist()])
-        sound[part] = background + area[part] == pixels[part]
-    area[~sound] = np.nan
-    return sound, area
-
-
-def _backgrounds(texts: list[str]) -> Ints:
-    """Pixels of background that each readable text counts: the sum of every second run.
-
-    A number is written five bits a character, lowest first, its last character below 32. From
-    the third background run on it is the difference to the one before.
-    """
-    bits = np.frombuffer("".join(texts).encode("ascii"), np.uint8) - np.uint8(48)
-    ends = np.flatnonzero(bits < 32)
-    borders = np.cumsum([0, *map(len, texts)])
-    first = np.searchsorted(ends, borders)
-    counts = (np.diff(first) + 1) // 2
-    offsets = np.cumsum(counts) - counts
-    # Of all numbers, every second one of each text.
-    chosen = 2 * np.arange(counts.sum()) + np.repeat(first[:-1] - 2 * offsets, counts)
-    lengths = ends[chosen]
-    lengths[1:] -= ends[chosen[1:] - 1]
-    lengths[:1] += 1
-    ends = ends[chosen]
-    values = ((bits[ends] & 31) ^ 16).astype(np.int64) - 16
-    longer, back = np.flatnonzero(lengths > 1), 1
-    while len(longer):
-        values[longer] = (values[longer] << 5) + (bits[ends[longer] - back] & 31)
-        back += 1
-        longer = longer[lengths[longer] > back]
-    some = counts > 0
-    starts = offsets[some]
-    # The first stands for itself, the second is no difference to it.
-    alone = values[starts]
-    values[starts] = 0
-    runs = np.cumsum(values)
-    sums = np.add.reduceat(runs, starts) if len(starts) else runs
-    totals = np.zeros(len(texts), np.int64)
-    totals[some] = sums + alone - (runs[starts] * counts[some])
-    return totals

@@ -1,22 +1,33 @@
-"""What an evaluation left out or changed, counted, with examples."""
+"""Rows of COCO files that were skipped, or are odd: counted, with examples."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+Side: TypeAlias = Literal["truth", "prediction", "image", "category", "ref"]
+
 _EXAMPLES = 5
-_NOTED = "noted "
+_WORDS: dict[Side, tuple[str, str]] = {
+    "truth": ("annotation", "annotations"),
+    "prediction": ("prediction", "predictions"),
+    "image": ("image", "images"),
+    "category": ("category", "categories"),
+    "ref": ("ref", "refs"),
+}
 
 SKIPPED = {
     "unreadable": "could not be read",
-    "unknown_image": "of images that the ground truth doesn't have",
-    "unknown_category": "of categories that the ground truth doesn't have",
+    "unknown_image": "of unknown images",
+    "unknown_category": "of unknown categories",
+    "bad_name": "without a usable file name",
+    "no_size": "without a width and a height",
     "bad_score": "whose score is NaN or infinite",
     "bad_box": "whose box is NaN, or beyond a billion pixels",
     "negative_box": "whose box has a negative side",
@@ -24,42 +35,47 @@ SKIPPED = {
     "no_mask": "without a mask",
     "no_box": "without a box",
     "bad_mask": "whose mask is damaged or of another size than the picture",
+    "bad_target": "whose object or image can't be read",
     "merged": "repeating a better one (merged)",
     "not_asked": "of categories that the prompt did not ask for",
 }
-"""Why rows were left out of every number."""
+"""Reasons to skip a row: it is in no number and no output."""
 
 NOTED = {
     "negative_box": "whose box has a negative side: wrong whatever they match",
-    "outside": "whose box lies outside the picture",
+    "outside": "whose box is outside the picture",
     "no_mask": "without a mask: wrong whatever they match",
-    "bad_ring": "with polygon rings of fewer than three points, which were left out",
+    "bad_ring": "with polygon rings of fewer than three points, which were skipped",
     "empty_box": "whose box has no area: nothing can match them",
     "no_answer": "without a single prediction: all their objects count as missed",
-    "clipped": "beyond the 100 best of an image and category, which COCO doesn't look at",
+    "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }
-"""What was odd and is still counted."""
+"""Oddities of rows that are used."""
+
+
+class SkippedRowsWarning(UserWarning):
+    """Some rows of a COCO file were skipped."""
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Rows of one kind that were left out, or are odd.
+    """Rows of one kind that were skipped, or are odd.
 
     Attributes
     ----------
-    side : {"truth", "prediction", "image"}
+    side : {"truth", "prediction", "image", "category", "ref"}
     reason : str
         A key of `SKIPPED` or `NOTED`.
     count : int
     text : str
         The reason in words.
     examples : tuple of str
-        The first few: where they stand in their file (``annotations[9]``), or which pictures.
+        The first few: their index in the file (``annotations[9]``), or the names of pictures.
     names : dict of str to int
-        How often each unknown category came.
+        Each unknown category and its number of rows.
     """
 
-    side: str
+    side: Side
     reason: str
     count: int
     text: str
@@ -67,29 +83,31 @@ class Skip:
     names: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found: dict[str, Any] = {
-            "side": self.side,
-            "reason": self.reason,
-            "count": self.count,
-            "text": self.text,
-            "examples": list(self.examples),
-        }
-        return found | ({"names": self.names} if self.names else {})
+        """Return the fields for JSON."""
+        fields = asdict(self) | {"examples": list(self.examples)}
+        return fields if self.names else {k: v for k, v in fields.items() if k != "names"}
 
     @property
     def such_as(self) -> str:
-        """The examples in words; ``""`` where `__str__` has named them all."""
+        """The examples in words; ``""`` if `__str__` names all of them."""
         if self.names or not self.examples:
             return ""
         return ("such as " if self.count > len(self.examples) else "") + ", ".join(self.examples)
 
     def __str__(self) -> str:
-        what = {"truth": "annotation", "prediction": "prediction", "image": "image"}[self.side]
         named = ", ".join(f"{name!r} {count}" for name, count in list(self.names.items())[:10])
         more = f", and {len(self.names) - 10} more" if len(self.names) > 10 else ""
-        shown = f"{self.count:,} {what}{'' if self.count == 1 else 's'} {self.text}"
+        shown = f"{self.count:,} {_WORDS[self.side][self.count != 1]} {self.text}"
         return f"{shown} ({named}{more})" if named else shown
+
+
+@dataclass
+class _Rows:
+    """Rows of one side and reason."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    names: dict[str, int] = field(default_factory=dict)
 
 
 class Skips:
@@ -98,65 +116,91 @@ class Skips:
     Attributes
     ----------
     lists : dict of str to str
-        What the list is called that a side's rows stand in.
+        Name of the list in the file that contains a side's rows.
     """
 
     def __init__(self) -> None:
-        self.lists = {"truth": "annotations", "prediction": "results"}
-        self._found: dict[tuple[str, str], tuple[int, list[str], dict[str, int]]] = {}
+        self.lists: dict[Side, str] = {side: words[1] for side, words in _WORDS.items()}
+        self.lists |= {"truth": "annotations", "prediction": "results"}
+        self._skipped: dict[tuple[Side, str], _Rows] = {}
+        self._noted: dict[tuple[Side, str], _Rows] = {}
 
-    def where(self, side: str, place: int) -> str:
-        """Where a row stands in its file."""
-        return f"{self.lists[side]}[{place}]"
+    def at(self, side: Side, offset: int) -> str:
+        """Return the index of a row in its file: ``annotations[9]``."""
+        return f"{self.lists[side]}[{offset}]"
 
-    def add(self, side: str, reason: str, place: int, example: str) -> None:
-        """One row."""
-        self.add_many(side, reason, [place], [example])
+    def add(self, side: Side, reason: str, offset: int, example: str) -> None:
+        """Skip one row."""
+        self.add_many(side, reason, [offset], [example])
 
     def add_many(
         self,
-        side: str,
+        side: Side,
         reason: str,
-        places: npt.NDArray[np.int64] | list[int],
+        offsets: npt.NDArray[np.int64] | list[int],
         examples: Iterable[str] | None = None,
         names: dict[str, int] | None = None,
     ) -> None:
-        """Rows of the file, by their place in its list."""
-        if len(places) == 0:
-            return
-        count, shown, named = self._found.get((side, reason), (0, [], {}))
-        room = _EXAMPLES - len(shown)
-        if examples is None:
-            examples = (self.where(side.removeprefix(_NOTED), place) for place in places[:room])
-        shown += islice(examples, max(room, 0))
-        for name, number in (names or {}).items():
-            named[name] = named.get(name, 0) + number
-        self._found[side, reason] = (count + len(places), shown, named)
+        """Skip rows, given by their offsets in the file's list."""
+        self._collect(self._skipped, side, reason, offsets, examples)
+        for name, count in (names or {}).items():
+            known = self._skipped[side, reason].names
+            known[name] = known.get(name, 0) + count
 
     def note(
         self,
-        side: str,
+        side: Side,
         reason: str,
-        places: npt.NDArray[np.int64] | list[int],
+        offsets: npt.NDArray[np.int64] | list[int],
         examples: Iterable[str] | None = None,
     ) -> None:
-        """Rows that are odd and still counted."""
-        self.add_many(_NOTED + side, reason, places, examples)
+        """Note rows that are odd and used."""
+        self._collect(self._noted, side, reason, offsets, examples)
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
-        """What was left out, the most frequent first."""
-        return self._listed("", SKIPPED)
+        """The skipped rows, most frequent reason first."""
+        return _listed(self._skipped, SKIPPED)
 
     @property
     def noted(self) -> tuple[Skip, ...]:
-        """What is odd and still counted, the most frequent first."""
-        return self._listed(_NOTED, NOTED)
+        """Rows that are odd and used, most frequent reason first."""
+        return _listed(self._noted, NOTED)
 
-    def _listed(self, prefix: str, texts: dict[str, str]) -> tuple[Skip, ...]:
-        found = [
-            Skip(side.removeprefix(prefix), reason, count, texts[reason], tuple(examples), names)
-            for (side, reason), (count, examples, names) in self._found.items()
-            if side.startswith(_NOTED) == bool(prefix)
-        ]
-        return tuple(sorted(found, key=lambda skip: -skip.count))
+    def __str__(self) -> str:
+        return "; ".join(
+            str(skip) + (f" ({skip.such_as})" if skip.such_as else "")
+            for skip in (*self.skipped, *self.noted)
+        )
+
+    def warn(self, where: str, stacklevel: int) -> None:
+        """Warn of what was skipped or noted, if anything was."""
+        if self._skipped or self._noted:
+            warnings.warn(
+                f"{where}: skipped: {self}", SkippedRowsWarning, stacklevel=stacklevel + 1
+            )
+
+    def _collect(
+        self,
+        rows: dict[tuple[Side, str], _Rows],
+        side: Side,
+        reason: str,
+        offsets: npt.NDArray[np.int64] | list[int],
+        examples: Iterable[str] | None,
+    ) -> None:
+        if len(offsets) == 0:
+            return
+        kept = rows.setdefault((side, reason), _Rows())
+        room = _EXAMPLES - len(kept.examples)
+        if examples is None:
+            examples = (self.at(side, offset) for offset in offsets[:room])
+        kept.examples += islice(examples, room)
+        kept.count += len(offsets)
+
+
+def _listed(rows: dict[tuple[Side, str], _Rows], texts: dict[str, str]) -> tuple[Skip, ...]:
+    skips = [
+        Skip(side, reason, kept.count, texts[reason], tuple(kept.examples), kept.names)
+        for (side, reason), kept in rows.items()
+    ]
+    return tuple(sorted(skips, key=lambda skip: -skip.count))

@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from palidecode.coco.categories import CategoryMap, Match, Unmapped
+from palidecode.coco.skips import Skip
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import replacing
@@ -49,6 +50,8 @@ class CocoReport:
         Crowd annotations that were not read.
     unmapped : Counter of str
         Labels without a category that were left out.
+    skipped : list of Skip
+        Rows that `from_coco` or `from_coco_results` could not read, with examples.
     """
 
     images: int = 0
@@ -58,6 +61,7 @@ class CocoReport:
     small_parts: int = 0
     crowds: int = 0
     unmapped: Counter[str] = field(default_factory=Counter)
+    skipped: list[Skip] = field(default_factory=list)
 
     def left_out(self) -> dict[str, Any]:
         """What isn't 0, for messages and for ``info.left_out`` of a dataset."""
@@ -67,6 +71,7 @@ class CocoReport:
             "small_parts": self.small_parts,
             "crowds": self.crowds,
             "unmapped_labels": dict(self.unmapped),
+            "skipped": sum(skip.count for skip in self.skipped),
         }
         return {name: count for name, count in counts.items() if count}
 

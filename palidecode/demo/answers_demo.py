@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from palidecode.answers.jsonl import AnswerRow, read_rows
-from palidecode.coco.loading import from_coco
+from palidecode.coco.detections import from_coco
 from palidecode.coco.writing import to_coco
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID

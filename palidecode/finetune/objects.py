@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -15,10 +13,21 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from palidecode.answers.parsing import label_problem
-from palidecode.coco.categories import check_categories
-from palidecode.coco.loading import read_segmentation
+from palidecode.coco.reading import (
+    BoxRow,
+    CocoRows,
+    ImageRow,
+    Key,
+    Row,
+    Source,
+    is_box,
+    no_collection,
+    read_dataset,
+)
+from palidecode.coco.segmentations import read_mask
+from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
-from palidecode.files import check_size, inside, picture_size, read_json
+from palidecode.files import check_size, inside, picture_size
 from palidecode.finetune.encoding import crop_rles, encode_boxes
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
 from palidecode.geometry.masks import rounded_corners
@@ -30,7 +39,6 @@ Order: TypeAlias = Literal["given", "left-to-right", "area", "shuffled"]
 Boxes: TypeAlias = Literal["annotations", "masks"]
 EmptyImages: TypeAlias = Literal["keep", "skip"]
 Invalid: TypeAlias = Literal["skip", "error"]
-Coco: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 
 DEFAULT_ABSENT = 5
 # Gemma's tokenizer reads <image>, <mask>, <b> … and [@BOS@] as tokens, and U+2581 as a space.
@@ -91,6 +99,8 @@ class EncodeReport:
         Boxes without area: as given, in loc bins, or (under segment) in whole pixels.
     empty_masks, masks_outside_box : int
         Masks without a pixel, and masks without a pixel inside their box.
+    bad_rings : int
+        Polygon rings of fewer than three points; the other rings of their object are used.
     no_segmentation : int
         Annotations without a mask if one is needed.
     unknown_images, unknown_categories : int
@@ -99,7 +109,7 @@ class EncodeReport:
         Category names that can't be written into an answer (``;``, newlines, text that reads
         as a token), with the number of their annotations.
     unreadable : int
-        Annotations whose box or segmentation can't be read.
+        Annotations whose box or segmentation can't be read, and categories that can't be.
     over_the_cap : int
         Objects cut by `max_objects`.
     bad_images : int
@@ -114,6 +124,7 @@ class EncodeReport:
     degenerate_boxes: int = 0
     empty_masks: int = 0
     masks_outside_box: int = 0
+    bad_rings: int = 0
     no_segmentation: int = 0
     unknown_images: int = 0
     unknown_categories: int = 0
@@ -130,12 +141,25 @@ class EncodeReport:
 
 
 class AnnotatedImage(NamedTuple):
-    """An image, its position in the dataset, and its annotations as the file has them."""
+    """An image of the dataset.
+
+    Attributes
+    ----------
+    position : int
+        Offset in the dataset's images.
+    name : str
+    size : tuple of int
+    annotations : list of (int, BoxRow)
+        Offset in the dataset's annotations, and the annotation.
+    unclear : set of str
+        Labels of annotations that can't be read.
+    """
 
     position: int
     name: str
     size: tuple[int, int]
-    annotations: list[Any]
+    annotations: list[tuple[int, BoxRow]]
+    unclear: set[str]
 
 
 class TrueObject(NamedTuple):
@@ -162,11 +186,11 @@ class TrueObject(NamedTuple):
 
 
 class _Unusable(Exception):
-    """An entry that can't become part of a row: the report's name for it, and why."""
+    """An entry that can't become part of a row: the report's name for it, and the reason."""
 
-    def __init__(self, reason: str, why: str) -> None:
-        super().__init__(why)
-        self.reason = reason
+    def __init__(self, counter: str, reason: str) -> None:
+        super().__init__(reason)
+        self.counter = counter
 
 
 class GroundTruth:
@@ -178,45 +202,48 @@ class GroundTruth:
         The usable ones.
     classes : list of str
         Category names that can be written, in the dataset's order.
-    names : dict
-        Category id to name, the bad names too.
+    names : dict of int to str
+        Names of the categories by id, including those that can't be written.
     """
 
-    def __init__(self, coco: Coco, options: RowOptions, report: EncodeReport) -> None:
+    def __init__(self, coco: Source, options: RowOptions, report: EncodeReport) -> None:
         self.options, self.report = options, report
-        data = coco if isinstance(coco, Mapping) else read_json(coco)
-        self.where = "dataset" if isinstance(coco, Mapping) else str(coco)
-        if not isinstance(data, Mapping) or not isinstance(data.get("images"), list):
-            raise InputError(f"{self.where}: a COCO dataset has 'images' and 'annotations'")
-        annotations = data.get("annotations", [])
-        if not isinstance(annotations, list):
-            raise InputError(f"{self.where}: 'annotations' must be a list")
-        self.names = {item["id"]: item["name"] for item in check_categories(data)}
+        skips = Skips()
+        kind = Row if options.reads_masks else BoxRow
+        with no_collection():
+            read = read_dataset(
+                coco, kind, skips, needs=("images", "categories"), unused=("score",)
+            )
+        self.where = read.where
+        for skip in skips.skipped:
+            self._refuse(skip.examples[0])
+            self._count("bad_images" if skip.side == "image" else "unreadable", skip.count)
+        self.names = {item["id"]: item["name"] for item in read.categories}
         self.classes = self._classes()
         self._writable = set(self.classes)
-        self.images = self._images(data["images"], annotations)
+        self.images = self._images(read)
 
     def objects_of(self, image: AnnotatedImage) -> tuple[list[TrueObject], set[str]]:
-        """An image's usable objects, and the labels of those that were left out."""
+        """Return an image's usable objects, and the labels of those that were skipped."""
         objects: list[TrueObject] = []
-        unclear: set[str] = set()
-        for annotation in image.annotations:
-            category = annotation.get("category_id")
-            label = self.names.get(category) if isinstance(category, Hashable) else None
+        unclear = set(image.unclear)
+        for offset, annotation in image.annotations:
+            label = self.names.get(annotation.category_id)
             if label is not None and label not in self._writable:
                 self.report.bad_labels[label] += 1
                 continue
             try:
                 if label is None:
-                    raise _Unusable("unknown_categories", f"there is no category {category!r}")
-                if annotation.get("iscrowd"):
+                    reason = f"there is no category {annotation.category_id}"
+                    raise _Unusable("unknown_categories", reason)
+                if annotation.iscrowd:
                     self.report.crowds += 1
                     unclear.add(label)
                     continue
-                objects.append(_read_object(annotation, label, image.size, self.options))
+                objects.append(self._read_object(annotation, label, image.size))
             except _Unusable as problem:
                 unclear.update([label] if label else [])
-                self._leave_out(problem, f"annotation {annotation.get('id', '?')} of {image.name}")
+                self._skip(problem, f"annotations[{offset}] (of {image.name})")
         return objects, unclear
 
     def check_pictures(self, folder: Path) -> list[tuple[int, str]]:
@@ -249,14 +276,17 @@ class GroundTruth:
         self.images = kept
         return problems
 
-    def _leave_out(self, problem: _Unusable, what: str) -> None:
-        """Count a problem, or raise it where that was asked for."""
-        self._refuse(str(problem), what)
-        setattr(self.report, problem.reason, getattr(self.report, problem.reason) + 1)
+    def _skip(self, problem: _Unusable, what: str) -> None:
+        """Count a problem, or raise it if the options ask for that."""
+        self._refuse(f"{what}: {problem}")
+        self._count(problem.counter, 1)
 
-    def _refuse(self, why: str, what: str) -> None:
+    def _count(self, counter: str, more: int) -> None:
+        setattr(self.report, counter, getattr(self.report, counter) + more)
+
+    def _refuse(self, problem: str) -> None:
         if self.options.invalid == "error":
-            raise InputError(f"{self.where}: {what}: {why}; invalid='skip' leaves such entries out")
+            raise InputError(f"{self.where}: {problem}; invalid='skip' skips such entries")
 
     def _classes(self) -> list[str]:
         good = []
@@ -265,29 +295,70 @@ class GroundTruth:
             if problem is None:
                 good.append(name)
                 continue
-            self._refuse(f"the name {name!r} has {problem}; rename it", f"category {number}")
+            self._refuse(f"category {number}: the name {name!r} has {problem}; rename it")
             self.report.bad_labels[name] += 0
         if not good:
             raise InputError(f"{self.where}: no category has a name that can be written")
         return good
 
-    def _images(self, images: list[Any], annotations: list[Any]) -> list[AnnotatedImage]:
-        found: dict[Hashable, AnnotatedImage] = {}
-        for place, image in enumerate(images):
+    def _images(self, read: CocoRows[BoxRow]) -> list[AnnotatedImage]:
+        images: dict[Key, AnnotatedImage] = {}
+        for offset, image in zip(read.image_offsets.tolist(), read.images or [], strict=True):
             try:
-                number, read = _read_image(place, image)
+                name, size = _name_and_size(image)
             except _Unusable as problem:
-                self._leave_out(problem, f"image {place}")
+                self._skip(problem, f"images[{offset}]")
                 continue
-            if number in found:
-                raise InputError(f"{self.where}: several images have the id {number!r}")
-            found[number] = read
-        for place, annotation in enumerate(annotations):
-            try:
-                _image_of(annotation, found).annotations.append(annotation)
-            except _Unusable as problem:
-                self._leave_out(problem, f"annotation {place}")
-        return list(found.values())
+            images[image.id] = AnnotatedImage(offset, name, size, [], set())
+        for offset, row in zip(read.offsets.tolist(), read.rows, strict=True):
+            if row.image_id in images:
+                images[row.image_id].annotations.append((offset, row))
+            else:
+                unknown = _Unusable("unknown_images", f"there is no image {row.image_id!r}")
+                self._skip(unknown, f"annotations[{offset}]")
+        for broken in read.broken:
+            image_id, category = broken.image_id, broken.category_id
+            if isinstance(image_id, Key) and isinstance(category, int) and image_id in images:
+                images[image_id].unclear.update(filter(None, [self.names.get(category)]))
+        return list(images.values())
+
+    def _read_object(self, annotation: BoxRow, label: str, size: tuple[int, int]) -> TrueObject:
+        options = self.options
+        rle = self._read_mask(annotation, size) if options.reads_masks else None
+        xyxy = _read_box(annotation, rle if options.boxes == "masks" else None)
+        if (xyxy[2:] <= xyxy[:2]).any():
+            raise _Unusable("degenerate_boxes", f"the box {xyxy.tolist()} (xyxy) has no area")
+        loc = encode_boxes(xyxy[None], size, options.divisor)[0]
+        if (loc[2:] <= loc[:2]).any():
+            raise _Unusable(
+                "degenerate_boxes", f"the box {xyxy.tolist()} (xyxy) is thinner than a loc bin"
+            )
+        if options.task == "detect" or rle is None:
+            return TrueObject(label, xyxy, loc, rle, None)
+        x1, y1, x2, y2 = rounded_corners(xyxy, size)
+        if x2 <= x1 or y2 <= y1:
+            raise _Unusable(
+                "degenerate_boxes", f"the box {xyxy.tolist()} (xyxy) contains no whole pixel"
+            )
+        crop = crop_rles([rle], xyxy[None])[0]
+        if not crop.any():
+            raise _Unusable("masks_outside_box", f"no mask pixel in the box {xyxy.tolist()} (xyxy)")
+        return TrueObject(label, xyxy, loc, rle, crop)
+
+    def _read_mask(self, annotation: BoxRow, size: tuple[int, int]) -> Rle:
+        outline = annotation.segmentation if isinstance(annotation, Row) else None
+        try:
+            rle, skipped_rings = read_mask(outline, size)
+        except InputError as error:
+            raise _Unusable("unreadable", f"the segmentation can't be read: {error}") from error
+        if rle is None:
+            raise _Unusable("no_segmentation", "no segmentation")
+        if not coco_mask.area(rle):
+            raise _Unusable("empty_masks", "the mask has no pixel")
+        if skipped_rings:
+            self._refuse(f"{skipped_rings} polygon rings have fewer than three points")
+            self._count("bad_rings", skipped_rings)
+        return rle
 
 
 def name_problem(name: str) -> str | None:
@@ -300,74 +371,20 @@ def name_problem(name: str) -> str | None:
     return label_problem(name) or (None if name.isprintable() else "characters that don't print")
 
 
-def _read_image(position: int, image: Any) -> tuple[Hashable, AnnotatedImage]:
-    if not isinstance(image, Mapping):
-        raise _Unusable("bad_images", f"not an object: {image!r}")
-    number, name = image.get("id"), image.get("file_name")
-    if number is None or not isinstance(number, Hashable):
-        raise _Unusable("bad_images", f"an image needs an 'id', got {number!r}")
-    if not isinstance(name, str) or not name.isprintable() or not name:
+def _name_and_size(image: ImageRow) -> tuple[str, tuple[int, int]]:
+    name = image.file_name
+    if not name or not name.isprintable():
         raise _Unusable("bad_images", f"'file_name' must be printable text, got {name!r}")
     try:
-        size = check_size((image.get("width"), image.get("height")))
+        return name, check_size((image.width, image.height))
     except InputError as error:
         raise _Unusable("bad_images", str(error)) from error
-    return number, AnnotatedImage(position, name, size, [])
 
 
-def _image_of(annotation: Any, images: Mapping[Hashable, AnnotatedImage]) -> AnnotatedImage:
-    if not isinstance(annotation, Mapping):
-        raise _Unusable("unreadable", f"not an object: {annotation!r}")
-    number = annotation.get("image_id")
-    image = images.get(number) if isinstance(number, Hashable) else None
-    if image is None:
-        raise _Unusable("unknown_images", f"there is no image {number!r}")
-    return image
-
-
-def _read_object(
-    annotation: Mapping[str, Any], label: str, size: tuple[int, int], options: RowOptions
-) -> TrueObject:
-    rle = _read_mask(annotation, size) if options.reads_masks else None
-    xyxy = _read_box(annotation, rle if options.boxes == "masks" else None)
-    if (xyxy[2:] <= xyxy[:2]).any():
-        raise _Unusable("degenerate_boxes", f"the box {xyxy.tolist()} (xyxy) has no area")
-    loc = encode_boxes(xyxy[None], size, options.divisor)[0]
-    if (loc[2:] <= loc[:2]).any():
-        raise _Unusable(
-            "degenerate_boxes", f"the box {xyxy.tolist()} (xyxy) is thinner than a loc bin"
-        )
-    if options.task == "detect" or rle is None:
-        return TrueObject(label, xyxy, loc, rle, None)
-    x1, y1, x2, y2 = rounded_corners(xyxy, size)
-    if x2 <= x1 or y2 <= y1:
-        raise _Unusable("degenerate_boxes", f"the box {xyxy.tolist()} (xyxy) holds no whole pixel")
-    crop = crop_rles([rle], xyxy[None])[0]
-    if not crop.any():
-        raise _Unusable("masks_outside_box", f"no mask pixel in the box {xyxy.tolist()} (xyxy)")
-    return TrueObject(label, xyxy, loc, rle, crop)
-
-
-def _read_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> Rle:
-    try:
-        rle = read_segmentation(annotation.get("segmentation"), size)
-    except (InputError, TypeError, ValueError, OverflowError) as error:
-        raise _Unusable("unreadable", f"the segmentation can't be read: {error}") from error
-    if rle is None:
-        raise _Unusable("no_segmentation", "no segmentation")
-    if not coco_mask.area(rle):
-        raise _Unusable("empty_masks", "the mask has no pixel")
-    return rle
-
-
-def _read_box(annotation: Mapping[str, Any], rle: Rle | None) -> npt.NDArray[np.float64]:
-    """The annotation's box, or its mask's tight one; xyxy in pixels."""
-    box = annotation.get("bbox") if rle is None else coco_mask.toBbox(rle)
-    try:
-        values = np.asarray(box, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        values = np.zeros(0)
-    if values.shape != (4,) or not np.isfinite(values).all():
-        raise _Unusable("unreadable", f"bbox must be four finite numbers, got {box!r}")
-    xyxy: npt.NDArray[np.float64] = xywh_to_xyxy(values[None])[0]
+def _read_box(annotation: BoxRow, rle: Rle | None) -> npt.NDArray[np.float64]:
+    """Return the annotation's box, or its mask's tight one; xyxy in pixels."""
+    box = annotation.bbox if rle is None else coco_mask.toBbox(rle)
+    if box is None or not is_box(box):
+        raise _Unusable("unreadable", f"bbox must be four finite numbers, got {box}")
+    xyxy: npt.NDArray[np.float64] = xywh_to_xyxy([box])[0]
     return xyxy

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from palidecode.answers.assembler import ParsedObject
 from palidecode.answers.parsing import format_objects
+from palidecode.coco.reading import Source
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.errors import InputError
@@ -18,7 +19,6 @@ from palidecode.finetune.objects import (
     AnnotatedImage,
     Boxes,
     Classes,
-    Coco,
     EmptyImages,
     EncodeReport,
     GroundTruth,
@@ -67,7 +67,7 @@ class _Draft(NamedTuple):
 
 
 def to_finetuning_rows(
-    coco: Coco,
+    coco: Source,
     task: Task = "detect",
     *,
     codec: MaskCodec | None = None,

@@ -135,7 +135,7 @@ def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle
     if min(size) < 1 or width * height > MAX_PIXELS:
         raise InputError(f"an image of {width}×{height} can't have masks")
     # Far coordinates cost memory, and beyond 32 bits they are others.
-    limit = 4 * max(width, height) + 64
+    limit = farthest(max(width, height))
     clipped: list[list[float]] = []
     for ring in rings:
         try:
@@ -148,7 +148,18 @@ def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle
         if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
             raise InputError(f"a polygon's outline is longer than {MAX_OUTLINE} pixels")
         clipped.append(points.ravel().tolist())
-    merged = coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))
+    return draw_rings(clipped, size)
+
+
+def farthest(side: int) -> int:
+    """Return the limit of a ring's coordinates in a picture with this longer side."""
+    return 4 * side + 64
+
+
+def draw_rings(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
+    """`rings_to_rle` of rings that are known to be sound and near the image."""
+    width, height = size
+    merged = coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
 
 
@@ -309,13 +320,11 @@ def _steps(ends: Ints) -> Ints:
 
 def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
     """Pairs of runs; from the fourth run on COCO writes the difference to the run before last."""
-    odd = counts & 1
-    pairs = (counts + odd) >> 1
-    ends = np.cumsum(pairs)
+    odd = (counts & 1).astype(np.bool_)
     # A text of an odd number of runs ends with background: it gets an empty run of mask.
-    flat = np.zeros(2 * int(pairs.sum()), np.int64)
-    flat[np.arange(len(numbers)) + np.repeat(np.cumsum(odd) - odd, counts)] = numbers
-    runs = flat.reshape(-1, 2)
+    runs = np.insert(numbers, np.cumsum(counts)[odd], 0).reshape(-1, 2)
+    pairs = (counts + 1) >> 1
+    ends = np.cumsum(pairs)
     some = pairs > 0
     firsts = (ends - pairs)[some]
     alone = runs[firsts, 0]  # the first run of background is part of no difference
@@ -323,7 +332,7 @@ def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
     sums = np.cumsum(runs, axis=0)
     sums -= np.repeat(sums[firsts] - runs[firsts], pairs[some], axis=0)
     sums[firsts, 0] = alone
-    sums[ends[odd == 1] - 1, 1] = 0
+    sums[ends[odd] - 1, 1] = 0
     return sums, ends
 
 

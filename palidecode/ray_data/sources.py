@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.answers.jsonl import AnswerRow, read_lines, read_object, read_row
+from palidecode.coco.reading import read_images
+from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
-from palidecode.files import PICTURES, inside, read_json
+from palidecode.files import PICTURES, inside
 from palidecode.ray_data.cluster import in_order, need_ray
 from palidecode.runs.prediction import each_picture
 
@@ -79,24 +81,30 @@ def read_pictures(paths: Paths) -> Dataset:
 
 
 def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> Dataset:
-    """The pictures of a COCO file, in its order, in the folder `images`.
+    """Read the pictures of a COCO file, in its order, in the directory `images`.
+
+    Images without a usable name are skipped with a warning.
 
     Raises
     ------
     InputError
-        If it is no COCO file, or names lead out of the folder.
+        If it is no COCO file, or has no image with a usable name.
     """
-    data = read_json(path)
-    listed = data.get("images") if isinstance(data, dict) else None
-    if not isinstance(listed, list) or not listed:
-        raise InputError(f"{path}: is no COCO file with 'images'")
+    skips = Skips()
+    read = read_images(path, skips)
     folder, names = os.fspath(images), []
-    for item in listed:
-        name = item.get("file_name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{path}: an image has no 'file_name'")
-        inside(folder, name)
-        names.append(name)
+    for offset, image in zip(read.image_offsets.tolist(), read.images or [], strict=True):
+        try:
+            if not image.file_name:
+                raise InputError("no file_name")
+            inside(folder, image.file_name)
+            names.append(image.file_name)
+        except InputError as error:
+            at = skips.at("image", offset)
+            skips.add("image", "bad_name", offset, f"{at}: {error}")
+    if not names:
+        raise InputError(f"{path}: has no images with a usable name: {skips}")
+    skips.warn(str(path), 2)
     return _dataset((name, os.path.join(folder, name)) for name in names)
 
 

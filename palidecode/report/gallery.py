@@ -8,7 +8,6 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import cast
 
 import contourpy
 import cv2
@@ -287,7 +286,7 @@ def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[lis
     size = int(image.width), int(image.height)
     masks = [table.masks[row] for row in rows.tolist()]
     return [
-        [*box, None if mask is None else outline(cast(Rle, as_rle(mask, *size)), scale)]
+        [*box, None if mask is None else outline(as_rle(mask, *size), scale)]
         for box, mask in zip(boxes, masks, strict=True)
     ]
 

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 
 from palidecode import InputError, evaluate_coco
 from palidecode.cli import main
-from palidecode.coco.reading import RunLengths, read_answers, read_truths
-from palidecode.coco.segmentations import sound_outlines
+from palidecode.coco.reading import Row, RunLengths, read_dataset, read_predictions
+from palidecode.coco.segmentations import read_masks
 from palidecode.coco.skips import Skips
 from tests.evaluation.problems import HEIGHT, WIDTH, problem
 
@@ -99,7 +99,7 @@ def test_examples_say_where_rows_stand():
     found = evaluate_coco(TRUTH, [*RESULTS, 7, {**RESULTS[0], "image_id": 9}])
     assert sorted(told(found.skipped)) == [
         ("unknown_image", ("results[3] is about image 9",)),
-        ("unreadable", ("results[2]: Expected `object`, got `int`",)),
+        ("unreadable", ("results[2]: not an object: 7",)),
     ]
     found = evaluate_coco(truth_with(bbox=[0, 0, -1, 5]), RESULTS)
     assert told(found.skipped) == [("negative_box", ("annotations[0]",))]
@@ -243,9 +243,7 @@ def test_files_that_are_something_else(tmp_path, capsys):
         assert str(caught.value) in capsys.readouterr().err
         return str(caught.value)
 
-    assert "is a results list; the ground truth is a dataset" in error(
-        "results.json", "results.json"
-    )
+    assert "is a results list, not a COCO dataset" in error("results.json", "results.json")
     assert "is empty" in error("empty.json", "results.json")
     assert "is empty" in error("truth.json", "empty.json")
     assert "JSON is nested too deeply" in error("deep.json", "results.json")
@@ -255,11 +253,11 @@ def test_files_that_are_something_else(tmp_path, capsys):
     assert "can't be read" in error("binary.json", "results.json")
     assert "can't be read" in error("missing.json", "results.json")
     assert "no list of 'images' and 'annotations'" in error("number.json", "results.json")
-    assert "predictions are a results list, or a dataset" in error("truth.json", "number.json")
+    assert "a COCO dataset has 'images', 'annotations' and" in error("truth.json", "number.json")
     assert "no list of 'images'" in error("no_images.json", "results.json")
     assert "has no images" in error("nothing.json", "results.json")
-    assert "image 0" in error("bad_image.json", "results.json")
-    assert "no size" in error("bad_size.json", "results.json")
+    assert "images[0]" in error("bad_image.json", "results.json")
+    assert "width must be a whole number" in error("bad_size.json", "results.json")
     assert "category 0" in error("bad_category.json", "results.json")
     assert "none of its 1 predictions is about an image" in error("truth.json", "others.json")
     assert "none of its 1 pictures is in the ground truth" in error(
@@ -303,14 +301,17 @@ def test_both_readers_read_the_same(tmp_path):
         odd = copy.deepcopy(results)
         for row in odd:
             row["image_id"] = float(row["image_id"])  # sends the file the careful way
-        fast = read_answers(sources[1], True, Skips()).rows
-        careful = read_answers(odd, True, Skips())
-        assert careful.rows == fast
-        assert (careful.places is not None) == bool(odd)
+        fast = read_predictions(sources[1], Row, Skips())
+        careful = read_predictions(odd, Row, Skips())
+        assert careful.rows == fast.rows
+        assert careful.offsets.tolist() == fast.offsets.tolist() == list(range(len(odd)))
         changed = copy.deepcopy(truth)
         changed["annotations"].append({"image_id": 1.5})
         skips = Skips()
-        assert read_truths(changed, True, skips).rows == read_truths(sources[0], True, Skips()).rows
+        fast = read_dataset(sources[0], Row, Skips())
+        careful = read_dataset(changed, Row, skips)
+        assert (careful.rows, careful.images) == (fast.rows, fast.images)
+        assert careful.categories == fast.categories
         assert skips.skipped[0].count == 1
 
 
@@ -351,7 +352,7 @@ def test_many_run_lengths_are_judged_as_one_by_one():
         return True
 
     rows = [RunLengths((HEIGHT, WIDTH), text) for text in texts]
-    found = sound_outlines(rows, np.full((len(rows), 2), (WIDTH, HEIGHT)))
+    found = read_masks(rows, np.full((len(rows), 2), (WIDTH, HEIGHT)))
     assert (~found.damaged).tolist() == [is_sound(text) for text in texts]
     assert 50 < found.damaged.sum() < 200
 

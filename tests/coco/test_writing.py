@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from palidecode import (
@@ -190,89 +189,3 @@ def test_writer_leaves_nothing_half_written(tmp_path):
         writer.add(decode([answer("a")] * 3, (8, 8)), ["one.png"])
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_real_coco_annotations_are_read(shared_data):
-    path = shared_data / "coco100/instances_val2014_100.json"
-    report = CocoReport()
-    found = from_coco(path, report=report)
-    assert (len(found), report.crowds) == (830, 9)
-    assert len(from_coco(path, crowds=True)) == 839
-    data = json.loads(path.read_text())
-    solid = [item for item in data["annotations"] if not item["iscrowd"]]
-    areas = [coco_mask.area(rle) for rle in found.to_rle()]
-    # COCO's own areas are those of the polygons, not of their pixels.
-    assert np.median([area / item["area"] for area, item in zip(areas, solid, strict=True)]) == (
-        pytest.approx(1, abs=0.03)
-    )
-
-
-def test_real_results_are_read(shared_data):
-    folder = shared_data / "coco100"
-    for name in ("fakebbox100", "fakesegm100"):
-        path = folder / f"instances_val2014_{name}_results.json"
-        found = from_coco_results(path, folder / "instances_val2014_100.json")
-        rows = json.loads(path.read_text())
-        assert len(found) == len(rows)
-        assert found.scores.tolist() == pytest.approx([row["score"] for row in rows])
-
-
-IMAGES = [{"id": 1, "width": 10, "height": 8}]
-GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_id": 7}, "unknown 7"),
-        ({"category_id": 3}, "unknown 3"),
-        ({"bbox": [1, 2, 3]}, "four finite"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "four finite"),
-        ({"bbox": "all"}, "annotation 0"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "three x, y pairs"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, "three x, y pairs"),
-        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "an image of"),
-        ({"segmentation": {"size": [8, 10], "counts": [81]}}, "sum to 81"),
-        ({"segmentation": {"size": [8, 10], "counts": "~~~~"}}, "annotation 0"),
-        ({"segmentation": 5}, "annotation 0"),
-        ({"score": "high"}, "annotation 0"),
-    ],
-)
-def test_annotations_that_can_not_be_read_are_named(change, message):
-    dataset = {
-        "images": IMAGES,
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": [GOOD | change],
-    }
-    with pytest.raises(InputError, match=message):
-        from_coco(dataset)
-
-
-def test_far_polygons_cost_no_memory():
-    far = [[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9]]
-    dataset = {
-        "images": IMAGES,
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": [GOOD | {"segmentation": far}],
-    }
-    assert coco_mask.area(from_coco(dataset).to_rle()[0]) == 80
-
-
-@pytest.mark.parametrize("data", [[], {}, {"images": 3}, 5])
-def test_what_is_no_dataset_is_refused(tmp_path, data):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(data))
-    with pytest.raises(InputError, match="COCO dataset"):
-        from_coco(path)
-
-
-def test_a_dataset_given_as_results_is_refused(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps({"images": []}))
-    with pytest.raises(InputError, match="use from_coco"):
-        from_coco_results(path, {"images": [], "categories": []})
-
-
-def test_image_entries_without_a_size_are_refused():
-    with pytest.raises(InputError, match="width"):
-        from_coco({"images": [{"id": 1}], "annotations": [], "categories": []})

@@ -188,18 +188,19 @@ BAD = [
         "no pixel",
     ),
     ("segment", {"segmentation": square(500, 300, 50)}, "masks_outside_box", "in the box"),
+    ("segment", {"segmentation": {"size": [480, 640]}}, "unreadable", "polygons or an RLE"),
     ("segment", {"segmentation": [[1, 2, 3]]}, "unreadable", "polygon"),
     ("segment", {"segmentation": {"size": [4, 4], "counts": [16]}}, "unreadable", "size"),
     ("segment", {"segmentation": {"size": [480, 640], "counts": "?"}}, "unreadable", "read"),
-    ("segment", {"segmentation": 5}, "unreadable", "can't be read"),
+    ("segment", {"segmentation": 5}, "unreadable", "must be polygons or an RLE, got 5"),
     ("detect", {"bbox": None}, "unreadable", "four finite numbers"),
     ("detect", {"bbox": [0, 0, math.nan, 3]}, "unreadable", "four finite numbers"),
     ("detect", {"bbox": [[0], 0, 4, 3]}, "unreadable", "four finite numbers"),
     ("detect", {"bbox": "all of it"}, "unreadable", "four finite numbers"),
     ("detect", {"image_id": 6}, "unknown_images", "no image 6"),
-    ("detect", {"image_id": [7]}, "unknown_images", "no image"),
+    ("detect", {"image_id": [7]}, "unreadable", "image_id"),
     ("detect", {"category_id": 2}, "unknown_categories", "no category 2"),
-    ("detect", {"category_id": {}}, "unknown_categories", "no category"),
+    ("detect", {"category_id": {}}, "unreadable", "category_id"),
 ]
 
 
@@ -216,10 +217,24 @@ def test_bad_annotations_are_counted_or_an_error(dataset, demo_codec, task, chan
         left_out(dataset, task, codec=demo_codec, invalid="error")
 
 
+def test_rings_that_are_no_polygon_are_skipped_alone(dataset, demo_codec):
+    good = list(to_finetuning_rows(dataset, "segment", codec=demo_codec))
+    dataset["annotations"][0]["segmentation"].append([1, 1, 2, 2])
+    assert left_out(dataset, "segment", codec=demo_codec) == (good, {"bad_rings": 1})
+    with pytest.raises(InputError, match="fewer than three points"):
+        left_out(dataset, "segment", codec=demo_codec, invalid="error")
+
+
+def test_categories_that_can_not_be_read_are_skipped(dataset):
+    good = list(to_finetuning_rows(dataset))
+    dataset["categories"].append({"id": "one", "name": "fish"})
+    assert left_out(dataset) == (good, {"unreadable": 1})
+
+
 def test_what_is_no_annotation_at_all(dataset):
     dataset["annotations"].append("cat")
     assert left_out(dataset)[1] == {"unreadable": 1}
-    with pytest.raises(InputError, match="annotation 4: not an object"):
+    with pytest.raises(InputError, match=r"annotations\[4\]: not an object"):
         left_out(dataset, invalid="error")
 
 
@@ -241,7 +256,7 @@ def test_bad_images_are_counted_or_an_error(dataset, image):
     dataset["images"].insert(0, image)
     rows, gone = left_out(dataset)
     assert (rows, gone) == (good, {"bad_images": 1})
-    with pytest.raises(InputError, match="image 0"):
+    with pytest.raises(InputError, match=r"images\[0\]"):
         left_out(dataset, invalid="error")
 
 
@@ -308,7 +323,7 @@ def test_unknown_options_fail_at_once(dataset, options):
     ("changed", "said"),
     [
         ({"images": None}, "'images'"),
-        ({"annotations": {}}, "'annotations' must be a list"),
+        ({"annotations": {}}, "no list of 'annotations'"),
         ({"categories": None}, "categories"),
         ({"categories": []}, "no category"),
         ({"images": [{"id": 1, "file_name": "a", "width": 2, "height": 2}] * 2}, "the id 1"),

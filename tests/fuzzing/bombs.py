@@ -22,7 +22,7 @@ import numpy as np
 
 from palidecode import parse_batch
 from palidecode.answers.jsonl import read_rows
-from palidecode.coco.loading import from_coco
+from palidecode.coco.detections import from_coco
 from palidecode.codec.weights import load_weights
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.refcoco import read_refcoco

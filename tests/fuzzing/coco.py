@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from palidecode.answers.parsing import parse
-from palidecode.coco.loading import from_coco
+from palidecode.coco.detections import from_coco
+from palidecode.coco.skips import SkippedRowsWarning
 from palidecode.detections import draw
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
@@ -78,11 +79,13 @@ def _files() -> list[bytes]:
 def run_reading(data: bytes) -> None:
     """`from_coco`, drawn; and rows to fine-tune on, which read as what they say."""
     path = written("dataset.json", data)
-    if refused(from_coco, path) is None:
-        found = from_coco(path)
-        assert np.isfinite(found.xyxy).all()
-        if len(found.sizes) and found.sizes.max() < 4096:
-            draw(Image.new("RGB", (40, 30)), found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedRowsWarning)
+        if refused(from_coco, path) is None:
+            found = from_coco(path)
+            assert np.isfinite(found.xyxy).all()
+            if len(found.sizes) and found.sizes.max() < 4096:
+                draw(Image.new("RGB", (40, 30)), found)
     for options in ({"classes": "present+absent"}, {"boxes": "masks", "order": "area"}):
         try:
             rows = list(to_finetuning_rows(path, **options))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from palidecode.cli import main
+from palidecode.coco.skips import SkippedRowsWarning
 from tests.fuzzing import Target, folder
 from tests.fuzzing.guard import watched
 from tests.fuzzing.mutation import TEXTS, change_json
@@ -81,7 +83,13 @@ def run(data: bytes) -> None:
     ):
         # As strict about what can be printed as a terminal is.
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-        with watched(output), redirect_stdout(out), redirect_stderr(io.StringIO()):
+        with (
+            watched(output),
+            redirect_stdout(out),
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", SkippedRowsWarning)
             assert main(arguments) in (0, 1, 2)
 
 

@@ -227,7 +227,7 @@ def test_what_was_left_out_and_what_is_too_low_is_on_the_page(example, tmp_path,
     out = tmp_path / "report"
     assert main(["evaluate", *files, "-o", str(out), "--min", "AP=0.99"]) == 1
     html = (out / "index.html").read_text()
-    assert "of images that the ground truth doesn&#39;t have" in html
+    assert "prediction of unknown images" in html
     assert "below 0.99" in html
     assert "are not probabilities" in html
     assert "below 0.99" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import hotcoco
 import numpy as np
@@ -11,11 +11,12 @@ import numpy.typing as npt
 from hotcoco import COCO, COCOeval
 
 from palidecode.evaluation.coco.tables import Scene, Table
+from palidecode.geometry.rle import Rle
 
 IouType: TypeAlias = Literal["bbox", "segm"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Shapes: TypeAlias = Floats | list[dict[str, Any]]
+Shapes: TypeAlias = Floats | list[Rle]
 """Boxes (x, y, width, height), or RLEs."""
 
 METRICS = (
@@ -95,7 +96,7 @@ class Engine:
         rows = np.column_stack([found.image + 1, found.box, found.score, found.category + 1])
         if self.iou_type == "bbox":
             return self._truth.load_res(rows)
-        loaded = self._truth.load_res(rows, segmentation=found.masks)
+        loaded = self._truth.load_res(rows, segmentation=cast(Any, found.masks))
         loaded.update_anns(ids=np.arange(1, len(found) + 1), area=found.area)
         return loaded
 

@@ -17,7 +17,7 @@ from palidecode.errors import InputError
 from palidecode.evaluation.coco.duplicates import repeats
 from palidecode.evaluation.coco.engine import BEST, Engine, IouType, class_numbers, stats_of
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
-from palidecode.evaluation.coco.tables import Scene, Table, read_predictions, read_scene
+from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
 
 
 class UnscoredWarning(UserWarning):
@@ -128,7 +128,7 @@ def evaluate(
     skips = Skips()
     with no_collection():
         scene = read_scene(gt, iou_type == "segm", skips)
-        found, asked = read_predictions(predictions, scene, options.match, skips)
+        found, asked = read_answers(predictions, scene, options.match, skips)
     if asked:
         scene, found = _only_asked(scene, found, asked, skips)
     if options.categories is not None:
@@ -136,7 +136,7 @@ def evaluate(
     unscored = _unscored(found, options.scores, skips)
     if options.merge_duplicates is not None:
         again = repeats(found, scene, options.merge_duplicates)
-        skips.add_many("prediction", "merged", found.place[again])
+        skips.add_many("prediction", "merged", found.offset[again])
         found = found.take(~again)
     _note_extremes(scene, found, skips)
     engine = Engine(scene, iou_type)
@@ -180,7 +180,7 @@ def _unscored(found: Table, scores: str, skips: Skips) -> bool:
     if scores == "ignore":
         return True
     if unknown.any() and not unknown.all():
-        first = skips.where("prediction", int(found.place[unknown][0]))
+        first = skips.at("prediction", int(found.offset[unknown][0]))
         raise InputError(
             f"{int(unknown.sum()):,} of {len(found):,} predictions have no score (the first is "
             f"{first}); score all of them, or evaluate without scores: scores='ignore'"
@@ -211,9 +211,9 @@ def _only_asked(
         allowed[image, list(categories)] = True
     truths = scene.truths
     keep = allowed[truths.image, truths.category]
-    skips.add_many("truth", "not_asked", truths.place[~keep])
+    skips.add_many("truth", "not_asked", truths.offset[~keep])
     said = allowed[found.image, found.category]
-    skips.add_many("prediction", "not_asked", found.place[~said])
+    skips.add_many("prediction", "not_asked", found.offset[~said])
     return replace(scene, truths=truths.take(keep)), found.take(said)
 
 
@@ -221,8 +221,9 @@ def _only_categories(
     scene: Scene, found: Table, wanted: Sequence[str | int]
 ) -> tuple[Scene, Table]:
     """Keep the truths and predictions of some categories."""
-    keys = {item["name"]: n for n, item in enumerate(scene.categories)}
-    keys |= {item["id"]: n for n, item in enumerate(scene.categories)}
+    keys: dict[str | int, int] = {}
+    for index, item in enumerate(scene.categories):
+        keys |= {item["name"]: index, item["id"]: index}
     unknown = [name for name in wanted if name not in keys]
     if unknown or not wanted:
         shown = ", ".join(repr(item["name"]) for item in scene.categories[:8])
@@ -258,4 +259,4 @@ def _note_extremes(scene: Scene, found: Table, skips: Skips) -> None:
         order = np.lexsort((np.arange(len(key)), -np.nan_to_num(found.score), key))
         firsts = np.searchsorted(key[order], key[order])
         beyond = order[np.arange(len(order)) - firsts >= BEST]
-        skips.note("prediction", "clipped", np.sort(found.place[beyond]))
+        skips.note("prediction", "clipped", np.sort(found.offset[beyond]))

@@ -182,7 +182,7 @@ def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[JsonRow]:
                 "kind": str(matches.kind[row]),
                 "iou": float(matches.iou[row]),
                 **_truth_of(truths, names, int(matches.truth[row])),
-                "place": int(found.place[row]),
+                "place": int(found.offset[row]),
             }
         )
     for row in np.flatnonzero(matches.missed).tolist():

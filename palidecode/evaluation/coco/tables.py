@@ -1,28 +1,37 @@
-"""Rows to columns that the engine can trust; what can't be used is counted."""
+"""COCO rows as checked columns; rows that can't be used are skipped and counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
-from math import prod
-from operator import attrgetter
+from itertools import chain, compress, repeat
+from operator import attrgetter, itemgetter
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hotcoco import mask as engine_mask
+from pycocotools import mask as coco_mask
 
-from palidecode.coco.categories import CategoryMap, Match, check_categories
-from palidecode.coco.reading import ImageRow, Key, Read, Source, read_answers, read_truths
-from palidecode.coco.segmentations import as_rle, empty_rle, sound_outlines
-from palidecode.coco.skips import Skips
+from palidecode.coco.categories import Category, CategoryMap, Match
+from palidecode.coco.reading import (
+    MAX_COORDINATE,
+    MAX_SCORE,
+    BoxRow,
+    CocoRows,
+    ImageRow,
+    Key,
+    Outline,
+    Row,
+    Source,
+    check_unique,
+    read_dataset,
+    read_predictions,
+)
+from palidecode.coco.segmentations import Mask, as_rle, empty_rle, read_masks
+from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
-
-_MAX_COORDINATE = 1e9
-_MAX_SIDE, _MAX_PIXELS = 1 << 24, 1 << 29  # an RLE's runs are counted in 32 bits
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -35,42 +44,41 @@ class Table:
 
     Attributes
     ----------
-    place : ndarray of int64, shape (N,)
-        Position in the file's list.
+    offset : ndarray of int64, shape (N,)
+        Offset in the file's list.
     image, category : ndarray of int64, shape (N,)
-        Position in `Scene.images` and `Scene.categories`.
+        Index into `Scene.images` and `Scene.categories`.
     box : ndarray of float64, shape (N, 4)
         x, y, width, height in pixels.
     area : ndarray of float64, shape (N,)
         Decides between small, medium and large.
     score : ndarray of float64, shape (N,)
-        NaN where there is none.
+        NaN for unknown scores.
     crowd : ndarray of bool, shape (N,)
-    masks : list or None
-        COCO's segmentation.
+    masks : list of (Mask or None), or None
     ids : list or None
         The annotations' ids in the file.
     """
 
-    place: Ints
+    offset: Ints
     image: Ints
     category: Ints
     box: Floats
     area: Floats
     score: Floats
     crowd: Bools
-    masks: list[Any] | None = None
+    masks: list[Mask | None] | None = None
     ids: list[Key | None] | None = None
 
     def __len__(self) -> int:
-        return len(self.place)
+        return len(self.offset)
 
     def take(self, rows: npt.NDArray[Any]) -> Table:
-        """Some of the rows, by mask or by position."""
+        """Return some of the rows, given by a mask or by indices."""
         if rows.dtype == np.bool_ and rows.all():
             return self
         chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        names = ("place", "image", "category", "box", "area", "score", "crowd")
+        names = ("offset", "image", "category", "box", "area", "score", "crowd")
         columns: dict[str, Any] = {name: getattr(self, name)[chosen] for name in names}
         for name in ("masks", "ids"):
             value = getattr(self, name)
@@ -94,7 +102,7 @@ class Scene:
     """
 
     images: list[ImageRow]
-    categories: list[dict[str, Any]]
+    categories: list[Category]
     truths: Table
     masks: bool
 
@@ -105,53 +113,64 @@ class Scene:
 
 
 def read_scene(source: Source, masks: bool, skips: Skips) -> Scene:
-    """The ground truth, checked.
+    """Read and check the ground truth.
 
     Raises
     ------
     InputError
-        If it can't be read, has no images or categories, or repeats an id.
+        If it can't be read, has no images or categories, repeats an id, or has images without the
+        sizes that masks need.
     """
-    read = read_truths(source, masks, skips)
-    images, categories = read.images or [], check_categories(_dicts(read))
-    for kind, found in (("images", images), ("categories", categories)):
-        if not found:
+    read = read_dataset(
+        source, Row if masks else BoxRow, skips, name="the ground truth", unused=("score",)
+    )
+    images, categories = read.images or [], read.categories
+    for kind, items in (("images", images), ("categories", categories)):
+        if not items:
             raise InputError(f"{read.where}: has no {kind}: there is nothing to evaluate")
-    _unique([image.id for image in images], f"{read.where}: images")
-    _check_sizes(images, masks, read.where)
-    _unique([r.id for r in read.rows if r.id is not None], f"{read.where}: annotations")
+    for image in images if masks else ():
+        if min(image.width, image.height) < 1:
+            raise InputError(
+                f"{read.where}: image {image.id!r}: masks need the picture's width and height, "
+                f"got {image.width}×{image.height}"
+            )
+    check_unique((r.id for r in read.rows if r.id is not None), f"{read.where}: annotations")
     images = _sorted(images)
-    categories = sorted(categories, key=lambda item: int(item["id"]))
+    categories = sorted(categories, key=itemgetter("id"))
     scene = Scene(images, categories, _empty(), masks)
-    image = _find({i.id: n for n, i in enumerate(images)}, read.rows, "image_id")
+    image_index = _find({i.id: n for n, i in enumerate(images)}, read.rows, "image_id")
     category = _find({c["id"]: n for n, c in enumerate(categories)}, read.rows, "category_id")
-    table = _table(read, image, category, scene, "truth", skips)
+    table = _table(read, image_index, category, scene, "truth", skips)
     return replace(scene, truths=table)
 
 
-def read_predictions(
+def read_answers(
     source: Source, scene: Scene, match: Match, skips: Skips
 ) -> tuple[Table, dict[int, set[int]]]:
-    """Predictions about the scene, checked; and which categories were asked of which image.
+    """Read and check predictions about the scene.
+
+    Returns
+    -------
+    predictions : Table
+    asked : dict of int to set of int
+        Indices of the categories that the prompts of an image asked for; only images whose file
+        contains them.
 
     Raises
     ------
     InputError
         If they can't be read, or none is about an image of the scene.
     """
-    read = read_answers(source, scene.masks, skips)
+    read = read_predictions(source, Row if scene.masks else BoxRow, skips)
     if read.images is None:
         images: dict[Key, int] = {image.id: n for n, image in enumerate(scene.images)}
         categories = {item["id"]: n for n, item in enumerate(scene.categories)}
-        names: dict[int, str] = {}
     else:
-        _unique([image.id for image in read.images], f"{read.where}: images")
         images = _by_name(read.images, scene, read.where)
         mapping = CategoryMap(scene.categories, match=match, unmapped="drop")
-        place_of = {item["id"]: n for n, item in enumerate(scene.categories)}
-        names = {item.id: item.name for item in read.categories or []}
-        mapped = {number: mapping.id_of(name) for number, name in names.items()}
-        categories = {n: place_of[found] for n, found in mapped.items() if found is not None}
+        index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
+        mapped = {item["id"]: mapping.id_of(item["name"]) for item in read.categories}
+        categories = {n: index_of[known] for n, known in mapped.items() if known is not None}
     image = _find(images, read.rows, "image_id")
     category = _find(categories, read.rows, "category_id")
     if len(image) and (image < 0).all():
@@ -159,12 +178,9 @@ def read_predictions(
             f"{read.where}: none of its {len(image):,} predictions is about an image of the "
             f"ground truth (the first is about {read.rows[0].image_id!r})"
         )
-    table = _table(read, image, category, scene, "prediction", skips, names)
-    return table, _asked(read, images, scene, match)
-
-
-def _dicts(read: Read) -> list[dict[str, Any]]:
-    return [{"id": item.id, "name": item.name} for item in read.categories or []]
+    return _table(read, image, category, scene, "prediction", skips), _asked(
+        read, images, scene, match
+    )
 
 
 def _sorted(images: list[ImageRow]) -> list[ImageRow]:
@@ -173,70 +189,58 @@ def _sorted(images: list[ImageRow]) -> list[ImageRow]:
     return sorted(images, key=lambda image: str(image.id))
 
 
-def _check_sizes(images: list[ImageRow], masks: bool, where: str) -> None:
-    for image in images:
-        sides = (image.width, image.height)
-        if not all(0 <= side <= _MAX_SIDE for side in sides) or prod(sides) > _MAX_PIXELS:
-            raise InputError(f"{where}: image {image.id!r}: {sides[0]}×{sides[1]} is no size")
-        if masks and (min(sides) < 1 or any(side != int(side) for side in sides)):
-            raise InputError(
-                f"{where}: image {image.id!r}: masks need the picture's width and height, "
-                f"got {sides[0]}×{sides[1]}"
-            )
-
-
-def _unique(ids: Sequence[Key], what: str) -> None:
-    if len(set(ids)) != len(ids):
-        twice, count = Counter(ids).most_common(1)[0]
-        raise InputError(f"{what}: the id {twice!r} is there {count} times; ids must be unique")
-
-
-def _find(places: Mapping[Any, int], rows: list[Any], key: str) -> Ints:
-    found = map(places.get, map(attrgetter(key), rows), repeat(-1))
-    return np.fromiter(found, np.int64, len(rows))
+def _find(index_of: Mapping[Any, int], rows: list[BoxRow], key: str) -> Ints:
+    """Return the index of every row's image or category; -1 for unknown ones."""
+    indices = map(index_of.get, map(attrgetter(key), rows), repeat(-1))
+    return np.fromiter(indices, np.int64, len(rows))
 
 
 def _by_name(images: list[ImageRow], scene: Scene, where: str) -> dict[Key, int]:
-    """Images of a prediction dataset to the ground truth's: by file name, as ids are its own.
+    """Map the images of a prediction dataset to the ground truth's by file name.
 
-    Where a name isn't found, its last part is tried, if that is nobody else's.
+    Their ids are their own. If a name is unknown, its last part is tried, provided that only one
+    image has it.
     """
     exact = {image.file_name: n for n, image in enumerate(scene.images) if image.file_name}
     if not exact or not any(image.file_name for image in images):
         return {image.id: n for n, image in enumerate(scene.images)}
     counts = Counter(PurePosixPath(name).name for name in exact)
     short = {PurePosixPath(name).name: n for name, n in exact.items()}
-    found: dict[Key, int] = {}
+    index_of: dict[Key, int] = {}
     for image in images:
         name = image.file_name or ""
         last = PurePosixPath(name).name
-        place = exact.get(name, short.get(last) if counts[last] == 1 else None)
-        if place is not None:
-            found[image.id] = place
-    if images and not found:
+        index = exact.get(name, short.get(last) if counts[last] == 1 else None)
+        if index is not None:
+            index_of[image.id] = index
+    if images and not index_of:
         raise InputError(
             f"{where}: none of its {len(images):,} pictures is in the ground truth (the first "
             f"is {images[0].file_name!r}, there it is {scene.images[0].file_name!r})"
         )
-    return found
+    return index_of
 
 
 def _asked(
-    read: Read, images: Mapping[Key, int], scene: Scene, match: Match
+    read: CocoRows[BoxRow], images: Mapping[Key, int], scene: Scene, match: Match
 ) -> dict[int, set[int]]:
-    """Places of the categories that each image's prompt asked for; only images that say so."""
-    if read.images is None or (read.asked is None and not any(i.asked for i in read.images)):
+    """Return the indices of the categories that each image's prompts asked for."""
+    everywhere = read.asked
+    if read.images is None or (everywhere is None and not any(i.asked for i in read.images)):
         return {}
     mapping = CategoryMap(scene.categories, match=match, unmapped="drop")
-    place_of = {item["id"]: n for n, item in enumerate(scene.categories)}
+    index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
+
+    def indices(names: list[str]) -> set[int]:
+        ids = {mapping.id_of(name) for name in names}
+        return {index_of[known] for known in ids if known is not None}
+
     asked: dict[int, set[int]] = {}
-    if read.asked is not None:
-        everywhere = {mapping.id_of(name) for name in read.asked}
-        asked = {n: {place_of[i] for i in everywhere if i} for n in range(len(scene.images))}
+    if everywhere is not None:
+        asked = {n: indices(everywhere) for n in range(len(scene.images))}
     for image in read.images:
         if image.asked is not None and image.id in images:
-            found = {mapping.id_of(name) for name in image.asked}
-            asked[images[image.id]] = {place_of[i] for i in found if i is not None}
+            asked[images[image.id]] = indices(image.asked)
     return asked
 
 
@@ -247,68 +251,56 @@ def _empty() -> Table:
 
 
 def _table(
-    read: Read,
-    image: Ints,
-    category: Ints,
-    scene: Scene,
-    side: str,
-    skips: Skips,
-    names: Mapping[int, str] | None = None,
+    read: CocoRows[BoxRow], image: Ints, category: Ints, scene: Scene, side: Side, skips: Skips
 ) -> Table:
-    """Columns of the usable rows."""
+    """Return the columns of the usable rows."""
     rows, count = read.rows, len(read.rows)
-    place = np.arange(count) if read.places is None else np.array(read.places, np.int64)
-    keep = np.ones(count, np.bool_)
-
-    def skip(which: Bools, reason: str, **more: Any) -> None:
-        nonlocal keep
-        skips.add_many(side, reason, place[which & keep], **more)
-        keep = keep & ~which
-
-    unknown = image < 0
-    shown = (
-        f"{skips.where(side, int(place[row]))} is about image {rows[row].image_id!r}"
-        for row in np.flatnonzero(unknown).tolist()
-    )
-    skip(unknown, "unknown_image", examples=shown)
-    unknown = category < 0
-    counted: Counter[str] = Counter()
-    for row in np.flatnonzero(unknown & keep).tolist():
-        number = rows[row].category_id
-        counted[(names or {}).get(number, str(number))] += 1
-    skip(unknown, "unknown_category", examples=counted, names=dict(counted))
-    masked = bool(rows) and hasattr(rows[0], "segmentation")
-    score = np.full(count, np.nan)
-    if side == "prediction":
+    keep = _known(read, image, category, side, skips)
+    score = area = np.full(count, np.nan)
+    crowd = np.zeros(count, np.bool_)
+    if side == "prediction" and count:
         values = list(map(attrgetter("score"), rows))
-        score = np.array(values, np.float64) if count else score
-        if not np.isfinite(score).all():
+        score = np.array(values, np.float64)
+        if np.isnan(score).any() or np.abs(score).max() > MAX_SCORE:
             known = np.array([value is not None for value in values])
-            skip(known & ~np.isfinite(score), "bad_score")
-    area = np.full(count, np.nan)
-    if side == "truth" and count:
+            bad = keep & known & ~(np.abs(score) <= MAX_SCORE)
+            skips.add_many(side, "bad_score", read.offsets[bad])
+            keep &= ~bad
+    elif count:
         area = np.array([row.area for row in rows], np.float64)
+        crowd = np.fromiter((bool(row.iscrowd) for row in rows), np.bool_, count)
     table = Table(
-        place=place,
+        offset=read.offsets,
         image=image,
         category=category,
         box=_boxes(rows),
         area=area,
         score=score,
-        crowd=(
-            np.fromiter((bool(row.iscrowd) for row in rows), np.bool_, count)
-            if side == "truth"
-            else np.zeros(count, np.bool_)
-        ),
-        masks=[r.segmentation for r in rows] if masked else None,
+        crowd=crowd,
         ids=[row.id for row in rows] if side == "truth" else None,
+    ).take(keep)
+    kept = rows if len(table) == count else list(compress(rows, keep.tolist()))
+    return _with_boxes(_with_masks(table, kept, scene, side, skips), scene, side, skips)
+
+
+def _known(read: CocoRows[BoxRow], image: Ints, category: Ints, side: Side, skips: Skips) -> Bools:
+    """Return True for rows whose image and category are known; skip the others."""
+    rows, unknown = read.rows, np.flatnonzero(image < 0)
+    shown = (
+        f"{skips.at(side, offset)} is about image {rows[row].image_id!r}"
+        for row, offset in zip(unknown.tolist(), read.offsets[unknown].tolist(), strict=True)
     )
-    table = _with_masks(table if keep.all() else table.take(keep), scene, side, skips)
-    return _with_boxes(table, scene, side, skips)
+    skips.add_many(side, "unknown_image", read.offsets[unknown], shown)
+    names = {item["id"]: item["name"] for item in read.categories} if side == "prediction" else {}
+    unknown = np.flatnonzero((category < 0) & (image >= 0))
+    ids = [rows[row].category_id for row in unknown.tolist()]
+    counts = Counter(names.get(number, str(number)) for number in ids)
+    skips.add_many(side, "unknown_category", read.offsets[unknown], counts, dict(counts))
+    return (image >= 0) & (category >= 0)
 
 
-def _boxes(rows: list[Any]) -> Floats:
-    """x, y, width, height; NaN where there is none."""
+def _boxes(rows: list[BoxRow]) -> Floats:
+    """Return x, y, width, height of every row; NaN without a box."""
     boxes = list(map(attrgetter("bbox"), rows))
     if not any(boxes):
         return np.full((len(rows), 4), np.nan)
@@ -317,79 +309,83 @@ def _boxes(rows: list[Any]) -> Floats:
     return np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(rows)).reshape(-1, 4)
 
 
-def _with_masks(table: Table, scene: Scene, side: str, skips: Skips) -> Table:
-    """Masks checked where they are needed, and boxes and areas taken from them."""
+def _with_masks(table: Table, rows: list[BoxRow], scene: Scene, side: Side, skips: Skips) -> Table:
+    """Check the masks that are needed; fill in boxes and areas from them."""
     no_box = np.asarray(np.isnan(table.box).all(axis=1))
     if not (scene.masks or no_box.any()):
-        return replace(table, masks=None)
-    masks = table.masks or []
-    if not scene.masks:
-        # Boxes are evaluated, and some rows have none: their mask says where it is.
-        masks = [mask if no else None for mask, no in zip(masks, no_box, strict=True)]
+        return table
+    outlines: list[Outline] = [getattr(row, "segmentation", None) for row in rows]
+    if not scene.masks:  # only to find the boxes of rows without one
+        outlines = [mask if no else None for mask, no in zip(outlines, no_box, strict=True)]
     sizes = scene.sizes[table.image]
-    found = sound_outlines(masks, sizes)
-    missing = found.missing if scene.masks else np.zeros(len(table), np.bool_)
+    read = read_masks(outlines, sizes)
+    missing = read.missing if scene.masks else np.zeros(len(table), np.bool_)
     if scene.masks and len(table) and missing.all():
         raise InputError(
             f"no {'annotation' if side == 'truth' else 'prediction'} has a mask; "
             "evaluate the boxes instead: iou_type='bbox'"
         )
-    skips.add_many(side, "bad_mask", table.place[found.damaged])
-    skips.note(side, "bad_ring", table.place[found.bad_rings])
-    keep = ~found.damaged
+    skips.add_many(side, "bad_mask", table.offset[read.damaged])
+    skips.note(side, "bad_ring", table.offset[read.bad_rings])
+    keep = ~read.damaged
     if side == "truth":
-        skips.add_many(side, "no_mask", table.place[missing])
-        keep = keep & ~missing
+        skips.add_many(side, "no_mask", table.offset[missing])
+        keep &= ~missing
     else:
-        skips.note(side, "no_mask", table.place[missing])
+        skips.note(side, "no_mask", table.offset[missing])
         for row in np.flatnonzero(missing).tolist():
-            found.masks[row] = empty_rle(*sizes[row].tolist())
+            read.masks[row] = empty_rle(*sizes[row].tolist())
     # As pycocotools: where results have boxes, a prediction's size is its box's.
     by_mask = np.isnan(table.area) if side == "truth" else no_box
     if side == "prediction" and len(table) and not no_box[0]:
         by_mask = np.zeros(len(table), np.bool_)
     measured = np.flatnonzero((no_box | (by_mask & scene.masks)) & keep)
-    measured = measured[[found.masks[row] is not None for row in measured.tolist()]]
+    measured = measured[[read.masks[row] is not None for row in measured.tolist()]]
     box, area = table.box, table.area
     if len(measured):
-        rles, pixels = [found.masks[row] for row in measured.tolist()], found.pixels[measured]
-        unknown = np.flatnonzero(np.isnan(pixels)).tolist()
-        for place in unknown:
-            rles[place] = as_rle(rles[place], *sizes[measured[place]].tolist())
-        pixels[unknown] = engine_mask.area([rles[place] for place in unknown])
-        tight = engine_mask.to_bbox(rles)
-        box[measured] = np.where(no_box[measured, None], tight, box[measured])
+        rles = [
+            as_rle(mask, *size)
+            for mask, size in zip(
+                map(read.masks.__getitem__, measured.tolist()),
+                sizes[measured].tolist(),
+                strict=True,
+            )
+            if mask is not None
+        ]
+        pixels, unknown = read.pixels[measured], np.isnan(read.pixels[measured])
+        pixels[unknown] = coco_mask.area(list(compress(rles, unknown.tolist())))
+        box[measured] = np.where(no_box[measured, None], coco_mask.toBbox(rles), box[measured])
         area[measured] = np.where(by_mask[measured], pixels, area[measured])
-    return replace(table, box=box, area=area, masks=found.masks).take(keep)
+    return replace(table, box=box, area=area, masks=read.masks).take(keep)
 
 
-def _with_boxes(table: Table, scene: Scene, side: str, skips: Skips) -> Table:
-    """Boxes checked, areas filled in."""
+def _with_boxes(table: Table, scene: Scene, side: Side, skips: Skips) -> Table:
+    """Check the boxes and fill in missing areas."""
     box = table.box
     none = np.isnan(box).all(axis=1)
-    skips.add_many(side, "no_box", table.place[none])
+    skips.add_many(side, "no_box", table.offset[none])
     with np.errstate(invalid="ignore"):
-        strange = ~none & ~(np.abs(box) <= _MAX_COORDINATE).all(axis=1)
-    skips.add_many(side, "bad_box", table.place[strange])
+        strange = ~none & ~(np.abs(box) <= MAX_COORDINATE).all(axis=1)
+    skips.add_many(side, "bad_box", table.offset[strange])
     keep = ~none & ~strange
     negative = keep & (box[:, 2:] < 0).any(axis=1)
     if side == "truth":
-        skips.add_many(side, "negative_box", table.place[negative])
+        skips.add_many(side, "negative_box", table.offset[negative])
         keep &= ~negative
     else:
         # A wrong answer stays a wrong answer; the engine gets a box that nothing matches.
-        skips.note(side, "negative_box", table.place[negative])
+        skips.note(side, "negative_box", table.offset[negative])
         box[negative, 2:] = 0
     empty = keep & ~negative & (box[:, 2:] == 0).any(axis=1)
-    skips.note(side, "empty_box", table.place[empty])
+    skips.note(side, "empty_box", table.offset[empty])
     sizes = scene.sizes[table.image]
     with np.errstate(over="ignore", invalid="ignore"):
         outside = ((box[:, :2] >= sizes) & (sizes > 0)).any(axis=1)
         outside |= (box[:, :2] + box[:, 2:] <= 0).any(axis=1)
         sides = box[:, 2] * box[:, 3]
-    skips.note(side, "outside", table.place[keep & outside & ~empty & ~negative])
+    skips.note(side, "outside", table.offset[keep & outside & ~empty & ~negative])
     area = np.where(np.isnan(table.area), sides, table.area)
     wrong = keep & ~((area >= 0) & np.isfinite(area)) & ~np.isnan(table.area)
-    skips.add_many(side, "bad_area", table.place[wrong])
+    skips.add_many(side, "bad_area", table.offset[wrong])
     keep &= ~wrong
     return replace(table, box=box, area=area).take(keep)

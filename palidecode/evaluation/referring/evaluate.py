@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 
 from palidecode.answers.jsonl import Problem
 from palidecode.coco.reading import no_collection
+from palidecode.coco.skips import Skip
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
@@ -117,6 +118,8 @@ class ReferringResult:
         Each sample's own numbers.
     problems : list of Problem
         Rows that were left out, with line and reason.
+    skipped : tuple of Skip
+        Rows of RefCOCO's files that were skipped.
     """
 
     miou: float
@@ -131,6 +134,7 @@ class ReferringResult:
     codec: str
     samples: list[ReferringSample]
     problems: list[Problem]
+    skipped: tuple[Skip, ...] = ()
 
     def scores(self) -> dict[str, float]:
         """The shares under flat names: ``miou``, ``boxacc@0.5``, ``precision@0.9`` …"""
@@ -140,6 +144,7 @@ class ReferringResult:
     def as_dict(self) -> dict[str, Any]:
         """All but the samples, ready for JSON; None where there is no number."""
         reasons = Counter(sample.invalid for sample in self.samples if sample.invalid)
+        skipped = {"skipped": [skip.as_dict() for skip in self.skipped]} if self.skipped else {}
         return {
             **{k: None if math.isnan(v) else v for k, v in self.scores().items()},
             "invalid": self.invalid,
@@ -149,6 +154,7 @@ class ReferringResult:
             "codec": self.codec,
             "unusable": dict(reasons),
             "problems": [problem._asdict() for problem in self.problems],
+            **skipped,
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -224,11 +230,12 @@ def evaluate_referring(
     problems: list[Problem] = []
     rows = read_lines(predictions, problems)
     lacking = 0
+    skipped: tuple[Skip, ...] = ()
     if refs is None or instances is None:
         pairs = list(own_pairs(rows, problems))
     else:
         found = read_refcoco(refs, instances, split)
-        answers = answers_by_id(rows, found, problems)
+        answers, skipped = answers_by_id(rows, found, problems), found.skipped
         lacking = len(found.truths) - len(answers)
         pairs = [
             (truth, answers.get(number, MISSING))
@@ -246,7 +253,7 @@ def evaluate_referring(
         samples += _measure(pairs[start : start + _BATCH], how, problems)
     if not samples:
         raise InputError(_nothing(problems))
-    return _summary(samples, lacking, used.id, problems)
+    return replace(_summary(samples, lacking, used.id, problems), skipped=skipped)
 
 
 def _nothing(problems: Sequence[Problem]) -> str:

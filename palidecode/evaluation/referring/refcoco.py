@@ -6,7 +6,6 @@ numbers come out of one; whatever asks for more is refused before anything of it
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import struct
@@ -17,9 +16,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
-from palidecode.coco.loading import read_segmentation
+import msgspec
+
+from palidecode.coco.reading import (
+    Key,
+    Outline,
+    Source,
+    Xywh,
+    read_box,
+    read_dataset,
+    sized_images,
+)
+from palidecode.coco.segmentations import read_mask
+from palidecode.coco.skips import Skip, Skips
 from palidecode.errors import InputError
-from palidecode.files import check_size, read_json
+from palidecode.files import read_json
 from palidecode.geometry.rle import Rle, union
 
 _DEEPEST = 12  # lists and dicts in each other; refs have five
@@ -58,7 +69,7 @@ class Truth(NamedTuple):
     expression: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RefCoco:
     """The expressions of one split, by ``sent_id``.
 
@@ -69,11 +80,17 @@ class RefCoco:
         The ``sent_id`` of every ``ref_id``.
     other_splits : dict of int to str
         Which split the other expressions belong to.
+    unusable : dict of int to str
+        Expressions of the split that were skipped, and the reason.
+    skipped : tuple of Skip
+        Rows of the files that were skipped.
     """
 
     truths: dict[int, Truth] = field(default_factory=dict)
     of_ref: dict[int, list[int]] = field(default_factory=dict)
     other_splits: dict[int, str] = field(default_factory=dict)
+    unusable: dict[int, str] = field(default_factory=dict)
+    skipped: tuple[Skip, ...] = ()
 
 
 class _PlainUnpickler(pickle._Unpickler):
@@ -169,60 +186,122 @@ def read_refcoco(
     Raises
     ------
     InputError
-        Naming the first ref that can't be read, or the splits there are.
+        Naming the first ref that can't be read, or the splits there are; also if no object that
+        the refs mean can be read. Single objects are skipped.
     """
     where = "refs"
     if isinstance(refs, (str, os.PathLike)):
         refs, where = load_refs(refs), str(refs)
-    images, annotations = _read_instances(instances)
-    found, masks = RefCoco(), {}
-    for place, ref in enumerate(refs):
+    skips = Skips()
+    objects = _Objects(instances, skips)
+    read = RefCoco()
+    for offset, ref in enumerate(refs):
         try:
             sentences = [(int(s["sent_id"]), _text(s)) for s in ref["sentences"]]
             if ref["split"] != split:
                 other = _as_text(ref["split"])
-                found.other_splits.update((number, other) for number, _ in sentences)
+                read.other_splits.update((number, other) for number, _ in sentences)
                 continue
-            image = images[ref["image_id"]]
-            targets = tuple(_targets(ref))
-            key = (ref["image_id"], targets)
-            if key not in masks:
-                masks[key] = _mask_and_box([annotations[t] for t in targets], image[1])
+            try:
+                target = objects.target(ref["image_id"], tuple(_targets(ref)))
+            except InputError as error:
+                skips.add("ref", "bad_target", offset, f"{skips.at('ref', offset)}: {error}")
+                read.unusable.update((number, str(error)) for number, _ in sentences)
+                continue
             for number, text in sentences:
-                if number in found.truths:
+                if number in read.truths:
                     raise ValueError(f"sent_id {number} is there twice")
-                found.truths[number] = Truth(number, *image, *masks[key], text)
-                found.of_ref.setdefault(int(ref["ref_id"]), []).append(number)
+                read.truths[number] = Truth(number, *target, text)
+                read.of_ref.setdefault(int(ref["ref_id"]), []).append(number)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where}: ref {place}: {reason}") from error
-    if not found.truths:
-        splits = Counter(found.other_splits.values())
+            raise InputError(f"{where}: ref {offset}: {reason}") from error
+    read.skipped = skips.skipped + skips.noted
+    if read.unusable and not read.truths:
+        raise InputError(f"{where}: no expression of split {split!r} can be used: {skips}")
+    if not read.truths:
+        splits = Counter(read.other_splits.values())
         known = ", ".join(f"{name} ({count})" for name, count in splits.items()) or "none"
         raise InputError(f"{where}: no expression of split {split!r}; there are: {known}")
-    return found
+    return read
 
 
-def _read_instances(
-    instances: str | os.PathLike[str] | Mapping[str, Any],
-) -> tuple[dict[int, tuple[str, tuple[int, int]]], dict[int, Mapping[str, Any]]]:
-    """Name and size of every image, and every annotation, by id."""
-    where = "instances" if isinstance(instances, Mapping) else str(instances)
-    data = instances if isinstance(instances, Mapping) else read_json(instances)
-    try:
-        images = {
-            image["id"]: (
-                str(image.get("file_name", image["id"])),
-                check_size([image["width"], image["height"]]),
-            )
-            for image in data["images"]
-        }
-        return images, {annotation["id"]: annotation for annotation in data["annotations"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{where}: needs 'images' (id, width, height) and 'annotations' (id), as RefCOCO's "
-            f"instances.json ({error!r})"
-        ) from error
+class _Object(msgspec.Struct, kw_only=True, gc=False):
+    """An annotation of ``instances.json``."""
+
+    id: Key
+    segmentation: Outline = None
+    bbox: Xywh | None = None
+
+
+class _Objects:
+    """The objects that refs mean; each mask is read once."""
+
+    def __init__(self, instances: Source, skips: Skips) -> None:
+        read = read_dataset(
+            instances, _Object, skips, name="instances", needs=("images", "annotations")
+        )
+        self._skips = skips
+        self._images = {image.id: image for image in sized_images(read, skips)}
+        self._objects = {row.id: row for row in read.rows}
+        self._broken = {item.id: f"annotation {item.id}: {item.problem}" for item in read.broken}
+        self._no_images = {item.id: item.problem for item in read.broken_images}
+        self._no_images |= {image.id: "no width and height" for image in read.images or []}
+        self._masks: dict[tuple[Key, tuple[Key, ...]], tuple[Rle, Xywh | None]] = {}
+
+    def target(
+        self, image_id: Key, targets: tuple[Key, ...]
+    ) -> tuple[str, tuple[int, int], Rle, Xywh | None]:
+        """Return an image's name and size, the mask of some objects together, and their box.
+
+        Raises
+        ------
+        InputError
+            If the image or an object can't be used.
+        KeyError
+            If there is no such image or object.
+        """
+        if image_id not in self._images and image_id in self._no_images:
+            raise InputError(f"image {image_id}: {self._no_images[image_id]}")
+        image = self._images[image_id]
+        size = image.width, image.height
+        key = image_id, targets
+        if key not in self._masks:
+            self._masks[key] = self._mask_and_box(targets, size)
+        return image.file_name or str(image.id), size, *self._masks[key]
+
+    def _mask_and_box(
+        self, targets: tuple[Key, ...], size: tuple[int, int]
+    ) -> tuple[Rle, Xywh | None]:
+        """Return the union of some objects, and the box of a single one."""
+        rles, box = [], None
+        for target in targets:
+            if target not in self._objects and target in self._broken:
+                raise InputError(self._broken[target])
+            row = self._objects[target]
+            try:
+                rle, skipped_rings = read_mask(row.segmentation, size)
+                box = solid_box(row.bbox) if len(targets) == 1 else None
+            except InputError as error:
+                raise InputError(f"annotation {target}: {error}") from error
+            rles += [] if rle is None else [rle]
+            if skipped_rings:
+                self._skips.note("truth", "bad_ring", [0], [f"annotation {target}"])
+        return union(rles, size), box
+
+
+def solid_box(value: object) -> Xywh | None:
+    """Read a COCO box whose sides are not negative; None for None.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    box = read_box(value)
+    if box is not None and min(box[2:]) < 0:
+        raise InputError(f"bbox must have a width and a height from 0 up, got {list(box)}")
+    return box
 
 
 def _text(sentence: Mapping[str, Any]) -> str:
@@ -241,26 +320,3 @@ def _targets(ref: Mapping[str, Any]) -> list[int]:
     given = ref["ann_id"]
     targets = given if isinstance(given, list) else [given]
     return [] if ref.get("no_target") else [target for target in targets if target != -1]
-
-
-def _mask_and_box(
-    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]
-) -> tuple[Rle, tuple[float, float, float, float] | None]:
-    """The union of some annotations, and the box of a single one."""
-    rles = [read_segmentation(annotation["segmentation"], size) for annotation in annotations]
-    box = read_box(annotations[0].get("bbox")) if len(annotations) == 1 else None
-    return union([rle for rle in rles if rle is not None], size), box
-
-
-def read_box(box: Any) -> tuple[float, float, float, float] | None:
-    """A COCO box, or a `ValueError`; None where there is none."""
-    if box is None:
-        return None
-    numbers = isinstance(box, (list, tuple)) and all(isinstance(n, (int, float)) for n in box)
-    try:
-        values = tuple(map(float, box)) if numbers else ()
-    except OverflowError:  # a number of hundreds of digits
-        values = ()
-    if len(values) != 4 or not all(map(math.isfinite, values)) or min(values[2:]) < 0:
-        raise ValueError(f"bbox must be x, y, width and height, got {box!r}")
-    return values

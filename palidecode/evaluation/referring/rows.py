@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.answers.jsonl import Problem
-from palidecode.coco.loading import read_segmentation
+from palidecode.coco.reading import RunLengths, read_outline
+from palidecode.coco.segmentations import read_mask
 from palidecode.errors import InputError
-from palidecode.evaluation.referring.refcoco import RefCoco, Truth, read_box
+from palidecode.evaluation.referring.refcoco import RefCoco, Truth, solid_box
 from palidecode.files import check_size
-from palidecode.geometry.rle import Rle, check_rle, union
+from palidecode.geometry.rle import Rle, union
 from palidecode.prompts import plain_expression
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
 
@@ -135,12 +136,12 @@ def own_pairs(
     """Rows that bring their truth along."""
     for line, row in rows:
         try:
-            yield _own_truth(line, row), _answer_of(line, row)
+            yield _own_truth(line, row, problems), _answer_of(line, row)
         except (TypeError, ValueError) as error:
             problems.append(Problem(line, str(error)))
 
 
-def _own_truth(line: int, row: Mapping[str, Any]) -> Truth:
+def _own_truth(line: int, row: Mapping[str, Any], problems: list[Problem]) -> Truth:
     if "segmentation" not in row:
         raise InputError(
             "needs 'segmentation': RLE or polygons, null for no target; or give RefCOCO's files"
@@ -150,29 +151,32 @@ def _own_truth(line: int, row: Mapping[str, Any]) -> Truth:
     if row.get("width") is not None or row.get("height") is not None:
         size = [row.get("width"), row.get("height")]
     if size is None and isinstance(given, Mapping):
-        size = check_rle(dict(given))["size"][::-1]
+        outline = read_outline(given)
+        size = outline.size[::-1] if isinstance(outline, RunLengths) else None
     if size is None:
         raise InputError("the size of the picture is not known: give 'width' and 'height'")
     width_height = check_size(size)
-    rle = _given_rle(given, width_height)
+    rle, skipped_rings = _given_rle(given, width_height)
+    if skipped_rings:
+        problems.append(Problem(line, f"skipped {skipped_rings} polygon rings of under 3 points"))
     number = row.get("id", row.get("sent_id", line))
     return Truth(
         id=number if isinstance(number, (int, str)) else line,
         image=str(row.get("image") or f"line-{line}"),
         size=width_height,
         rle=rle,
-        bbox=read_box(row.get("bbox")),
+        bbox=solid_box(row.get("bbox")),
         expression=_expression(row),
     )
 
 
-def _given_rle(given: Any, size: tuple[int, int]) -> Rle:
-    """The true mask; compressed counts are checked later, many at once."""
+def _given_rle(given: Any, size: tuple[int, int]) -> tuple[Rle, int]:
+    """Read the true mask and count skipped rings; compressed counts are checked later, together."""
     counts = given.get("counts") if isinstance(given, Mapping) else None
     if isinstance(counts, str) and given.get("size") == [size[1], size[0]]:
-        return Rle(size=[size[1], size[0]], counts=counts)
-    rle = read_segmentation(given, size)
-    return union([], size) if rle is None else rle
+        return Rle(size=[size[1], size[0]], counts=counts), 0
+    rle, skipped_rings = read_mask(read_outline(given), size)
+    return union([], size) if rle is None else rle, skipped_rings
 
 
 def answers_by_id(
@@ -198,6 +202,8 @@ def _sentence_of(row: Mapping[str, Any], found: RefCoco) -> int:
     if type(number) is int:
         if number in found.truths:
             return number
+        if number in found.unusable:
+            raise InputError(f"sent_id {number} was skipped: {found.unusable[number]}")
         other = found.other_splits.get(number)
         raise InputError(
             f"sent_id {number} is of split {other}" if other else f"no sent_id {number} in the refs"

@@ -343,4 +343,6 @@ def test_command_says_what_was_left_out(coco100, tmp_path, capsys):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
     assert main(["evaluate", str(coco100 / GT), str(path)]) == 1
-    assert re.search(r"SKIPPED:\n +1 prediction of categories .*'999' 1", capsys.readouterr().out)
+    assert re.search(
+        r"SKIPPED:\n +1 prediction of unknown categories .*'999' 1", capsys.readouterr().out
+    )

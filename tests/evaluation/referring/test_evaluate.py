@@ -169,7 +169,7 @@ BAD_ROWS = [
     ({"size": [8, 8], "segmentation": SQUARE}, "needs 'output'"),
     ({"token_ids": ["a"], "size": [8, 8], "segmentation": SQUARE}, "list of integers"),
     ({"output": "", "size": [8, 8], "segmentation": [[1, 2]]}, "three x, y pairs"),
-    ({"output": "", "size": [8, 8], "segmentation": 7}, "not iterable"),
+    ({"output": "", "size": [8, 8], "segmentation": 7}, "polygons or an RLE"),
     (
         {"output": "", "size": [8, 8], "segmentation": {"size": [9, 8], "counts": [72]}},
         "an RLE of size",
@@ -183,7 +183,7 @@ BAD_ROWS = [
     ({"output": "", "size": [8, 8], "segmentation": {"size": [8, 8], "counts": ""}}, "sum to 0"),
     ({"output": "", "size": [8, 8], "segmentation": SQUARE, "bbox": [0, 0, -1, 2]}, "bbox must"),
     ({"output": "", "size": [8, 8], "segmentation": SQUARE, "bbox": [0, math.nan, 1, 2]}, "bbox"),
-    ({"output": "", "size": [8, 8], "segmentation": [[10**400, *SQUARE[0][1:]]]}, "three x, y"),
+    ({"output": "", "size": [8, 8], "segmentation": [[10**400, *SQUARE[0][1:]]]}, "got "),
     ({"output": "", "size": [8, 8], "segmentation": SQUARE, "bbox": [0, 0, 10**400, 2]}, "width"),
 ]
 

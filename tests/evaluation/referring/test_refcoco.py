@@ -201,12 +201,9 @@ def test_grefcoco_has_several_targets_or_none(tmp_path, demo_codec):
         (lambda r, i: r[1].update(ann_id=5), "ref 1: no 5"),
         (lambda r, i: r[1].update(sentences=r[0]["sentences"]), "sent_id 10 is there twice"),
         (lambda r, i: r[0].update(sentences=[3]), "ref 0"),
-        (lambda r, i: i.pop("annotations"), "needs 'images'"),
-        (lambda r, i: i["images"][0].pop("width"), "needs 'images'"),
-        (lambda r, i: i["images"][0].update(width=1 << 40), "needs 'images'"),
-        (lambda r, i: i["annotations"][0].update(segmentation=[[1]]), "ref 0: a polygon"),
-        (lambda r, i: i["annotations"][0].update(bbox=[1]), "ref 0: bbox"),
-        (lambda r, i: i["images"][0].update(height=50), "ref 1: an RLE of size"),
+        (lambda r, i: i.pop("annotations"), "no list of 'annotations'"),
+        (lambda r, i: i["images"][0].pop("width"), "no image has a width"),
+        (lambda r, i: i["images"][0].update(width=1 << 40), "width must be a whole number"),
         (lambda r, i: r.clear(), "no expression of split 'val'; there are: none"),
         (lambda r, i: [x.update(split="test") for x in r], r"there are: test \(4\)"),
     ],
@@ -216,6 +213,34 @@ def test_files_that_do_not_fit(change, said):
     change(refs, instances)
     with pytest.raises(InputError, match=said):
         read_refcoco(refs, instances)
+
+
+@pytest.mark.parametrize(
+    ("change", "offset", "said"),
+    [
+        ({"segmentation": [[1]]}, 0, "a polygon"),
+        ({"segmentation": 7}, 0, "polygons or an RLE"),
+        ({"bbox": [1]}, 0, "bbox must be four"),
+        ({"bbox": [0, 0, -1, 5]}, 0, "from 0 up"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, 0, "an RLE of size"),
+    ],
+)
+def test_objects_that_can_not_be_read_are_skipped(change, offset, said, demo_codec):
+    refs, instances = json.loads(json.dumps([REFS, INSTANCES]))
+    instances["annotations"][0] |= change
+    found = read_refcoco(refs, instances)
+    assert list(found.truths) == [20]
+    (skip,) = [skip for skip in found.skipped if skip.side == "ref"]
+    assert (skip.reason, skip.count) == ("bad_target", 1)
+    assert said in skip.examples[0]
+    assert skip.examples[0].startswith(f"refs[{offset}]: annotation 1: ")
+    rows = [{"sent_id": number, "output": WHOLE} for number in (10, 20)]
+    result = evaluate_referring(rows, refs, instances, codec=demo_codec)
+    assert (result.total, result.skipped) == (1, found.skipped)
+    assert "sent_id 10 was skipped" in result.problems[0].reason
+    assert result.as_dict()["skipped"][-1]["side"] == "ref"
+    with pytest.raises(InputError, match="no expression of split 'val' can be used"):
+        read_refcoco(refs[:1], instances)
 
 
 def test_predictions_by_sentence(files, demo_codec):

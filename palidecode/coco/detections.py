@@ -1,0 +1,197 @@
+"""COCO datasets and results lists to `Detections`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from palidecode.coco.categories import Category
+from palidecode.coco.reading import (
+    MAX_SCORE,
+    BoxRow,
+    CocoRows,
+    ImageRow,
+    Row,
+    Xywh,
+    is_box,
+    no_collection,
+    read_dataset,
+    read_predictions,
+    sized_images,
+)
+from palidecode.coco.segmentations import read_mask
+from palidecode.coco.skips import Side, Skips
+from palidecode.coco.writing import CocoReport
+from palidecode.detections import Detections
+from palidecode.errors import InputError
+from palidecode.geometry.boxes import xywh_to_xyxy
+from palidecode.geometry.rle import Rle
+from palidecode.vocab import SEG_PER_MASK
+
+
+def from_coco(
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    crowds: bool = False,
+    report: CocoReport | None = None,
+) -> Detections:
+    """Read a COCO dataset: its boxes, labels, and masks as RLE.
+
+    Rows that can't be read are skipped, listed in `report`, and named in a warning.
+
+    Parameters
+    ----------
+    dataset : path or dict
+    crowds : bool
+        Read crowd annotations too; by default they are skipped and counted in `report`.
+    report : CocoReport, optional
+        Is filled with what was skipped.
+
+    Warns
+    -----
+    SkippedRowsWarning
+        If some rows can't be read.
+
+    Raises
+    ------
+    InputError
+        If the file is no COCO dataset, or no image or annotation of it can be read.
+    """
+    detections, _ = read_detections(dataset, crowds=crowds, report=report, stacklevel=3)
+    return detections
+
+
+def read_detections(
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    crowds: bool = False,
+    report: CocoReport | None = None,
+    stacklevel: int = 2,
+) -> tuple[Detections, list[ImageRow]]:
+    """Do the work of `from_coco`; also return the images, in the order of the detections' sizes."""
+    skips = Skips()
+    with no_collection():
+        read = read_dataset(dataset, Row, skips, needs=("images", "categories"))
+    rows = [(offset, row) for offset, row in _numbered(read) if crowds or not row.iscrowd]
+    if report is not None:
+        report.crowds += len(read.rows) - len(rows)
+    images = sized_images(read, skips)
+    detections = _detections(rows, images, read.categories, "truth", skips)
+    _tell(detections, skips, read.where, report, stacklevel)
+    return detections, images
+
+
+def from_coco_results(
+    results: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
+    dataset: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    report: CocoReport | None = None,
+) -> Detections:
+    """Read a COCO results list as detections of the images of its dataset.
+
+    Rows that can't be read are skipped, listed in `report`, and named in a warning.
+
+    Parameters
+    ----------
+    results : path or list of dict
+    dataset : path or dict
+    report : CocoReport, optional
+        Is filled with what was skipped.
+
+    Warns
+    -----
+    SkippedRowsWarning
+        If some rows can't be read, or their image or category is unknown.
+
+    Raises
+    ------
+    InputError
+        If the files are no COCO results and dataset, or no row can be read.
+    """
+    skips = Skips()
+    with no_collection():
+        read = read_predictions(results, Row, skips)
+        if read.images is not None:
+            raise InputError(f"{read.where}: COCO results are a list; for a dataset use from_coco")
+        truth = read_dataset(dataset, BoxRow, Skips(), needs=("images", "categories"))
+    images = sized_images(truth, skips)
+    detections = _detections(_numbered(read), images, truth.categories, "prediction", skips)
+    _tell(detections, skips, read.where, report, stacklevel=2)
+    return detections
+
+
+def _numbered(read: CocoRows[Row]) -> list[tuple[int, Row]]:
+    return list(zip(read.offsets.tolist(), read.rows, strict=True))
+
+
+def _detections(
+    rows: Sequence[tuple[int, Row]],
+    images: list[ImageRow],
+    categories: list[Category],
+    side: Side,
+    skips: Skips,
+) -> Detections:
+    index_of = {image.id: index for index, image in enumerate(images)}
+    names = {item["id"]: item["name"] for item in categories}
+    labels: list[str] = []
+    boxes: list[Xywh] = []
+    scores: list[float] = []
+    image_index: list[int] = []
+    rles: list[Rle | None] = []
+    for offset, row in rows:
+        at, index = skips.at(side, offset), index_of.get(row.image_id)
+        if index is None:
+            example = f"{at} is about image {row.image_id!r}"
+            skips.add(side, "unknown_image", offset, example)
+        elif row.category_id not in names:
+            number = str(row.category_id)
+            skips.add_many(side, "unknown_category", [offset], [number], {number: 1})
+        elif row.score is not None and not abs(row.score) <= MAX_SCORE:
+            skips.add(side, "bad_score", offset, f"{at}: {row.score}")
+        else:
+            image = images[index]
+            try:
+                rle, skipped_rings = read_mask(row.segmentation, (image.width, image.height))
+            except InputError as error:
+                skips.add(side, "bad_mask", offset, f"{at}: {error}")
+                continue
+            box = coco_mask.toBbox(rle).tolist() if row.bbox is None and rle else row.bbox
+            if box is None:
+                skips.add(side, "no_box", offset, at)
+                continue
+            if not is_box(box):
+                skips.add(side, "bad_box", offset, f"{at}: {list(box)}")
+                continue
+            if skipped_rings:
+                skips.note(side, "bad_ring", [offset])
+            labels.append(names[row.category_id])
+            boxes.append(box)
+            scores.append(np.nan if row.score is None else row.score)
+            image_index.append(index)
+            rles.append(rle)
+    sizes = np.array([(image.width, image.height) for image in images], np.int64)
+    return Detections(
+        xyxy=xywh_to_xyxy(boxes).astype(np.float32),
+        labels=labels,
+        scores=np.array(scores, np.float32),
+        image_index=np.array(image_index, np.int64),
+        sizes=sizes.reshape(-1, 2),
+        codes=np.zeros((len(labels), SEG_PER_MASK), np.uint8),
+        has_mask=np.fromiter((rle is not None for rle in rles), np.bool_, len(rles)),
+        rles=rles,
+    )
+
+
+def _tell(
+    detections: Detections, skips: Skips, where: str, report: CocoReport | None, stacklevel: int
+) -> None:
+    """Report what was skipped; an error if nothing is left."""
+    if not len(detections) and any(skip.side in ("truth", "prediction") for skip in skips.skipped):
+        raise InputError(f"{where}: no row can be read: {skips}")
+    if report is not None:
+        report.skipped += [*skips.skipped, *skips.noted]
+    skips.warn(where, stacklevel + 1)

@@ -25,7 +25,7 @@ _Problem: TypeAlias = tuple[int, str]
 
 @dataclass(frozen=True)
 class _Style:
-    """How objects are drawn."""
+    """Options of the drawing."""
 
     alpha: float
     font: Path | None

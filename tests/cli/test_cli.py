@@ -188,6 +188,22 @@ def test_draw_a_folder_from_answers_and_from_coco(capsys, folder):
         assert 0.01 < (before != after).any(axis=2).mean() < 0.6
 
 
+@pytest.mark.filterwarnings("default::palidecode.coco.skips.SkippedRowsWarning")
+def test_draw_skips_annotations_that_can_not_be_read(capsys, folder):
+    decode_folder(capsys, folder)
+    dataset = json.loads((folder / "coco.json").read_text())
+    dataset["annotations"].append(dataset["annotations"][0] | {"bbox": "all"})
+    dataset["images"] = [image for image in dataset["images"] if image["file_name"] != "cut.jpg"]
+    (folder / "odd.json").write_text(json.dumps(dataset))
+    words = ["draw", folder / "odd.json", "--images", folder / "pictures", "-o", folder / "drawn"]
+    code, said, err = run(capsys, *words, "--json")
+    assert code == 1
+    assert "1 annotation could not be read" in err
+    summary = json.loads(said)
+    assert (summary["written"], summary["problems"]) == (2, [])
+    assert {skip["reason"] for skip in summary["skipped"]} >= {"unreadable"}
+
+
 @pytest.mark.parametrize(("target", "kind"), [("x.png", "PNG"), ("x.jpg", "JPEG"), ("dir", "PNG")])
 def test_draw_one_answer(capsys, folder, target, kind):
     picture = folder / "pictures" / "a.jpg"

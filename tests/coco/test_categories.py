@@ -1,7 +1,14 @@
 import pytest
 
 from palidecode import CategoryMap, InputError
-from palidecode.coco.categories import ALIASES, IRREGULAR, fold
+from palidecode.coco.categories import (
+    ALIASES,
+    IRREGULAR,
+    category_names,
+    fold,
+    read_categories,
+)
+from palidecode.coco.skips import SkippedRowsWarning
 
 COCO = ["person", "bicycle", "bus", "cell phone", "tv", "couch", "knife", "mouse", "glass", "skis"]
 
@@ -100,3 +107,46 @@ def test_tables_are_folded_and_end_in_singulars():
         for key, value in table.items():
             assert fold(key) == key
             assert value not in table
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ('["cat", "dog"]', ["cat", "dog"]),
+        ('[{"id": 3, "name": "cat"}]', ["cat"]),
+        ('{"categories": [{"id": 3, "name": "cat"}], "images": []}', ["cat"]),
+    ],
+)
+def test_categories_of_a_json_file(tmp_path, content, names):
+    path = tmp_path / "categories.json"
+    path.write_text(content)
+    assert category_names(read_categories(path)) == names
+
+
+def test_categories_of_a_text_file(tmp_path):
+    path = tmp_path / "categories.txt"
+    path.write_text("cat\n\n dog \n")
+    assert category_names(read_categories(path)) == ["cat", "dog"]
+    assert read_categories(None) is None
+    path.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="can't be read"):
+        read_categories(path)
+
+
+@pytest.mark.parametrize("content", ["null", "7", "true", '"cat"', "{}", '{"categories": 5}'])
+def test_files_without_categories_are_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "categories.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"categories.json: .*categories") as caught:
+        read_categories(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_categories_that_can_not_be_read_are_skipped(tmp_path):
+    path = tmp_path / "categories.json"
+    path.write_text('[{"id": 1, "name": "cat"}, {"id": "two", "name": "dog"}, null]')
+    with pytest.warns(SkippedRowsWarning, match=r"2 categories could not be read .categories\[1\]"):
+        assert read_categories(path) == [{"id": 1, "name": "cat"}]
+    path.write_text("[null]")
+    with pytest.raises(InputError, match="category 0 needs"):
+        read_categories(path)

@@ -1,5 +1,6 @@
 """Ray's workers, and a machine without Ray: nothing here starts one."""
 
+import json
 import sys
 
 import pytest
@@ -39,3 +40,21 @@ def test_without_ray_the_pip_line_is_named(monkeypatch, capsys, tmp_path):
         ray_data.decode(path)
     assert main(["decode", str(path), "-o", str(tmp_path / "coco.json"), "--ray"]) == 2
     assert "pip install 'palidecode[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"images": []}, "no images with a usable name"),
+        ({"images": [{"id": 1}]}, r"images\[0\]: no file_name"),
+        ({"images": [{"id": 1, "file_name": "../a.png"}]}, "leads out of"),
+        ({"images": [7]}, "not an object: 7"),
+        ({"annotations": []}, "no list of 'images'"),
+        ([], "is a results list"),
+    ],
+)
+def test_coco_files_without_pictures(tmp_path, content, told):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told):
+        ray_data.read_coco(path, tmp_path)

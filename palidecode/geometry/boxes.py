@@ -1,4 +1,4 @@
-"""Bins and pixels: loc bins to xyxy boxes and back, IoU.
+"""Boxes: conversion between loc bins and pixels, areas, IoU.
 
 Loc bins are y1, x1, y2, x2 in 0 … 1023, independent of the aspect ratio. Deployed
 decoders (the Hugging Face demo, supervision) divide by 1024; big_vision encodes
@@ -7,18 +7,13 @@ decoders (the Hugging Face demo, supervision) divide by 1024; big_vision encodes
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
 from palidecode.vocab import LOC_COUNT
 
-FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
-Divisor: TypeAlias = Literal[1023, 1024]
-
-DEFAULT_DIVISOR: Divisor = 1024
+DEFAULT_DIVISOR = 1024
 _DIVISORS = (LOC_COUNT - 1, LOC_COUNT)
 
 
@@ -29,7 +24,7 @@ def loc_to_xyxy(
     divisor: int = DEFAULT_DIVISOR,
     clip: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """Loc bins to boxes in pixels.
+    """Convert loc bins to boxes in pixels.
 
     Parameters
     ----------
@@ -50,7 +45,7 @@ def loc_to_xyxy(
     Raises
     ------
     InputError
-        For another divisor, other shapes, or sizes that aren't positive.
+        If the divisor or a shape is another, or sizes aren't positive.
 
     Examples
     --------
@@ -69,7 +64,7 @@ def loc_to_xyxy(
 def xyxy_to_loc(
     xyxy: npt.ArrayLike, sizes: npt.ArrayLike, *, divisor: int = DEFAULT_DIVISOR
 ) -> npt.NDArray[np.int16]:
-    """Boxes in pixels to loc bins, the inverse of `loc_to_xyxy`.
+    """Convert boxes in pixels to loc bins, the inverse of `loc_to_xyxy`.
 
     ``round(v · divisor)`` clipped to 0 … 1023, v the fraction of the image's side; with
     divisor 1023 this is big_vision's encoding. Halves round to even, as numpy does.
@@ -81,7 +76,7 @@ def xyxy_to_loc(
     sizes : array_like of int, shape (2,) or (N, 2)
         Image width and height in pixels.
     divisor : {1024, 1023}
-        The one the decoder will use.
+        The decoder's divisor.
 
     Returns
     -------
@@ -91,7 +86,7 @@ def xyxy_to_loc(
     Raises
     ------
     InputError
-        For NaN or infinite coordinates, another divisor, or sizes that aren't positive.
+        If coordinates aren't finite, the divisor is another, or sizes aren't positive.
     """
     check_divisor(divisor)
     boxes = as_rows(xyxy, 4, "xyxy")
@@ -104,21 +99,19 @@ def xyxy_to_loc(
 
 
 def xywh_to_xyxy(xywh: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """COCO's x, y, width, height to corners. Shapes (N, 4), pixels."""
+    """Convert COCO's x, y, width, height to corners, shape (N, 4)."""
     boxes = as_rows(xywh, 4, "xywh")
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def box_area(xyxy: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Areas of (N, 4) boxes in square pixels; 0 for inverted boxes."""
+    """Compute the areas of boxes (N, 4); 0 for inverted boxes."""
     boxes = as_rows(xyxy, 4, "xyxy")
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    area: npt.NDArray[np.float64] = sides[:, 0] * sides[:, 1]
-    return area
+    return _area(boxes[:, :2], boxes[:, 2:])
 
 
 def box_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Intersection over union of every box of `a` with every box of `b`.
+    """Compute the intersection over union of every box of `a` with every box of `b`.
 
     Parameters
     ----------
@@ -128,40 +121,51 @@ def box_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Returns
     -------
     ndarray of float64, shape (N, M)
-        In [0, 1]; 0 where both boxes are empty.
+        In [0, 1]; 0 if both boxes are empty.
     """
     return _iou(as_rows(a, 4, "a")[:, None], as_rows(b, 4, "b")[None])
 
 
 def paired_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Intersection over union of each box of `a` with the box of `b` in the same row.
+    """Compute the intersection over union of each box of `a` with the same row of `b`.
 
-    Shapes (N, 4) and (N, 4), with corners in any unit, to (N,); 0 where both boxes are empty.
+    Parameters
+    ----------
+    a, b : array_like of float, shape (N, 4)
+        Corners in any unit.
+
+    Returns
+    -------
+    ndarray of float64, shape (N,)
+        In [0, 1]; 0 if both boxes are empty.
     """
     return _iou(as_rows(a, 4, "a"), as_rows(b, 4, "b"))
 
 
 def _iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Intersection over union of boxes (…, 4), broadcast against each other."""
-    low = np.maximum(a[..., :2], b[..., :2])
-    high = np.minimum(a[..., 2:], b[..., 2:])
-    shared = np.maximum(high - low, 0).prod(axis=-1)
-    areas = [np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (a, b)]
-    union = areas[0] + areas[1] - shared
+    shared = _area(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
+    union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - shared
     iou: npt.NDArray[np.float64] = np.divide(
         shared, union, out=np.zeros_like(shared), where=union > 0
     )
     return iou
 
 
+def _area(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Areas of boxes between corners (…, 2); 0 for inverted boxes."""
+    area: npt.NDArray[np.float64] = np.maximum(high - low, 0).prod(axis=-1)
+    return area
+
+
 def check_divisor(divisor: int) -> None:
-    """Raise `InputError` for a divisor no decoder uses."""
+    """Raise `InputError` unless the divisor is 1024 or 1023."""
     if not np.isscalar(divisor) or divisor not in _DIVISORS:
         raise InputError(f"divisor must be 1024 (default) or 1023 (big_vision), got {divisor!r}")
 
 
 def check_sizes(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    """Image sizes as float64 of shape (2,) or (count, 2), or an `InputError`."""
+    """Convert image sizes to float64 of shape (2,) or (count, 2), or raise `InputError`."""
     try:
         array = np.asarray(sizes, np.float64)
     except (TypeError, ValueError) as error:
@@ -183,7 +187,7 @@ def check_sizes(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
 
 
 def as_rows(values: npt.ArrayLike, columns: int, name: str) -> npt.NDArray[np.float64]:
-    """An (N, columns) float64 array, N = 0 included, or an `InputError`."""
+    """Convert values to float64 of shape (N, columns), N = 0 included, or raise `InputError`."""
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:

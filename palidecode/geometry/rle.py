@@ -1,7 +1,7 @@
-"""Masks of a crop to COCO's run-length encoding of the whole image, and back.
+"""COCO's run-length encoding of masks: encode crops, decode to crops, check.
 
-The image itself is never built: the runs of the crop are moved to where they lie in the
-image. COCO counts pixels column by column, the first run being background.
+The image is never built: the runs of a crop are shifted to their positions in the image. COCO
+counts pixels column by column, and the first run is background.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from palidecode.errors import InputError
 from palidecode.files import MAX_PIXELS
 from palidecode.geometry.masks import MaskCrop, rounded_corners
 
-# COCO's C code counts in 32 bits and reads longer numbers wrongly: six characters of five bits
-# hold every run of an image of up to `MAX_PIXELS`.
+# COCO's C code counts in 32 bits and misreads longer numbers. Six characters of five bits are
+# enough for every run of an image of up to `MAX_PIXELS`.
 _MAX_CHARACTERS = 6
-# COCO's C code makes five points, of eight bytes each, of every pixel of an outline, and doesn't
-# look whether it got the memory. No outline that somebody drew is as long.
-MAX_OUTLINE = 1 << 22
-
+# COCO's C code allocates forty bytes for each pixel of an outline without checking for success.
+MAX_OUTLINE = 1 << 22  # pixels, more than any real outline has
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -36,24 +34,24 @@ class Rle(TypedDict):
 
 
 def crop_to_rle(crop: MaskCrop, size: tuple[int, int]) -> Rle:
-    """A crop to the RLE of its image.
+    """Encode a crop as the RLE of its image.
 
     Parameters
     ----------
     crop : MaskCrop
-        Lies inside the image.
+        A crop within the image.
     size : tuple of int
         Width and height of the image.
 
     Returns
     -------
     Rle
-        Byte for byte what ``pycocotools.mask.encode`` gives for the whole image.
+        Equal, byte for byte, to ``pycocotools.mask.encode`` of the whole image.
 
     Raises
     ------
     InputError
-        If the crop reaches out of the image.
+        If the crop extends beyond the image.
     """
     width, height = size
     h, w = crop.mask.shape
@@ -61,19 +59,18 @@ def crop_to_rle(crop: MaskCrop, size: tuple[int, int]) -> Rle:
         raise InputError(f"the crop at {crop.x0}, {crop.y0} of {w}×{h} leaves its image {size}")
     starts, ends = _runs(crop.mask)
     if h < height:
-        starts = _place(starts, crop, height)
-        ends = _place(ends - 1, crop, height) + 1
+        starts = _in_image(starts, crop, height)
+        ends = _in_image(ends - 1, crop, height) + 1
     else:
         starts, ends = starts + crop.x0 * height, ends + crop.x0 * height
     return _compress(_counts(starts, ends, width * height), size)
 
 
 def _runs(mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Where the runs of a crop start and end, counted down its columns.
+    """Find the starts and ends of a crop's runs, counted down its columns.
 
-    A run that reaches from the bottom of one column to the top of the next is cut there,
-    unless the crop is as high as the image: then it goes on, and the caller says so by
-    not cutting. Both need the same list, so cuts are added here and merged in `_counts`.
+    A run that continues from one column to the next is cut between them; `_counts` merges the
+    parts again if they are adjacent in the image.
     """
     h, w = mask.shape
     # A row of background above each column makes every run end inside its column.
@@ -83,20 +80,20 @@ def _runs(mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     if len(edges) % 2:  # the last run reaches the last pixel
         edges = np.append(edges, w * (h + 1) - 1)
-    # Place p of the padded column c is place p - c - 1 of the plain one; edges are one early.
+    # Index p in padded column c is index p - c - 1 without padding; edges are one early.
     starts, ends = edges[0::2], edges[1::2]
     return starts - starts // (h + 1), ends - (ends - 1) // (h + 1)
 
 
-def _place(flat: Ints, crop: MaskCrop, height: int) -> Ints:
-    """Places in the crop to places in the image, both counted down the columns."""
+def _in_image(flat: Ints, crop: MaskCrop, height: int) -> Ints:
+    """Convert pixel indices in the crop to the image's, both counted down the columns."""
     x, y = np.divmod(flat, crop.mask.shape[0])
     out: Ints = (x + crop.x0) * height + y + crop.y0
     return out
 
 
 def _counts(starts: Ints, ends: Ints, total: int) -> Ints:
-    """Run lengths, background first, from the places where mask starts and ends."""
+    """Compute run lengths, background first, from starts and ends of the mask's runs."""
     if len(starts) > 1:
         apart = starts[1:] != ends[:-1]
         if not apart.all():
@@ -105,7 +102,7 @@ def _counts(starts: Ints, ends: Ints, total: int) -> Ints:
     edges = np.empty(2 * len(starts) + 2, np.int64)
     edges[0], edges[1:-1:2], edges[2:-1:2], edges[-1] = 0, starts, ends, total
     counts = np.diff(edges)
-    # pycocotools ends with the mask's run where the mask reaches the last pixel.
+    # pycocotools writes no empty last run.
     return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
 
 
@@ -116,25 +113,25 @@ def _compress(counts: Ints, size: tuple[int, int]) -> Rle:
 
 
 def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
-    """Polygons, as COCO has them, to the RLE of all of them together.
+    """Encode COCO's polygons of one object as a single RLE.
 
     Parameters
     ----------
     rings : sequence of flat x, y, x, y, … in pixels
-        What lies far outside the image is brought nearer.
+        Points far outside the image are moved closer to it.
     size : tuple of int
         Width and height of the image.
 
     Raises
     ------
     InputError
-        For rings that aren't three finite points or more, or are longer than any outline, and
-        for images of more than 2²⁹ pixels.
+        If a ring isn't three or more finite points or is too long, or the image has no pixel
+        or more than 2²⁹.
     """
     width, height = size
     if min(size) < 1 or width * height > MAX_PIXELS:
         raise InputError(f"an image of {width}×{height} can't have masks")
-    # Far coordinates cost memory, and beyond 32 bits they are others.
+    # Far coordinates cost memory, and overflow beyond 32 bits.
     limit = farthest(max(width, height))
     clipped: list[list[float]] = []
     for ring in rings:
@@ -152,12 +149,12 @@ def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle
 
 
 def farthest(side: int) -> int:
-    """Return the limit of a ring's coordinates in a picture with this longer side."""
+    """Largest absolute coordinate of a ring in an image with this longer side."""
     return 4 * side + 64
 
 
 def draw_rings(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
-    """`rings_to_rle` of rings that are known to be sound and near the image."""
+    """Encode rings that are known to be sound and near the image; see `rings_to_rle`."""
     width, height = size
     merged = coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
@@ -175,10 +172,10 @@ def union(rles: Sequence[Rle], size: tuple[int, int]) -> Rle:
 
 
 def check_rle(rle: object, what: str = "segmentation") -> Rle:
-    """A sound compressed RLE from compressed or uncompressed input.
+    """Check a compressed or uncompressed RLE, and return it compressed.
 
-    COCO's C code trusts its input and reads out of bounds when counts and size disagree;
-    here the counts are summed first.
+    COCO's C code trusts its input and reads out of bounds if counts and size disagree, so the
+    counts are summed first.
 
     Parameters
     ----------
@@ -190,14 +187,14 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
     Raises
     ------
     InputError
-        For missing keys, counts that can't be read, or that don't fill ``size``, and for
-        images of more than 2²⁹ pixels.
+        If keys are missing, counts can't be read or don't fill ``size``, or the image has more
+        than 2²⁹ pixels.
     """
     return _checked(rle, what)[0]
 
 
 def _checked(rle: object, what: str) -> tuple[Rle, Ints]:
-    """`check_rle`, and the run lengths."""
+    """Check an RLE as `check_rle` does; return also its run lengths."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
         raise InputError(f"{what}: an RLE needs 'size' and 'counts'")
     try:
@@ -213,7 +210,7 @@ def _checked(rle: object, what: str) -> tuple[Rle, Ints]:
         runs = _listed(counts, what)
         if (runs < 0).any():
             raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
-        # In Python's integers: hostile runs overflow an int64.
+        # Python's integers, as hostile runs overflow an int64.
         _check_total(sum(runs.tolist()), height, width, what)
         return _compress(runs, (width, height)), runs
     if not isinstance(counts, (str, bytes)):
@@ -224,7 +221,7 @@ def _checked(rle: object, what: str) -> tuple[Rle, Ints]:
 
 
 def _listed(counts: list[object], what: str) -> Ints:
-    """Run lengths given as a list."""
+    """Convert a list of run lengths to an array."""
     if not all(isinstance(run, (int, np.integer)) for run in counts):
         raise InputError(f"{what}: counts must be ASCII text or a list of integers")
     try:
@@ -242,7 +239,7 @@ def _check_total(total: int, height: int, width: int, what: str) -> None:
 
 
 def read_runs(rles: Sequence[Rle], what: str = "segmentation") -> tuple[Ints, Ints]:
-    """Run lengths of compressed RLEs, decoded together.
+    """Decode the run lengths of compressed RLEs together.
 
     Parameters
     ----------
@@ -253,14 +250,14 @@ def read_runs(rles: Sequence[Rle], what: str = "segmentation") -> tuple[Ints, In
     Returns
     -------
     runs : ndarray of int64, shape (R, 2)
-        Pairs of a run of background and a run of mask, of one RLE after the other.
+        Pairs of a background run and a mask run, one RLE after the other.
     ends : ndarray of int64, shape (N,)
-        Where the pairs of each RLE end.
+        End of each RLE's pairs.
 
     Raises
     ------
     InputError
-        Naming what is wrong with the first RLE whose counts can't be read or don't fill its size.
+        If counts can't be read or don't fill the size; the message is about the first such RLE.
     """
     try:
         numbers, counts = _uncompress([rle["counts"] for rle in rles])
@@ -278,14 +275,14 @@ def read_runs(rles: Sequence[Rle], what: str = "segmentation") -> tuple[Ints, In
 
 
 class _DamagedRle(Exception):
-    """Text that isn't COCO's RLE."""
+    """A text isn't COCO's RLE."""
 
 
 def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
-    """The numbers that COCO's texts hold, and how many each text has.
+    """Decode COCO's texts to numbers; return also how many each text has.
 
-    Five bits are one character, from "0" on; the lowest come first, and all characters of a number
-    but its last one have a sixth bit. The fifth bit of the last one is the sign.
+    Each character, from "0" on, holds five bits, the lowest first. All characters of a number but
+    the last have a sixth bit set. The fifth bit of the last one is the sign.
     """
     text = "".join(texts)
     if not text.isascii():
@@ -312,22 +309,25 @@ def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
 
 
 def _steps(ends: Ints) -> Ints:
-    """Differences to the number before, the first to 0."""
+    """Subtract from each number the one before; the first stays."""
     steps = ends.copy()
     steps[1:] -= ends[:-1]
     return steps
 
 
 def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """Pairs of runs; from the fourth run on COCO writes the difference to the run before last."""
+    """Undo COCO's differences: from the fourth run on, a number is relative to two runs before.
+
+    Returns pairs of runs, and the end of each text's pairs.
+    """
     odd = (counts & 1).astype(np.bool_)
-    # A text of an odd number of runs ends with background: it gets an empty run of mask.
+    # A text with an odd number of runs ends with background; add an empty run of mask.
     runs = np.insert(numbers, np.cumsum(counts)[odd], 0).reshape(-1, 2)
     pairs = (counts + 1) >> 1
     ends = np.cumsum(pairs)
     some = pairs > 0
     firsts = (ends - pairs)[some]
-    alone = runs[firsts, 0]  # the first run of background is part of no difference
+    alone = runs[firsts, 0]  # no difference refers to the first run
     runs[firsts, 0] = 0
     sums = np.cumsum(runs, axis=0)
     sums -= np.repeat(sums[firsts] - runs[firsts], pairs[some], axis=0)
@@ -337,19 +337,19 @@ def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
 
 
 def rle_to_crop(rle: Rle) -> MaskCrop:
-    """The mask inside its own tight box, without building the image.
+    """Decode the mask within its own tight box, without building the image.
 
     Returns
     -------
     MaskCrop
-        Empty at 0, 0 where the RLE has no mask pixel.
+        Empty at 0, 0 if the RLE has no mask pixel.
     """
     checked, runs = _checked(rle, "segmentation")
     height = checked["size"][0]
     edges = np.cumsum(runs)
     starts, ends = edges[0::2][: len(edges) // 2], edges[1::2]
-    long = ends > starts
-    starts, ends = starts[long], ends[long]
+    filled = ends > starts
+    starts, ends = starts[filled], ends[filled]
     if len(starts) == 0:
         return MaskCrop(0, 0, np.zeros((0, 0), np.bool_))
     first, last = starts // height, (ends - 1) // height
@@ -364,18 +364,18 @@ def rle_to_crop(rle: Rle) -> MaskCrop:
 
 
 def rle_to_window(rle: Rle, xyxy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """The mask inside a box, its corners rounded to pixels, without building the image.
+    """Decode the mask within a box, without building the image.
 
     Parameters
     ----------
     rle : Rle
     xyxy : array_like of float, shape (4,)
-        In pixels; what lies outside the image is clipped.
+        The box in pixels; it is clipped to the image and rounded.
 
     Returns
     -------
     ndarray of bool, shape (h, w)
-        What `crop_masks` would resize; h or w is 0 where the rounded box is empty.
+        The crop that `crop_masks` resizes; h or w is 0 if the rounded box is empty.
     """
     checked, runs = _checked(rle, "segmentation")
     height, width = checked["size"]
@@ -385,9 +385,9 @@ def rle_to_window(rle: Rle, xyxy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
 def runs_in_window(
     runs: Ints, height: int, corners: tuple[int, int, int, int]
 ) -> npt.NDArray[np.bool_]:
-    """The mask inside a box of whole pixels of its image, from its runs, background first.
+    """Decode runs, background first, within a box of whole pixels inside the image.
 
-    Shape (y2 - y1, x2 - x1); (0, 0) where the box is empty.
+    Returns an array of shape (y2 - y1, x2 - x1), or (0, 0) if the box is empty.
     """
     x1, y1, x2, y2 = corners
     if x2 <= x1 or y2 <= y1:
@@ -396,7 +396,7 @@ def runs_in_window(
 
 
 def _columns(edges: Ints, height: int, x1: int, x2: int) -> npt.NDArray[np.bool_]:
-    """Columns x1 … x2 of the image, shape (x2 - x1, height), from the ends of its runs."""
+    """Decode columns x1 … x2 of the image, (x2 - x1, height), from the ends of its runs."""
     inside = np.clip(edges, x1 * height, x2 * height)
     values = np.zeros(len(edges), np.bool_)
     values[1::2] = True

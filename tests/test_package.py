@@ -34,7 +34,6 @@ RIDDLES_TO_SOLVE = {
     "cli",
     "coco",
     "evaluation",
-    "geometry",
     "ray_data",
     "runs",
 }

@@ -149,17 +149,35 @@ def open_picture(picture: Picture) -> Image.Image:
     InputError
         If it is missing, truncated, not a picture, or a decompression bomb.
     """
+    check_picture(picture)
     if isinstance(picture, np.ndarray):
         return _rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
         # Pillow reads lazily: the file may turn out to be truncated here.
         with _named_errors(str(getattr(picture, "filename", "") or "an image in memory")):
             return _rgb(picture)
-    if not isinstance(picture, str | os.PathLike):
-        kind = type(picture).__name__
-        raise InputError(f"a picture is a path, a PIL image or a uint8 array, not {kind}")
     with _opened(picture) as image:
         return _rgb(image)
+
+
+def check_picture(picture: object) -> None:
+    """Refuse what can't be a picture whatever is in it: other types, arrays and addresses.
+
+    Raises
+    ------
+    InputError
+        With what to give instead.
+    """
+    if isinstance(picture, np.ndarray):
+        _from_array(picture)
+    elif isinstance(picture, str) and picture.lower().startswith(("http://", "https://")):
+        raise InputError(f"{picture}: download it first; a picture is a file, not an address")
+    elif not isinstance(picture, Image.Image | str | os.PathLike):
+        kind = type(picture).__name__
+        raise InputError(
+            f"a picture is a path, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4), not "
+            f"{kind}; for a tensor: tensor.permute(1, 2, 0).numpy()"
+        )
 
 
 def open_encoded(data: bytes, name: str) -> Image.Image:
@@ -180,14 +198,21 @@ def check_size(size: object) -> tuple[int, int]:
     return width, height
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
+    """Convert uint8, or floats in [0, 1], which are scaled."""
     colours = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not colours or not array.size:
+    if not colours or not array.size:
         raise InputError(
-            "a picture array must be uint8 and (H, W), (H, W, 3) or (H, W, 4), "
-            f"got {array.dtype} {array.shape}"
+            f"a picture array must be (H, W), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
-    return Image.fromarray(array)
+    if array.dtype == np.uint8:
+        return Image.fromarray(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"a picture array must be uint8, or floats in [0, 1], got {array.dtype}")
+    low, high = float(array.min()), float(array.max())
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"a picture array of floats must be in [0, 1], got {low:g} … {high:g}")
+    return Image.fromarray(np.rint(array * 255).astype(np.uint8))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

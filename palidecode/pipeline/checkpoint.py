@@ -128,7 +128,7 @@ def load(
         codec = load_codec(options.codec, threads=threads)
     path, name = locate(options.model, options.revision)
     source, config, image_config = loading.open_checkpoint(path)
-    tokenizer = Tokenizer.from_file(_tokenizer_path(path, options.tokenizer))
+    tokenizer = Tokenizer.from_file(_tokenizer_path(path, options.tokenizer), config.eos)
     if options.final_softcap != "config":
         config = replace(config, text=replace(config.text, final_softcap=options.final_softcap))
     if options.resample is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
@@ -341,8 +342,7 @@ class PaliDecoder:
         if not prompts:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")
         asked = [with_verb(task, text) for text in prompts]
-        for text in asked:
-            asked_names(text)  # refuses what asks for nothing, with the grammar or without
+        self._warn_of_unknown_classes(asked)
         answers = self._engine.generate(
             [picture for picture in pictures for _ in asked],
             asked * len(pictures),
@@ -359,6 +359,18 @@ class PaliDecoder:
             divisor=options.divisor,
             clip=options.clip,
         )
+
+    def _warn_of_unknown_classes(self, prompts: Sequence[str]) -> None:
+        """Warn of names that a model with known classes was never trained to find."""
+        asked = [names for _, names in filter(None, map(asked_names, prompts))]
+        unknown = [name for names in asked for name in names if name not in self.classes]
+        if self.classes and unknown:
+            warnings.warn(
+                f"{', '.join(map(repr, dict.fromkeys(unknown)))}: not among the classes that "
+                f"{self.source or 'the model'} knows ({', '.join(self.classes)}); what it answers "
+                "is a guess",
+                stacklevel=4,
+            )
 
     def read(
         self,

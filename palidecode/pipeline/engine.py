@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from palidecode.errors import InputError
-from palidecode.files import Picture, open_picture
+from palidecode.files import Picture, check_picture, open_picture
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.runtime.generate import cache_length, encode_pictures, generate
 from palidecode.runtime.grammar import Grammar
@@ -52,6 +52,8 @@ class Engine:
         """Answer each prompt about its picture; see `PaliDecoder.generate`."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        for picture in pictures:
+            check_picture(picture)
         encoded = [self._tokenizer.encode_prompt(prompt) for prompt in prompts]
         # Before anything is computed.
         cache_length(self._model, max(map(len, encoded), default=0), options.max_new_tokens)

@@ -216,17 +216,20 @@ def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfi
 
 
 def _constants(text: TextConfig) -> TextConfig:
-    """Add the constants that shapes don't say."""
+    """Add the constants that shapes don't say.
+
+    big_vision's own PaliGemma 2 computes without a cap on the final logits, although Hugging
+    Face's config of it has one; see `PaliDecoder.from_pretrained`.
+    """
     like = [preset.text for preset in PRESETS.values() if preset.text.post_norms == text.post_norms]
     capped = replace(
         text,
         attention_softcap=like[0].attention_softcap,
-        final_softcap=like[0].final_softcap,
         sliding_window=like[0].sliding_window,
     )
     for known in like:
         same = replace(capped, query_scale=known.query_scale)
-        if replace(known, vocabulary=0) == replace(same, vocabulary=0):
+        if replace(known, vocabulary=0, final_softcap=None) == replace(same, vocabulary=0):
             return same
     return capped
 

@@ -20,6 +20,9 @@ Numbers: TypeAlias = Mapping[str, float]
 MODEL_TYPE = "paligemma"
 TEXT_TYPES = ("gemma", "gemma2")
 _ROPE_BASE = 10_000.0
+# Gemma's configs say "gelu" where they mean its approximation by tanh; SigLIP's don't.
+_VISION_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
+_TEXT_ACTIVATIONS = (*_VISION_ACTIVATIONS, "gelu")
 # Limits on a config: names of layers are made before the weights are read.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
 
@@ -67,6 +70,7 @@ class TextConfig:
     final_softcap: float | None = None
     sliding_window: int | None = None  # tokens, on layers 0, 2, 4 …
     post_norms: bool = False  # norms after attention and MLP, as in Gemma 2
+    tied_head: bool = True  # the output head is the embedding
 
     def window_of(self, layer: int) -> int | None:
         """Sliding window of one layer: layers 0, 2, 4 … have it."""
@@ -76,7 +80,8 @@ class TextConfig:
         """Number of the decoder's parameters, the embedding included."""
         layer = self.width * self.head_size * 2 * (self.heads + self.kv_heads)
         layer += 3 * self.width * self.mlp + self.width * (4 if self.post_norms else 2)
-        return self.vocabulary * self.width + self.layers * layer + self.width
+        rows = self.vocabulary * (1 if self.tied_head else 2)
+        return rows * self.width + self.layers * layer + self.width
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class PaliGemmaConfig:
     text: TextConfig = TextConfig()
     image_token: int = 257_152
     pad: int = 0
-    eos: int = 1
+    eos: tuple[int, ...] = (1,)  # each ends an answer
     bos: int = 2
 
     def parameters(self) -> int:
@@ -156,17 +161,22 @@ def config_from_hf(data: object, name: str = "config.json") -> PaliGemmaConfig:
     text_type = text.get("model_type", "gemma")
     if text_type not in TEXT_TYPES:
         raise InputError(f"{name}: text model {text_type!r} is not {' or '.join(TEXT_TYPES)}")
+    _refuse_quantised(data, name)
+    for part, known in ((vision, _VISION_ACTIVATIONS), (text, _TEXT_ACTIVATIONS)):
+        activation = part.get("hidden_activation") or part.get("hidden_act") or known[0]
+        if activation not in known:
+            raise InputError(f"{name}: the activation {activation!r} is not {' or '.join(known)}")
     try:
         config = PaliGemmaConfig(
             _vision_from_hf(vision),
             _text_from_hf(text, text_type, outer),
             image_token=int(outer.get("image_token_index", outer.get("image_token_id", 256_000))),
             pad=_control_id("pad_token_id", 0, outer, text),
-            eos=_control_id("eos_token_id", 1, outer, text),
+            eos=_ends(outer, text),
             bos=_control_id("bos_token_id", 2, outer, text),
         )
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name}: a size is not a number ({error})") from error
+        raise InputError(f"{name}: a value can't be used: {error}") from error
     _check(config, name)
     return config
 
@@ -192,8 +202,19 @@ def _text_from_hf(data: Numbers, text_type: str, outer: Numbers) -> TextConfig:
     if not isinstance(rope, Mapping):
         raise TypeError("rope_parameters must be an object")
     window = data.get("sliding_window", 4096) if second else None
-    if window is not None and not _alternates(data.get("layer_types")):
-        raise ValueError("layer_types that don't alternate sliding and full attention")
+    if not _computed(data.get("layer_types"), window is not None):
+        raise ValueError(
+            "layer_types must be full attention, for Gemma 2 in turn with sliding_attention"
+        )
+    scaling: object = data.get("rope_scaling") or rope
+    kind: object = scaling
+    if isinstance(scaling, Mapping):
+        kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in (None, "default"):
+        raise ValueError(f"rope scaling {kind!r}, which isn't supported")
+    theta = data.get("rope_theta")
+    if theta is None:
+        theta = rope.get("rope_theta")
     return TextConfig(
         width=int(data.get("hidden_size", defaults[0])),
         layers=int(data.get("num_hidden_layers", defaults[1])),
@@ -203,7 +224,7 @@ def _text_from_hf(data: Numbers, text_type: str, outer: Numbers) -> TextConfig:
         head_size=head_size,
         vocabulary=int(data.get("vocab_size", outer.get("vocab_size", 257_216))),
         eps=float(data.get("rms_norm_eps", 1e-6)),
-        rope_base=float(data.get("rope_theta") or rope.get("rope_theta") or _ROPE_BASE),
+        rope_base=_ROPE_BASE if theta is None else float(theta),
         query_scale=float(data.get("query_pre_attn_scalar", 256) if second else head_size),
         attention_softcap=_maybe(data.get("attn_logit_softcapping", 50.0)) if second else None,
         final_softcap=_maybe(data.get("final_logit_softcapping", 30.0)) if second else None,
@@ -212,12 +233,26 @@ def _text_from_hf(data: Numbers, text_type: str, outer: Numbers) -> TextConfig:
     )
 
 
-def _alternates(layer_types: object) -> bool:
+def _computed(layer_types: object, windowed: bool) -> bool:
+    """Whether layers alternate between a window and full attention, or have no window."""
     if layer_types is None:
         return True
-    names = ("sliding_attention", "full_attention")
+    names = ("sliding_attention" if windowed else "full_attention", "full_attention")
     return isinstance(layer_types, list) and all(
         kind == names[layer % 2] for layer, kind in enumerate(layer_types)
+    )
+
+
+def _refuse_quantised(data: Mapping[str, object], name: str) -> None:
+    """Refuse weights that another library has quantised, by its name."""
+    quantised = data.get("quantization_config") or data.get("quantization")
+    if not quantised:
+        return
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    by = method or ("MLX" if "quantization" in data else "an unknown library")
+    raise InputError(
+        f"{name}: the weights are quantised by {by}, which can't be read; load the checkpoint it "
+        "was made from, with quantize='int8' or 'int4' (--quantize) to save memory"
     )
 
 
@@ -228,6 +263,36 @@ def _maybe(value: float | None) -> float | None:
 def _control_id(name: str, default: int, *parts: Numbers) -> int:
     """Id of a control token in the first part of the config that has it."""
     return next((int(part[name]) for part in parts if part.get(name) is not None), default)
+
+
+def _ends(*parts: Mapping[str, object]) -> tuple[int, ...]:
+    """Ids that end an answer: one or several in a config."""
+    for part in parts:
+        given = part.get("eos_token_id")
+        if given is not None:
+            ids = given if isinstance(given, list) else [given]
+            if not ids or not all(type(number) is int and number >= 0 for number in ids):
+                raise ValueError(f"eos_token_id must be an id or a list of ids, got {given!r}")
+            return tuple(ids)
+    return (1,)
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """Read the ids that end an answer in ``generation_config.json``; () without the file.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return ()
+    data = read_json(path)
+    try:
+        return _ends(data) if isinstance(data, dict) and "eos_token_id" in data else ()
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _check(config: PaliGemmaConfig, name: str) -> None:
@@ -276,6 +341,7 @@ def config_to_hf(config: PaliGemmaConfig) -> dict[str, object]:
         "rope_theta": t.rope_base,
         "hidden_activation": "gelu_pytorch_tanh",
         "num_image_tokens": v.tokens,
+        "tie_word_embeddings": t.tied_head,
     }
     if t.post_norms:
         scale = t.query_scale  # transformers refuses a float
@@ -290,7 +356,7 @@ def config_to_hf(config: PaliGemmaConfig) -> dict[str, object]:
         "model_type": MODEL_TYPE,
         "image_token_index": config.image_token,
         "pad_token_id": config.pad,
-        "eos_token_id": config.eos,
+        "eos_token_id": config.eos[0] if len(config.eos) == 1 else list(config.eos),
         "bos_token_id": config.bos,
         "projection_dim": t.width,
         "hidden_size": t.width,

@@ -139,7 +139,7 @@ class Rope:
 
 
 class Gemma(nn.Module):
-    """The decoder, from embeddings to logits; the output head is tied to the embedding."""
+    """The decoder, from embeddings to logits."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -147,7 +147,15 @@ class Gemma(nn.Module):
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
-        self.head: nn.Module | None = None  # the quantised copy of the embedding, if any
+        self.own_head: nn.Parameter | None = None  # the head's weights, if it isn't tied
+        if not config.tied_head:
+            self.own_head = nn.Parameter(torch.empty(config.vocabulary, config.width))
+        self.head: nn.Module | None = None  # the head quantised, if it is
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weights of the output head, (vocabulary, width): by default the embedding's."""
+        return self.embed.weight if self.own_head is None else self.own_head
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) as (B, T, width), scaled by √width as Gemma's text is."""
@@ -214,12 +222,12 @@ class Gemma(nn.Module):
         ----------
         hidden : Tensor
         rows : Tensor, shape (R, width), optional
-            Rows of the embedding; by default all.
+            Rows of `head_weight`; by default all.
         """
         if rows is None and self.head is not None:
             logits: Tensor = self.head(hidden).float()
         else:
-            weight = self.embed.weight if rows is None else rows
+            weight = self.head_weight if rows is None else rows
             flat = hidden.reshape(-1, hidden.shape[-1])
             # A CPU reads bfloat16 weights faster for two rows than for one.
             padded = pad_rows(flat, 2) if flat.dtype == torch.bfloat16 else flat

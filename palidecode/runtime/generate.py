@@ -162,17 +162,18 @@ class _Sampler:
     ) -> None:
         self._model, self._options, self._vocabulary = model, options, vocabulary
         self._random = [_generator(options.seed, number) for number in numbers]
+        self._ends = {vocabulary.eos, *model.config.eos}
         # The rows of the output head in use and their token ids; None for the whole head.
         self._ids: npt.NDArray[np.int64] | None = None
         self._head: Tensor | None = None
         known = [grammar.tokens for grammar in grammars if grammar is not None]
         if options.over == "allowed" and len(known) == len(grammars):
             ids = np.unique(np.concatenate(known))
-            embedding = model.language.embed.weight
+            weight = model.language.head_weight
             # Free labels allow nearly all tokens: a copy of their rows would save nothing.
-            if 2 * len(ids) < len(embedding):
+            if 2 * len(ids) < len(weight):
                 self._ids = ids
-                self._head = embedding[torch.from_numpy(ids).to(embedding.device)]
+                self._head = weight[torch.from_numpy(ids).to(weight.device)]
 
     def next_tokens(
         self,
@@ -187,6 +188,11 @@ class _Sampler:
         allowed = logits if masks is None else logits.masked_fill(~masks, -torch.inf)
         over = allowed if self._options.over == "allowed" else logits
         normal = over.logsumexp(1)
+        if not normal.isfinite().all():
+            raise InputError(
+                "the model computes NaN or infinite logits: float16 is too small for it, or its "
+                "weights are damaged; try dtype='bfloat16' or 'float32' (--dtype)"
+            )
         columns = self._sample(allowed, rows)
         logprobs = (logits.gather(1, columns[:, None])[:, 0] - normal).tolist()
         end_logprobs = (over[:, self._column(self._vocabulary.eos)] - normal).tolist()
@@ -196,7 +202,7 @@ class _Sampler:
             answer.token_ids.append(token)
             answer.logprobs.append(logprobs[i])
             answer.end_logprobs.append(end_logprobs[i])
-            answer.finished = token == self._vocabulary.eos
+            answer.finished = token in self._ends
             if state is not None:
                 state.advance(token)
             bin_ = token - self._vocabulary.loc_offset

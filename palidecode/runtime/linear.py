@@ -190,12 +190,12 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
     return x if len(x) >= rows else nn.functional.pad(x, (0, 0, 0, rows - len(x)))
 
 
-def head_for(embedding: Tensor, finish: Finish | None) -> nn.Module | None:
-    """Build the int8 output head of a quantised model; None if the embedding serves as head."""
+def head_for(weight: Tensor, finish: Finish | None) -> nn.Module | None:
+    """Build the int8 output head of a quantised model; None if its weights serve as they are."""
     if finish is not Int8Linear and finish is not _int4_or_int8:
         return None
-    linear = nn.Linear(embedding.shape[1], embedding.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(embedding, requires_grad=False)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     return Int8Linear(linear)
 
 

@@ -68,7 +68,9 @@ class Tokenizer:
         If loc, seg or control tokens are missing or not in a row.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = FILE) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, name: str = FILE, ends: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -82,10 +84,10 @@ class Tokenizer:
         )
         v = self.vocabulary
         self.image: int | None = tokenizer.token_to_id(IMAGE_TOKEN)
-        self._control = {v.pad, v.eos, v.bos, self.image} - {None}
+        self._control = {v.pad, v.eos, v.bos, self.image, *ends} - {None}
 
     @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
+    def from_file(cls, path: Path, ends: Sequence[int] = ()) -> Tokenizer:
         """Read a ``tokenizer.json``.
 
         Raises
@@ -98,7 +100,7 @@ class Tokenizer:
         if not path.exists():
             raise InputError(f"{path}: no such file; put the checkpoint's tokenizer there")
         try:
-            made = cls(tokenizers.Tokenizer.from_file(str(path)), str(path))
+            made = cls(tokenizers.Tokenizer.from_file(str(path)), str(path), ends)
             made.decode(made.encode_prompt("detect cat ; dog"))
             return made
         except InputError:

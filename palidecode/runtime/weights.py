@@ -36,7 +36,22 @@ _PREFIXES = {
     "multi_modal_projector.linear.": "projector.",
 }
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+_HEAD = "language.head.weight"
 _IGNORED = (".position_ids", ".rotary_emb.inv_freq")  # buffers of older transformers
+_POOLING = "vision.head."  # SigLIP's pooling head, which PaliGemma doesn't use
+_WRAPPERS = {
+    "_orig_mod.": "of a compiled model: save model._orig_mod instead",
+    "module.": "of a model wrapped for several GPUs: save model.module instead",
+    "base_model.model.": "of a model with adapters: merge them before saving "
+    "(peft: model.merge_and_unload().save_pretrained(folder))",
+}
+_QUANTISED = {
+    ".absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".scales": "MLX",
+}
 _SHOWN = 5
 _LONGEST_NAME = 200
 
@@ -61,13 +76,19 @@ class SafetensorsFolder:
     Raises
     ------
     WeightsError
-        If files are missing or damaged, or the head isn't tied to the embedding.
+        If files are missing or damaged, or hold another layout of the weights.
+
+    Attributes
+    ----------
+    tied_head : bool
+        False if the output head differs from the embedding.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._files: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self.tied_head = True
         heads: list[tuple[Path, str]] = []
         for path in _shards(folder):
             with self._opened(path) as file:
@@ -75,15 +96,22 @@ class SafetensorsFolder:
                     if key in _HEADS:
                         heads.append((path, key))
                         continue
-                    if key.endswith(_IGNORED):
-                        continue
+                    _refuse_layout(key, self.name)
                     name = _canonical(key)
+                    if key.endswith(_IGNORED) or name.startswith(_POOLING):
+                        continue
                     if name in self._files:
                         raise WeightsError(f"{self.name}: {key} appears twice")
                     self._files[name] = (path, key)
                     self._shapes[name] = tuple(file.get_slice(key).get_shape())
+        patch = self._shapes.get("vision.embeddings.patch_embedding.weight", ())
+        if len(patch) == 4 and patch[3] == 3 != patch[1]:
+            raise WeightsError(
+                f"{self.name}: the patch embedding has its channels last, as MLX stores it; load "
+                "the checkpoint that it was converted from"
+            )
         for path, key in heads:
-            self._check_head(path, key)
+            self._add_head(path, key)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:  # safe_open is untyped
@@ -99,14 +127,15 @@ class SafetensorsFolder:
                 f"{path} can't be read: cut short or damaged ({error}); download it again"
             ) from error
 
-    def _check_head(self, path: Path, key: str) -> None:
+    def _add_head(self, path: Path, key: str) -> None:
+        """Keep an output head that isn't the embedding."""
         embedding = "language.embed_tokens.weight"
         with self._opened(path) as file:
             head = file.get_tensor(key)
-        if embedding not in self._files or not torch.equal(head, self.read(embedding)):
-            raise WeightsError(
-                f"{self.name}: {key} differs from the embedding; PaliGemma's head is tied"
-            )
+        if embedding in self._files and torch.equal(head, self.read(embedding)):
+            return
+        self.tied_head = False
+        self._files[_HEAD], self._shapes[_HEAD] = (path, key), tuple(head.shape)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every name and its shape; see `Source`."""
@@ -122,6 +151,19 @@ class SafetensorsFolder:
         return tensor
 
 
+def _refuse_layout(key: str, name: str) -> None:
+    """Refuse tensors of a wrapped or quantised model, by what wrapped or quantised it."""
+    for prefix, way_out in _WRAPPERS.items():
+        if key.startswith(prefix):
+            raise WeightsError(f"{name}: names begin with {prefix!r}: weights {way_out}")
+    for ending, library in _QUANTISED.items():
+        if key.endswith(ending):
+            raise WeightsError(
+                f"{name}: {key}: the weights are quantised by {library}, which can't be read; load "
+                "the checkpoint they were made from, with quantize='int8' or 'int4' (--quantize)"
+            )
+
+
 def _canonical(key: str) -> str:
     for prefix, short in _PREFIXES.items():
         if key.startswith(prefix):
@@ -134,11 +176,6 @@ def _shards(folder: Path) -> list[Path]:
     if not index.exists():
         if (folder / SINGLE).exists():
             return [folder / SINGLE]
-        if (folder / "adapter_config.json").exists():
-            raise WeightsError(
-                f"{folder} holds only an adapter; merge it into its base model first "
-                "(peft: model.merge_and_unload().save_pretrained(folder))"
-            )
         if list(folder.glob("*.bin")):
             raise WeightsError(
                 f"{folder} holds pickled .bin weights, which can run code when they are loaded; "
@@ -228,6 +265,8 @@ def parts(config: PaliGemmaConfig) -> dict[str, Part]:
         for mine, name in _norms(t.post_norms).items():
             norm(f"{ours}.{mine}", f"{theirs}.{name}", t.width, False)
     norm("language.norm", "language.norm", t.width, False)
+    if not t.tied_head:
+        add("language.own_head", (_HEAD, (t.vocabulary, t.width)))
     return made
 
 
@@ -313,7 +352,7 @@ def load_weights(
         if finish is not None and isinstance(module, nn.Linear):
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, finish(module))
-    model.language.head = head_for(model.language.embed.weight, finish)
+    model.language.head = head_for(model.language.head_weight, finish)
     return model.eval()
 
 
@@ -341,5 +380,6 @@ def state_to_hf(model: PaliGemma) -> dict[str, Tensor]:
         rows = state[ours].split([shape[0] for shape in part.shapes])
         for name, shape, piece in zip(part.names, part.shapes, rows, strict=True):
             tower, _, rest = name.partition(".")
-            tensors[prefixes[f"{tower}."] + rest] = piece.reshape(shape).contiguous()
+            theirs = _HEADS[1] if name == _HEAD else prefixes[f"{tower}."] + rest
+            tensors[theirs] = piece.reshape(shape).contiguous()
     return tensors

@@ -396,3 +396,31 @@ def test_a_prompt_too_long_for_the_model_is_refused(tiny):
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         GenerateOptions(**options)
+
+
+def test_other_ends_of_the_config_end_answers_too(tiny):
+    (free,) = answers_of(tiny, [0], grammar=False)
+    assert len(free.token_ids) > 2
+    end = free.token_ids[2]
+    model = tiny.model
+    config = model.config
+    try:
+        model.config = replace(config, eos=(*config.eos, end))
+        (answer,) = answers_of(tiny, [0], grammar=False)
+    finally:
+        model.config = config
+    assert answer.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+    assert answer.finished
+
+
+@pytest.mark.parametrize("grammar", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_computes_nan_is_an_error(tiny, grammar, value):
+    weight = tiny.model.language.layers[0].mlp.down.weight
+    before = weight[0, 0].item()
+    try:
+        weight.data[0, 0] = value
+        with pytest.raises(InputError, match=r"computes NaN .* try dtype='bfloat16'"):
+            answers_of(tiny, grammar=grammar)
+    finally:
+        weight.data[0, 0] = before

@@ -17,10 +17,10 @@ from palidecode.runtime.config import (
     VisionConfig,
     config_from_hf,
     config_to_hf,
-    read_config,
 )
+from palidecode.runtime.loading import open_checkpoint
 from palidecode.runtime.paligemma import PaliGemma
-from palidecode.runtime.weights import INDEX, SINGLE, SafetensorsFolder, load_weights, state_to_hf
+from palidecode.runtime.weights import INDEX, SINGLE, load_weights, state_to_hf
 
 CONFIG = PaliGemmaConfig(
     VisionConfig(width=24, layers=2, heads=3, mlp=40, image_size=28),
@@ -72,8 +72,8 @@ def sharded(folder):
 
 
 def load(folder, dtype=torch.float32, finish=None):
-    config = read_config(folder / "config.json")
-    return load_weights(SafetensorsFolder(folder), config, dtype, torch.device("cpu"), finish)
+    source, config, _ = open_checkpoint(folder)
+    return load_weights(source, config, dtype, torch.device("cpu"), finish)
 
 
 def refused(folder, kind=WeightsError):
@@ -125,9 +125,52 @@ def test_a_tied_head_and_old_buffers_may_be_stored(tmp_path, state):
     state["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(4)[None]
     state["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     load(write(tmp_path / "m", state))
-    state["language_model.lm_head.weight"] = embedding + 1
-    message = refused(write(tmp_path / "untied", state))
-    assert "lm_head.weight differs from the embedding; PaliGemma's head is tied" in message
+
+
+@pytest.mark.parametrize("name", ["language_model.lm_head.weight", "lm_head.weight"])
+def test_a_head_of_its_own_gives_the_logits(tmp_path, state, name):
+    embedding = state["language_model.model.embed_tokens.weight"]
+    tied = load(write(tmp_path / "tied", state)).language
+    state[name] = embedding.flip(0).clone()
+    own = load(write(tmp_path / "own", state)).language
+    hidden = torch.randn(2, embedding.shape[1], generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(own.logits(hidden), tied.logits(hidden).flip(-1))
+        rows = own.head_weight[[4, 7]]
+        torch.testing.assert_close(own.logits(hidden, rows), own.logits(hidden)[:, [4, 7]])
+    assert own.config == replace(tied.config, tied_head=False)
+    saved = state_to_hf(load(tmp_path / "own"))
+    assert torch.equal(saved["language_model.lm_head.weight"], embedding.flip(0))
+
+
+def test_siglips_pooling_head_is_skipped(tmp_path, state):
+    state["vision_tower.vision_model.head.probe"] = torch.zeros(1, 1, 24)
+    state["vision_tower.vision_model.head.mlp.fc1.weight"] = torch.zeros(40, 24)
+    load(write(tmp_path / "m", state))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name: f"_orig_mod.{name}", "names begin with '_orig_mod.': weights of a compiled"),
+        (lambda name: f"module.{name}", "save model.module instead"),
+        (lambda name: f"base_model.model.{name}", "merge them before saving"),
+        (lambda name: f"{name}.absmax", "quantised by bitsandbytes"),
+        (lambda name: name.replace(".weight", ".qweight"), "quantised by GPTQ or AWQ"),
+        (lambda name: name.replace(".weight", ".scales"), "quantised by MLX"),
+    ],
+)
+def test_weights_that_another_library_wrapped_or_quantised_are_named(
+    tmp_path, state, change, message
+):
+    changed = {change(name): tensor for name, tensor in state.items()}
+    assert message in refused(write(tmp_path / "m", changed))
+
+
+def test_channels_last_are_named(tmp_path, state):
+    name = "vision_tower.vision_model.embeddings.patch_embedding.weight"
+    state[name] = state[name].permute(0, 2, 3, 1).contiguous()
+    assert "channels last, as MLX stores it" in refused(write(tmp_path / "m", state))
 
 
 def test_a_folder_without_config(folder):
@@ -147,7 +190,7 @@ def test_a_folder_without_config(folder):
         ),
         (
             '{"model_type": "paligemma", "text_config": {"hidden_size": "x"}}',
-            "is not a number",
+            "a value can't be used: invalid literal",
         ),
         ('{"model_type": "paligemma", "text_config": {"hidden_size": 0}}', "at least 1"),
         ('{"model_type": "paligemma", "text_config": 7}', "text_config"),
@@ -160,8 +203,45 @@ def test_a_folder_without_config(folder):
         (
             '{"model_type": "paligemma", "text_config": {"model_type": "gemma2", '
             '"layer_types": ["full_attention", "full_attention"]}}',
-            "alternate",
+            "layer_types must be",
         ),
+        (
+            '{"model_type": "paligemma", "text_config": {"layer_types": ["sliding_attention"]}}',
+            "layer_types must be",
+        ),
+        (
+            '{"model_type": "paligemma", "text_config": {"rope_scaling": {"type": "linear"}}}',
+            "rope scaling 'linear', which isn't supported",
+        ),
+        (
+            '{"model_type": "paligemma", "text_config": '
+            '{"rope_parameters": {"rope_type": "yarn"}}}',
+            "rope scaling 'yarn', which isn't supported",
+        ),
+        ('{"model_type": "paligemma", "text_config": {"rope_theta": 0}}', "must be above 0"),
+        (
+            '{"model_type": "paligemma", "text_config": {"model_type": "gemma2", '
+            '"final_logit_softcapping": 0}}',
+            "soft caps and the window must be above 0",
+        ),
+        (
+            '{"model_type": "paligemma", "text_config": {"hidden_activation": "silu"}}',
+            "the activation 'silu' is not gelu_pytorch_tanh",
+        ),
+        (
+            '{"model_type": "paligemma", "vision_config": {"hidden_act": "gelu"}}',
+            "the activation 'gelu' is not gelu_pytorch_tanh",
+        ),
+        (
+            '{"model_type": "paligemma", "quantization_config": {"quant_method": "bitsandbytes"}}',
+            "the weights are quantised by bitsandbytes",
+        ),
+        (
+            '{"model_type": "paligemma", "quantization": {"bits": 4}}',
+            "the weights are quantised by MLX",
+        ),
+        ('{"model_type": "paligemma", "eos_token_id": []}', "eos_token_id must be"),
+        ('{"model_type": "paligemma", "eos_token_id": ["</s>"]}', "eos_token_id must be"),
     ],
 )
 def test_configs_that_are_no_paligemmas(folder, content, message):
@@ -253,8 +333,29 @@ def test_an_index_that_is_none(sharded, content):
 
 def test_an_adapter_alone(folder):
     (folder / SINGLE).rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "google/paligemma2-3b-pt-224"}'
+    )
+    with pytest.raises(InputError, match=r"is an adapter of google/paligemma2-3b-pt-224: merge"):
+        open_checkpoint(folder)
+
+
+def test_an_adapter_beside_base_weights_is_not_ignored(folder):
     (folder / "adapter_config.json").write_text("{}")
-    assert "holds only an adapter; merge it" in refused(folder)
+    with pytest.raises(InputError, match="would be loaded without it: merge it"):
+        open_checkpoint(folder)
+
+
+def test_every_end_of_a_config_ends_an_answer(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [1, 7]}))
+    assert open_checkpoint(folder)[1].eos == (1, 7)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert open_checkpoint(folder)[1].eos == (1, 7, 9)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(InputError, match=r"generation_config.json: eos_token_id must be an id"):
+        open_checkpoint(folder)
 
 
 class Trap:
@@ -273,7 +374,7 @@ def test_pickled_weights_are_not_loaded(folder):
 def test_a_folder_without_weights(folder, tmp_path):
     (folder / SINGLE).unlink()
     assert f"has neither {SINGLE} nor {INDEX}" in refused(folder)
-    assert "no config.json" in refused(tmp_path / "nowhere", InputError)
+    assert "give a folder with config.json" in refused(tmp_path / "nowhere", InputError)
 
 
 PEAK = """

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from palidecode.errors import InputError
 
-Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 """A file, an image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -169,7 +169,7 @@ def check_picture(picture: object) -> None:
         With what to give instead.
     """
     if isinstance(picture, np.ndarray):
-        _from_array(picture)
+        _check_array(picture)
     elif isinstance(picture, str) and picture.lower().startswith(("http://", "https://")):
         raise InputError(f"{picture}: download it first; a picture is a file, not an address")
     elif not isinstance(picture, Image.Image | str | os.PathLike):
@@ -198,21 +198,26 @@ def check_size(size: object) -> tuple[int, int]:
     return width, height
 
 
-def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
-    """Convert uint8, or floats in [0, 1], which are scaled."""
+def _check_array(array: npt.NDArray[np.generic]) -> None:
     colours = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not colours or not array.size:
         raise InputError(
             f"a picture array must be (H, W), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
     if array.dtype == np.uint8:
-        return Image.fromarray(array)
+        return
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"a picture array must be uint8, or floats in [0, 1], got {array.dtype}")
     low, high = float(array.min()), float(array.max())
     if not 0 <= low <= high <= 1:
         raise InputError(f"a picture array of floats must be in [0, 1], got {low:g} … {high:g}")
-    return Image.fromarray(np.rint(array * 255).astype(np.uint8))
+
+
+def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
+    """Convert a checked array: uint8, or floats in [0, 1], which are scaled."""
+    if array.dtype != np.uint8:
+        array = np.rint(np.asarray(array, np.float64) * 255).astype(np.uint8)
+    return Image.fromarray(array)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

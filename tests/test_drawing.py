@@ -105,8 +105,8 @@ def test_transparent_parts_are_white():
 @pytest.mark.parametrize(
     ("picture", "options", "message"),
     [
-        (np.zeros((4, 4, 2), np.uint8), {}, "uint8"),
-        (np.zeros((4, 4, 3)), {}, "uint8"),
+        (np.zeros((4, 4, 2), np.uint8), {}, "a picture array must be"),
+        (np.full((4, 4, 3), 2.5), {}, r"floats must be in"),
         ("nowhere.png", {}, "no such picture"),
         (GREY, {"alpha": 2}, "alpha"),
         (GREY, {"index": 4}, "image 4"),

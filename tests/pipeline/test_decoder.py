@@ -1,10 +1,12 @@
 """PaliDecoder on folders of tiny random models: pictures and prompts in, detections out."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from palidecode.answers.parsing import parse
@@ -105,7 +107,7 @@ def cut_short(folder):
 BROKEN = {
     "missing": lambda folder: folder / "nothing.png",
     "cut short": cut_short,
-    "no picture": lambda folder: np.zeros((4, 4, 7), np.uint8),
+    "no picture": lambda folder: Path(__file__),
 }
 
 
@@ -154,6 +156,37 @@ def test_pictures_none_of_which_can_be_read(decoder, tmp_path):
     assert len(warned) == 2
     assert len(found) == 0
     assert found.sizes.tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((4, 4, 7), np.uint8), r"\(H, W\), \(H, W, 3\) or \(H, W, 4\), got \(4, 4, 7\)"),
+        (np.full((4, 4, 3), 255.0), r"floats must be in \[0, 1\], got 255 … 255"),
+        (np.zeros((4, 4, 3), np.int64), "must be uint8, or floats"),
+        (torch.zeros(3, 4, 4), r"not Tensor; for a tensor: tensor.permute"),
+        ("https://example.org/a.jpg", "download it first"),
+        (7, "not int"),
+    ],
+)
+def test_what_is_no_picture_at_all_raises(decoder, picture, message):
+    with pytest.raises(InputError, match=message):
+        decoder.detect([PICTURES[0], picture], "cat")
+
+
+def test_floats_are_scaled(decoder):
+    array = np.asarray(PICTURES[0])
+    wanted = decoder.generate(array, "detect cat", max_new_tokens=12)
+    same_answers(decoder.generate(array / 255, "detect cat", max_new_tokens=12), wanted)
+
+
+def test_names_that_a_model_does_not_know_warn(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    (folder / "palidecode.json").write_text('{"classes": ["cat", "dog"]}')
+    known = PaliDecoder.from_pretrained(folder, "float32")
+    with pytest.warns(UserWarning, match=r"'key': not among the classes .* \(cat, dog\)"):
+        known.detect(PICTURES[0], ["cat ; key", "dog"], max_new_tokens=6)
+    known.detect(PICTURES[0], "cat ; dog", max_new_tokens=6)
 
 
 # --- Answers ------------------------------------------------------------------------------------

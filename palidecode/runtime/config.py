@@ -234,7 +234,7 @@ def _text_from_hf(data: Numbers, text_type: str, outer: Numbers) -> TextConfig:
 
 
 def _computed(layer_types: object, windowed: bool) -> bool:
-    """Whether layers alternate between a window and full attention, or have no window."""
+    """Check that layers alternate between a window and full attention, or have no window."""
     if layer_types is None:
         return True
     names = ("sliding_attention" if windowed else "full_attention", "full_attention")

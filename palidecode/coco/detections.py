@@ -13,7 +13,6 @@ from palidecode.coco.categories import Category
 from palidecode.coco.reading import (
     MAX_SCORE,
     BoxRow,
-    CocoRows,
     ImageRow,
     Row,
     Xywh,
@@ -76,9 +75,9 @@ def read_detections(
     skips = Skips()
     with no_collection():
         read = read_dataset(dataset, Row, skips, needs=("images", "categories"))
-    rows = [(offset, row) for offset, row in _numbered(read) if crowds or not row.iscrowd]
+    rows = [item for item in read.annotations.numbered() if crowds or not item[1].iscrowd]
     if report is not None:
-        report.crowds += len(read.rows) - len(rows)
+        report.crowds += len(read.annotations.rows) - len(rows)
     images = sized_images(read, skips)
     detections = _detections(rows, images, read.categories, "truth", skips)
     _tell(detections, skips, read.where, report, stacklevel)
@@ -115,17 +114,14 @@ def from_coco_results(
     skips = Skips()
     with no_collection():
         read = read_predictions(results, Row, skips)
-        if read.images is not None:
+        if not read.is_list:
             raise InputError(f"{read.where}: COCO results are a list; for a dataset use from_coco")
         truth = read_dataset(dataset, BoxRow, Skips(), needs=("images", "categories"))
     images = sized_images(truth, skips)
-    detections = _detections(_numbered(read), images, truth.categories, "prediction", skips)
+    rows = read.annotations.numbered()
+    detections = _detections(rows, images, truth.categories, "prediction", skips)
     _tell(detections, skips, read.where, report, stacklevel=2)
     return detections
-
-
-def _numbered(read: CocoRows[Row]) -> list[tuple[int, Row]]:
-    return list(zip(read.offsets.tolist(), read.rows, strict=True))
 
 
 def _detections(

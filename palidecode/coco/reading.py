@@ -15,7 +15,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -40,8 +40,7 @@ MAX_SCORE = float(np.finfo(np.float32).max)
 
 _Side = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 _DAMAGE = (msgspec.MsgspecError, UnicodeError, OverflowError, RecursionError)
-_ALL = ("images", "annotations", "categories")
-_NOT_PREDICTED = ("id", "area", "iscrowd")
+_LISTS = ("images", "annotations", "categories")
 _EXPECTED = {
     "bbox": "bbox must be four finite numbers (x, y, width, height), none above 1e9",
     "segmentation": "segmentation must be polygons or an RLE",
@@ -113,47 +112,51 @@ class Broken(NamedTuple):
 
 
 @dataclass
-class CocoRows(Generic[R]):
-    """Rows of a COCO file.
+class Rows(Generic[R]):
+    """The rows of one list of a file.
+
+    Attributes
+    ----------
+    rows : list
+    offsets : ndarray of int64
+        Offset of each row in the list.
+    broken : list of Broken
+        Rows that can't be read; they are also in the `Skips`.
+    """
+
+    rows: list[R]
+    offsets: Ints
+    broken: list[Broken] = field(default_factory=list)
+
+    def numbered(self) -> list[tuple[int, R]]:
+        """Return each row with its offset."""
+        return list(zip(self.offsets.tolist(), self.rows, strict=True))
+
+
+@dataclass
+class CocoFile(Generic[R]):
+    """The rows of a COCO file.
 
     Attributes
     ----------
     where : str
         Name of the file, for messages.
-    images : list of ImageRow, or None
-        None for a results list.
-    categories : list of Category
-    rows : list
+    images : Rows of ImageRow
+    annotations : Rows
         Annotations or predictions.
-    offsets : ndarray of int64
-        Offset of each row in its list of the file.
-    image_offsets : ndarray of int64
-        Offset of each image in the file's list.
-    broken, broken_images : list of Broken
-        Annotations or predictions, and images, that can't be read; they are also in the `Skips`.
-    info : object
-        ``info`` of a dataset.
+    categories : list of Category
+    asked : list of str, or None
+        The categories that all prompts asked for, if ``info`` contains them.
+    is_list : bool
+        True for a results list, which has neither images nor categories.
     """
 
     where: str
-    images: list[ImageRow] | None
+    images: Rows[ImageRow]
+    annotations: Rows[R]
     categories: list[Category]
-    rows: list[R]
-    offsets: Ints
-    image_offsets: Ints
-    broken: list[Broken] = field(default_factory=list)
-    broken_images: list[Broken] = field(default_factory=list)
-    info: object = None
-
-    @property
-    def asked(self) -> list[str] | None:
-        """The categories that all prompts asked for, if ``info`` contains them."""
-        asked = self.info.get("asked") if isinstance(self.info, Mapping) else None
-        if asked is None:
-            return None
-        if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
-            raise InputError(f"{self.where}: info: asked must be a list of names")
-        return asked
+    asked: list[str] | None
+    is_list: bool = False
 
 
 def read_dataset(
@@ -162,16 +165,16 @@ def read_dataset(
     skips: Skips,
     *,
     name: str = "dataset",
-    needs: Sequence[str] = _ALL,
+    needs: Sequence[str] = _LISTS,
     unused: Sequence[str] = (),
-) -> CocoRows[R]:
+) -> CocoFile[R]:
     """Read a COCO dataset.
 
     Parameters
     ----------
     source : path or dict
     kind : type
-        Of the rows of ``annotations``: `Row`, `BoxRow`, or another struct.
+        Of the annotations: `Row`, `BoxRow`, or another struct.
     skips : Skips
         Is filled with what can't be read.
     name : str
@@ -189,25 +192,25 @@ def read_dataset(
     """
     where = _where(source, name)
     content = _fast(source, _Content[kind])  # type: ignore[valid-type]
-    if content is None or not _is_sound(content, needs):
-        data = _plain(source)
-        if isinstance(data, list):
-            raise InputError(
-                f"{where}: is a results list, not a COCO dataset with 'images', 'annotations' and "
-                "'categories'; is it the file of the predictions?"
-            )
-        return _careful_dataset(data, kind, where, skips, needs, unused)
-    return _dataset(content, where, skips)
+    if content is not None and _is_sound(content, needs):
+        return _typed(content, where, skips)
+    data = _plain(source)
+    if isinstance(data, list):
+        raise InputError(
+            f"{where}: is a results list, not a COCO dataset with 'images', 'annotations' and "
+            "'categories'; is it the file of the predictions?"
+        )
+    return _careful(data, kind, where, skips, needs, unused)
 
 
-def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoRows[R]:
+def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoFile[R]:
     """Read a results list, or a dataset as `palidecode decode` writes it.
 
     Parameters
     ----------
     source : path, list or dict
     kind : type
-        Of the rows: `Row` or `BoxRow`.
+        Of the predictions: `Row` or `BoxRow`.
     skips : Skips
         Is filled with what can't be read.
 
@@ -219,34 +222,21 @@ def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoRows[R]
     where = _where(source, "the predictions")
     content = _fast(source, list[kind] | _Content[kind])  # type: ignore[valid-type]
     if isinstance(content, list):
-        return _results(content, np.arange(len(content)), where)
-    if content is not None and _is_sound(content, _ALL):
-        skips.lists["prediction"] = "annotations"
-        return _dataset(content, where, skips)
-    data = _plain(source)
+        return replace(_typed(_Content(annotations=content), where, skips), is_list=True)
+    is_sound = content is not None and _is_sound(content, _LISTS)
+    data = None if is_sound else _plain(source)
+    unused = ("id", "area", "iscrowd")
     if isinstance(data, list):
-        rows, offsets, broken = _careful(data, kind, "prediction", skips, _NOT_PREDICTED)
-        return _results(rows, offsets, where, broken)
+        rows = {"annotations": data}
+        read = _careful(rows, kind, where, skips, ("annotations",), unused, "prediction")
+        return replace(read, is_list=True)
     skips.lists["prediction"] = "annotations"
-    return _careful_dataset(data, kind, where, skips, _ALL, _NOT_PREDICTED, "prediction")
+    if is_sound:
+        return _typed(content, where, skips)
+    return _careful(data, kind, where, skips, _LISTS, unused, "prediction")
 
 
-class _Nothing(msgspec.Struct):
-    """A row that is passed over."""
-
-
-def read_images(source: Source, skips: Skips) -> CocoRows[Any]:
-    """Read the images of a COCO file; it may have annotations and categories.
-
-    Raises
-    ------
-    InputError
-        As `read_dataset`.
-    """
-    return read_dataset(source, _Nothing, skips, needs=("images",))
-
-
-def sized_images(read: CocoRows[R], skips: Skips) -> list[ImageRow]:
+def sized_images(read: CocoFile[R], skips: Skips) -> list[ImageRow]:
     """Return the images that have a width and a height; skip the others.
 
     Raises
@@ -255,7 +245,7 @@ def sized_images(read: CocoRows[R], skips: Skips) -> list[ImageRow]:
         If none has.
     """
     sized, problem = [], ""
-    for offset, image in zip(read.image_offsets.tolist(), read.images or [], strict=True):
+    for offset, image in read.images.numbered():
         if min(image.width, image.height) > 0:
             sized.append(image)
         else:
@@ -356,27 +346,18 @@ def _plain(source: Source) -> object:
     return list(source) if isinstance(source, (tuple, np.ndarray)) else source
 
 
-def _dataset(content: _Content[R], where: str, skips: Skips) -> CocoRows[R]:
+def _typed(content: _Content[R], where: str, skips: Skips) -> CocoFile[R]:
     images, rows = content.images or [], content.annotations or []
-    check_unique((image.id for image in images), f"{where}: images")
-    return CocoRows(
-        where=where,
-        images=images,
-        categories=check_categories(content.categories or [], skips, where),
-        rows=rows,
-        offsets=np.arange(len(rows)),
-        image_offsets=np.arange(len(images)),
-        info=content.info,
+    return _file(
+        where,
+        Rows(images, np.arange(len(images))),
+        Rows(rows, np.arange(len(rows))),
+        check_categories(content.categories or [], skips, where),
+        content.info,
     )
 
 
-def _results(
-    rows: list[R], offsets: Ints, where: str, broken: Sequence[Broken] = ()
-) -> CocoRows[R]:
-    return CocoRows(where, None, [], rows, offsets, np.arange(0), list(broken))
-
-
-def _careful_dataset(
+def _careful(
     data: object,
     kind: type[R],
     where: str,
@@ -384,38 +365,45 @@ def _careful_dataset(
     needs: Sequence[str],
     unused: Sequence[str],
     side: Side = "truth",
-) -> CocoRows[R]:
-    lists: dict[str, list[object]] = {}
-    missing = []
-    for key in _ALL:
-        value = data.get(key) if isinstance(data, Mapping) else None
-        if isinstance(value, list):
-            lists[key] = value
-        elif key in needs or value is not None or not isinstance(data, Mapping):
-            missing.append(f"'{key}'")
+) -> CocoFile[R]:
+    mapping = data if isinstance(data, Mapping) else {}
+    lists = {key: mapping[key] for key in _LISTS if isinstance(mapping.get(key), list)}
+    missing = [key for key in needs if key not in lists]
+    missing += [
+        key for key in _LISTS if key not in (*needs, *lists) and mapping.get(key) is not None
+    ]
     if missing:
         raise InputError(
-            f"{where}: no list of {' and '.join(missing)}; a COCO dataset has 'images', "
-            "'annotations' and 'categories'"
+            f"{where}: no list of {' and '.join(map(repr, missing))}; a COCO dataset has "
+            "'images', 'annotations' and 'categories'"
         )
-    assert isinstance(data, Mapping)
-    images, image_offsets, broken_images = _careful(
-        lists.get("images", []), ImageRow, "image", skips
-    )
-    if broken_images and not images:
-        raise InputError(f"{where}: no image can be read; images[0]: {broken_images[0].problem}")
-    rows, offsets, broken = _careful(lists.get("annotations", []), kind, side, skips, unused)
-    read = _dataset(
-        _Content(images, rows, lists.get("categories", []), data.get("info")), where, skips
-    )
-    read.offsets, read.image_offsets = offsets, image_offsets
-    read.broken, read.broken_images = broken, broken_images
-    return read
+    images = _careful_rows(lists.get("images", []), ImageRow, "image", skips)
+    if images.broken and not images.rows:
+        raise InputError(f"{where}: no image can be read; images[0]: {images.broken[0].problem}")
+    rows = _careful_rows(lists.get("annotations", []), kind, side, skips, unused)
+    categories = check_categories(lists.get("categories", []), skips, where)
+    return _file(where, images, rows, categories, mapping.get("info"))
 
 
-def _careful(
+def _file(
+    where: str,
+    images: Rows[ImageRow],
+    rows: Rows[R],
+    categories: list[Category],
+    info: object,
+) -> CocoFile[R]:
+    check_unique([image.id for image in images.rows], f"{where}: images")
+    asked = info.get("asked") if isinstance(info, Mapping) else None
+    try:
+        asked = msgspec.convert(asked, list[str] | None)
+    except _DAMAGE:
+        raise InputError(f"{where}: info: asked must be a list of names") from None
+    return CocoFile(where, images, rows, categories, asked)
+
+
+def _careful_rows(
     items: Sequence[object], kind: type[R], side: Side, skips: Skips, unused: Sequence[str] = ()
-) -> tuple[list[R], Ints, list[Broken]]:
+) -> Rows[R]:
     """Read row by row; what can't be read is skipped."""
     rows: list[R] = []
     offsets: list[int] = []
@@ -429,7 +417,7 @@ def _careful(
             skips.add(side, "unreadable", offset, f"{skips.at(side, offset)}: {problem}")
             ids = item if isinstance(item, Mapping) else {}
             broken.append(Broken(offset, problem, *map(ids.get, Broken._fields[2:])))
-    return rows, np.array(offsets, np.int64), broken
+    return Rows(rows, np.array(offsets, np.int64), broken)
 
 
 def _careful_row(item: object, kind: type[R], unused: Sequence[str]) -> R:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from palidecode.answers.parsing import label_problem
 from palidecode.coco.reading import (
     BoxRow,
-    CocoRows,
+    CocoFile,
     ImageRow,
     Key,
     Row,
@@ -301,22 +301,22 @@ class GroundTruth:
             raise InputError(f"{self.where}: no category has a name that can be written")
         return good
 
-    def _images(self, read: CocoRows[BoxRow]) -> list[AnnotatedImage]:
+    def _images(self, read: CocoFile[BoxRow]) -> list[AnnotatedImage]:
         images: dict[Key, AnnotatedImage] = {}
-        for offset, image in zip(read.image_offsets.tolist(), read.images or [], strict=True):
+        for offset, image in read.images.numbered():
             try:
                 name, size = _name_and_size(image)
             except _Unusable as problem:
                 self._skip(problem, f"images[{offset}]")
                 continue
             images[image.id] = AnnotatedImage(offset, name, size, [], set())
-        for offset, row in zip(read.offsets.tolist(), read.rows, strict=True):
+        for offset, row in read.annotations.numbered():
             if row.image_id in images:
                 images[row.image_id].annotations.append((offset, row))
             else:
                 unknown = _Unusable("unknown_images", f"there is no image {row.image_id!r}")
                 self._skip(unknown, f"annotations[{offset}]")
-        for broken in read.broken:
+        for broken in read.annotations.broken:
             image_id, category = broken.image_id, broken.category_id
             if isinstance(image_id, Key) and isinstance(category, int) and image_id in images:
                 images[image_id].unclear.update(filter(None, [self.names.get(category)]))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.answers.jsonl import AnswerRow, read_lines, read_object, read_row
-from palidecode.coco.reading import read_images
+from palidecode.coco.reading import BoxRow, read_dataset
 from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside
@@ -91,9 +91,9 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
         If it is no COCO file, or has no image with a usable name.
     """
     skips = Skips()
-    read = read_images(path, skips)
+    read = read_dataset(path, BoxRow, skips, needs=("images",))
     folder, names = os.fspath(images), []
-    for offset, image in zip(read.image_offsets.tolist(), read.images or [], strict=True):
+    for offset, image in read.images.numbered():
         try:
             if not image.file_name:
                 raise InputError("no file_name")

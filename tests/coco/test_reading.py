@@ -303,14 +303,16 @@ def test_both_readers_read_the_same(tmp_path):
             row["image_id"] = float(row["image_id"])  # sends the file the careful way
         fast = read_predictions(sources[1], Row, Skips())
         careful = read_predictions(odd, Row, Skips())
-        assert careful.rows == fast.rows
-        assert careful.offsets.tolist() == fast.offsets.tolist() == list(range(len(odd)))
+        assert careful.annotations.rows == fast.annotations.rows
+        offsets = careful.annotations.offsets.tolist()
+        assert offsets == fast.annotations.offsets.tolist() == list(range(len(odd)))
         changed = copy.deepcopy(truth)
         changed["annotations"].append({"image_id": 1.5})
         skips = Skips()
         fast = read_dataset(sources[0], Row, Skips())
         careful = read_dataset(changed, Row, skips)
-        assert (careful.rows, careful.images) == (fast.rows, fast.images)
+        assert careful.annotations.rows == fast.annotations.rows
+        assert careful.images.rows == fast.images.rows
         assert careful.categories == fast.categories
         assert skips.skipped[0].count == 1
 

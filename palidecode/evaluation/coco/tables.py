@@ -19,7 +19,7 @@ from palidecode.coco.reading import (
     MAX_COORDINATE,
     MAX_SCORE,
     BoxRow,
-    CocoRows,
+    CocoFile,
     ImageRow,
     Key,
     Outline,
@@ -124,7 +124,7 @@ def read_scene(source: Source, masks: bool, skips: Skips) -> Scene:
     read = read_dataset(
         source, Row if masks else BoxRow, skips, name="the ground truth", unused=("score",)
     )
-    images, categories = read.images or [], read.categories
+    images, categories, rows = read.images.rows, read.categories, read.annotations.rows
     for kind, items in (("images", images), ("categories", categories)):
         if not items:
             raise InputError(f"{read.where}: has no {kind}: there is nothing to evaluate")
@@ -134,12 +134,12 @@ def read_scene(source: Source, masks: bool, skips: Skips) -> Scene:
                 f"{read.where}: image {image.id!r}: masks need the picture's width and height, "
                 f"got {image.width}×{image.height}"
             )
-    check_unique((r.id for r in read.rows if r.id is not None), f"{read.where}: annotations")
+    check_unique([row.id for row in rows if row.id is not None], f"{read.where}: annotations")
     images = _sorted(images)
     categories = sorted(categories, key=itemgetter("id"))
     scene = Scene(images, categories, _empty(), masks)
-    image_index = _find({i.id: n for n, i in enumerate(images)}, read.rows, "image_id")
-    category = _find({c["id"]: n for n, c in enumerate(categories)}, read.rows, "category_id")
+    image_index = _find({i.id: n for n, i in enumerate(images)}, rows, "image_id")
+    category = _find({c["id"]: n for n, c in enumerate(categories)}, rows, "category_id")
     table = _table(read, image_index, category, scene, "truth", skips)
     return replace(scene, truths=table)
 
@@ -162,21 +162,21 @@ def read_answers(
         If they can't be read, or none is about an image of the scene.
     """
     read = read_predictions(source, Row if scene.masks else BoxRow, skips)
-    if read.images is None:
+    if read.is_list:
         images: dict[Key, int] = {image.id: n for n, image in enumerate(scene.images)}
         categories = {item["id"]: n for n, item in enumerate(scene.categories)}
     else:
-        images = _by_name(read.images, scene, read.where)
+        images = _by_name(read.images.rows, scene, read.where)
         mapping = CategoryMap(scene.categories, match=match, unmapped="drop")
         index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
         mapped = {item["id"]: mapping.id_of(item["name"]) for item in read.categories}
         categories = {n: index_of[known] for n, known in mapped.items() if known is not None}
-    image = _find(images, read.rows, "image_id")
-    category = _find(categories, read.rows, "category_id")
+    image = _find(images, read.annotations.rows, "image_id")
+    category = _find(categories, read.annotations.rows, "category_id")
     if len(image) and (image < 0).all():
         raise InputError(
             f"{read.where}: none of its {len(image):,} predictions is about an image of the "
-            f"ground truth (the first is about {read.rows[0].image_id!r})"
+            f"ground truth (the first is about {read.annotations.rows[0].image_id!r})"
         )
     return _table(read, image, category, scene, "prediction", skips), _asked(
         read, images, scene, match
@@ -222,11 +222,11 @@ def _by_name(images: list[ImageRow], scene: Scene, where: str) -> dict[Key, int]
 
 
 def _asked(
-    read: CocoRows[BoxRow], images: Mapping[Key, int], scene: Scene, match: Match
+    read: CocoFile[BoxRow], images: Mapping[Key, int], scene: Scene, match: Match
 ) -> dict[int, set[int]]:
     """Return the indices of the categories that each image's prompts asked for."""
     everywhere = read.asked
-    if read.images is None or (everywhere is None and not any(i.asked for i in read.images)):
+    if everywhere is None and not any(image.asked for image in read.images.rows):
         return {}
     mapping = CategoryMap(scene.categories, match=match, unmapped="drop")
     index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
@@ -238,7 +238,7 @@ def _asked(
     asked: dict[int, set[int]] = {}
     if everywhere is not None:
         asked = {n: indices(everywhere) for n in range(len(scene.images))}
-    for image in read.images:
+    for image in read.images.rows:
         if image.asked is not None and image.id in images:
             asked[images[image.id]] = indices(image.asked)
     return asked
@@ -251,10 +251,10 @@ def _empty() -> Table:
 
 
 def _table(
-    read: CocoRows[BoxRow], image: Ints, category: Ints, scene: Scene, side: Side, skips: Skips
+    read: CocoFile[BoxRow], image: Ints, category: Ints, scene: Scene, side: Side, skips: Skips
 ) -> Table:
     """Return the columns of the usable rows."""
-    rows, count = read.rows, len(read.rows)
+    rows, count = read.annotations.rows, len(read.annotations.rows)
     keep = _known(read, image, category, side, skips)
     score = area = np.full(count, np.nan)
     crowd = np.zeros(count, np.bool_)
@@ -264,13 +264,13 @@ def _table(
         if np.isnan(score).any() or np.abs(score).max() > MAX_SCORE:
             known = np.array([value is not None for value in values])
             bad = keep & known & ~(np.abs(score) <= MAX_SCORE)
-            skips.add_many(side, "bad_score", read.offsets[bad])
+            skips.add_many(side, "bad_score", read.annotations.offsets[bad])
             keep &= ~bad
     elif count:
         area = np.array([row.area for row in rows], np.float64)
         crowd = np.fromiter((bool(row.iscrowd) for row in rows), np.bool_, count)
     table = Table(
-        offset=read.offsets,
+        offset=read.annotations.offsets,
         image=image,
         category=category,
         box=_boxes(rows),
@@ -283,19 +283,20 @@ def _table(
     return _with_boxes(_with_masks(table, kept, scene, side, skips), scene, side, skips)
 
 
-def _known(read: CocoRows[BoxRow], image: Ints, category: Ints, side: Side, skips: Skips) -> Bools:
+def _known(read: CocoFile[BoxRow], image: Ints, category: Ints, side: Side, skips: Skips) -> Bools:
     """Return True for rows whose image and category are known; skip the others."""
-    rows, unknown = read.rows, np.flatnonzero(image < 0)
+    rows, offsets = read.annotations.rows, read.annotations.offsets
+    unknown = np.flatnonzero(image < 0)
     shown = (
         f"{skips.at(side, offset)} is about image {rows[row].image_id!r}"
-        for row, offset in zip(unknown.tolist(), read.offsets[unknown].tolist(), strict=True)
+        for row, offset in zip(unknown.tolist(), offsets[unknown].tolist(), strict=True)
     )
-    skips.add_many(side, "unknown_image", read.offsets[unknown], shown)
+    skips.add_many(side, "unknown_image", offsets[unknown], shown)
     names = {item["id"]: item["name"] for item in read.categories} if side == "prediction" else {}
     unknown = np.flatnonzero((category < 0) & (image >= 0))
     ids = [rows[row].category_id for row in unknown.tolist()]
     counts = Counter(names.get(number, str(number)) for number in ids)
-    skips.add_many(side, "unknown_category", read.offsets[unknown], counts, dict(counts))
+    skips.add_many(side, "unknown_category", offsets[unknown], counts, dict(counts))
     return (image >= 0) & (category >= 0)
 
 

@@ -243,10 +243,12 @@ class _Objects:
         )
         self._skips = skips
         self._images = {image.id: image for image in sized_images(read, skips)}
-        self._objects = {row.id: row for row in read.rows}
-        self._broken = {item.id: f"annotation {item.id}: {item.problem}" for item in read.broken}
-        self._no_images = {item.id: item.problem for item in read.broken_images}
-        self._no_images |= {image.id: "no width and height" for image in read.images or []}
+        self._objects = {row.id: row for row in read.annotations.rows}
+        self._broken = {item.id: item.problem for item in read.annotations.broken}
+        self._no_images: dict[object, str] = {
+            image.id: "no width and height" for image in read.images.rows
+        }
+        self._no_images |= {item.id: item.problem for item in read.images.broken}
         self._masks: dict[tuple[Key, tuple[Key, ...]], tuple[Rle, Xywh | None]] = {}
 
     def target(
@@ -277,7 +279,7 @@ class _Objects:
         rles, box = [], None
         for target in targets:
             if target not in self._objects and target in self._broken:
-                raise InputError(self._broken[target])
+                raise InputError(f"annotation {target}: {self._broken[target]}")
             row = self._objects[target]
             try:
                 rle, skipped_rings = read_mask(row.segmentation, size)

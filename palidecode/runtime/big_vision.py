@@ -70,12 +70,11 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One tensor of ours: its key, its index into the leading axes, the change of layout."""
+    """One tensor of ours: its key, the change of layout, its index into the leading axes."""
 
     key: str
-    index: tuple[int, ...]
     turn: Turn
-    shape: tuple[int, ...]
+    index: tuple[int, ...]
 
 
 class BigVisionNpz:
@@ -140,7 +139,7 @@ class BigVisionNpz:
                 shapes[name] = piece.turn(hollow).shape
             except (ValueError, IndexError):
                 raise WeightsError(
-                    f"{self.name}: {piece.key} is {shape}, which can't become {name} {piece.shape}"
+                    f"{self.name}: {piece.key} is {shape}, which can't become {name}"
                 ) from None
         return shapes
 
@@ -236,58 +235,47 @@ def _constants(text: TextConfig) -> TextConfig:
 
 def _pieces(config: PaliGemmaConfig) -> dict[str, _Piece]:
     """Map transformers' names (as `Source` spells them) to big_vision's arrays."""
-    v, t = config.vision, config.text
     pieces: dict[str, _Piece] = {}
 
-    def add(name: str, key: str, shape: tuple[int, ...], turn: Turn = _same, *index: int) -> None:
-        pieces[name] = _Piece(key, index, turn, shape)
+    def add(name: str, key: str, turn: Turn = _same, *index: int) -> None:
+        pieces[name] = _Piece(key, turn, index)
 
-    patch = (v.width, 3, v.patch, v.patch)
-    add("vision.embeddings.patch_embedding.weight", "img/embedding/kernel", patch, _patch)
-    add("vision.embeddings.patch_embedding.bias", "img/embedding/bias", (v.width,))
-    position = "vision.embeddings.position_embedding.weight"
-    add(position, "img/pos_embedding", (v.tokens, v.width), _same, 0)
-    for layer in range(v.layers):
+    def both(
+        name: str, key: str, turn: Turn, *index: int, weight: str = "kernel", bias: Turn = _same
+    ) -> None:
+        add(f"{name}.weight", f"{key}/{weight}", turn, *index)
+        add(f"{name}.bias", f"{key}/bias", bias, *index)
+
+    both("vision.embeddings.patch_embedding", "img/embedding", _patch)
+    add("vision.embeddings.position_embedding.weight", "img/pos_embedding", _same, 0)
+    for layer in range(config.vision.layers):
         theirs = f"vision.encoder.layers.{layer}"
         for number in (0, 1):
             norm, key = f"{theirs}.layer_norm{number + 1}", f"{_BLOCK}/LayerNorm_{number}"
-            add(f"{norm}.weight", f"{key}/scale", (v.width,), _same, layer)
-            add(f"{norm}.bias", f"{key}/bias", (v.width,), _same, layer)
-            sizes = (v.width, v.mlp) if number else (v.mlp, v.width)
+            both(norm, key, _same, layer, weight="scale")
             fc, key = f"{theirs}.mlp.fc{number + 1}", f"{_BLOCK}/MlpBlock_0/Dense_{number}"
-            add(f"{fc}.weight", f"{key}/kernel", sizes, np.transpose, layer)
-            add(f"{fc}.bias", f"{key}/bias", sizes[:1], _same, layer)
+            both(fc, key, np.transpose, layer)
         for ours, word in (("q", "query"), ("k", "key"), ("v", "value")):
             name, key = f"{theirs}.self_attn.{ours}_proj", f"{_VISION_ATTENTION}/{word}"
-            add(f"{name}.weight", f"{key}/kernel", (v.width, v.width), _last_heads, layer)
-            add(f"{name}.bias", f"{key}/bias", (v.width,), _flat, layer)
-        name, key = f"{theirs}.self_attn.out_proj", f"{_VISION_ATTENTION}/out"
-        add(f"{name}.weight", f"{key}/kernel", (v.width, v.width), _heads_out, layer)
-        add(f"{name}.bias", f"{key}/bias", (v.width,), _same, layer)
-    add("vision.post_layernorm.weight", "img/Transformer/encoder_norm/scale", (v.width,))
-    add("vision.post_layernorm.bias", "img/Transformer/encoder_norm/bias", (v.width,))
-    add("projector.weight", "img/head/kernel", (t.width, v.width), np.transpose)
-    add("projector.bias", "img/head/bias", (t.width,))
-    embedding = "language.embed_tokens.weight"
-    add(embedding, "llm/embedder/input_embedding", (t.vocabulary, t.width))
-    q, kv = t.heads * t.head_size, t.kv_heads * t.head_size
-    for layer in range(t.layers):
+            both(name, key, _last_heads, layer, bias=_flat)
+        both(f"{theirs}.self_attn.out_proj", f"{_VISION_ATTENTION}/out", _heads_out, layer)
+    both("vision.post_layernorm", "img/Transformer/encoder_norm", _same, weight="scale")
+    both("projector", "img/head", np.transpose)
+    add("language.embed_tokens.weight", "llm/embedder/input_embedding")
+    for layer in range(config.text.layers):
         theirs, attn, mlp = f"language.layers.{layer}", "llm/layers/attn", "llm/layers/mlp"
         own = f"{theirs}.self_attn"
-        add(f"{own}.q_proj.weight", f"{attn}/q_einsum/w", (q, t.width), _first_heads, layer)
+        add(f"{own}.q_proj.weight", f"{attn}/q_einsum/w", _first_heads, layer)
         for half, ours in enumerate("kv"):
-            name, key = f"{own}.{ours}_proj.weight", f"{attn}/kv_einsum/w"
-            add(name, key, (kv, t.width), _first_heads, layer, half)
-        add(f"{own}.o_proj.weight", f"{attn}/attn_vec_einsum/w", (t.width, q), _heads_out, layer)
+            add(f"{own}.{ours}_proj.weight", f"{attn}/kv_einsum/w", _first_heads, layer, half)
+        add(f"{own}.o_proj.weight", f"{attn}/attn_vec_einsum/w", _heads_out, layer)
         for half, ours in enumerate(("gate", "up")):
             name, key = f"{theirs}.mlp.{ours}_proj.weight", f"{mlp}/gating_einsum"
-            add(name, key, (t.mlp, t.width), np.transpose, layer, half)
-        down = f"{theirs}.mlp.down_proj.weight"
-        add(down, f"{mlp}/linear", (t.width, t.mlp), np.transpose, layer)
-        for name, word in _norms(t.post_norms).items():
-            key = f"llm/layers/{word}/scale"
-            add(f"{theirs}.{name}.weight", key, (t.width,), _same, layer)
-    add("language.norm.weight", "llm/final_norm/scale", (t.width,))
+            add(name, key, np.transpose, layer, half)
+        add(f"{theirs}.mlp.down_proj.weight", f"{mlp}/linear", np.transpose, layer)
+        for name, word in _norms(config.text.post_norms).items():
+            add(f"{theirs}.{name}.weight", f"llm/layers/{word}/scale", _same, layer)
+    add("language.norm.weight", "llm/final_norm/scale")
     return pieces
 
 

@@ -73,7 +73,7 @@ class Category(_Named, total=False):
 
 
 class CategoryMap:
-    """Finds the category of a label, and counts what has none.
+    """Finds the category of a label, and counts labels that have none.
 
     Parameters
     ----------
@@ -84,16 +84,16 @@ class CategoryMap:
         ``"loose"`` also folds case, spaces and underscores, undoes English plurals and looks
         into `aliases`. A label that fits several categories fits none.
     unmapped : {"keep", "drop", "error"}
-        A label without a category becomes a new one, is left out and counted, or raises.
+        A label without a category becomes a new one, is skipped and counted, or raises.
     aliases : mapping of str to str, optional
         Other names of categories, added to `ALIASES`; they also work with ``"exact"``.
 
     Attributes
     ----------
     categories : list of dict
-        With those that were added.
+        The given and the new ones.
     left_out : Counter of str
-        Labels without a category, and how often they came.
+        Labels without a category, and how often each came.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class CategoryMap:
         self._folded = {fold(k): v for k, v in {**ALIASES, **self._aliases}.items()}
 
     def id_of(self, label: str) -> int | None:
-        """The category's id; None where the label is left out.
+        """Return the category's id; None for a label that is skipped.
 
         Raises
         ------
@@ -130,13 +130,11 @@ class CategoryMap:
             With ``unmapped="error"``, for a label without a category.
         """
         name = label or UNLABELLED
-        if name in self._ids:
-            found = self._ids[name]
-        else:
-            found = self._ids[name] = self._search(name)
-        if found is None:
+        if name not in self._ids:
+            self._ids[name] = self._search(name)
+        if self._ids[name] is None:
             self.left_out[label] += 1
-        return found
+        return self._ids[name]
 
     def _search(self, name: str) -> int | None:
         alias = self._aliases.get(name)
@@ -188,35 +186,36 @@ def check_categories(
         categories = categories.get("categories")
         if not isinstance(categories, list):
             raise InputError(f"{start}this COCO dataset has no list of 'categories'")
-    if categories is not None and (
-        isinstance(categories, str) or not hasattr(categories, "__len__")
-    ):
+    if isinstance(categories, str) or not hasattr(categories or (), "__len__"):
         raise InputError(
             f"{start}categories are a COCO dataset, a list of names, or a list of objects with "
             f"'id' and 'name', got {reprlib.repr(categories)}"
         )
     checked: list[Category] = []
-    problems: list[str] = []
+    problem = ""
     for offset, item in enumerate(categories or ()):
         if isinstance(item, str):
             checked.append(Category(id=offset + 1, name=item, supercategory=""))
         elif isinstance(item, Mapping) and _is_category(item):
             checked.append(cast(Category, dict(item)))
         else:
-            problem = f"needs an integer 'id' and a 'name', got {reprlib.repr(item)}"
-            problems.append(f"category {offset} {problem}")
-            if skips is not None:
-                skips.add("category", "unreadable", offset, f"categories[{offset}] {problem}")
-    if problems and (skips is None or not checked):
-        raise InputError(start + problems[0])
-    for key, values in (
-        ("id", [item["id"] for item in checked]),
-        ("name", [item["name"] for item in checked]),
-    ):
-        value, count = Counter[Any](values).most_common(1)[0] if values else (None, 0)
-        if count > 1:
-            raise InputError(f"{start}several categories have the {key} {value!r}")
+            needed = f"needs an integer 'id' and a 'name', got {reprlib.repr(item)}"
+            problem = problem or f"{start}category {offset} {needed}"
+            if skips is None:
+                break
+            skips.add("category", "unreadable", offset, f"categories[{offset}] {needed}")
+    if problem and (skips is None or not checked):
+        raise InputError(problem)
+    check_unique([item["id"] for item in checked], f"{start}categories")
+    check_unique([item["name"] for item in checked], f"{start}categories", "name")
     return checked
+
+
+def check_unique(values: Sequence[int | str], what: str, key: str = "id") -> None:
+    """Raise `InputError` for an id, or another key, that is repeated."""
+    if len(set(values)) != len(values):
+        twice, count = Counter(values).most_common(1)[0]
+        raise InputError(f"{what}: the {key} {twice!r} is there {count} times; it must be unique")
 
 
 def read_categories(path: Path | None) -> list[Category] | None:
@@ -232,8 +231,10 @@ def read_categories(path: Path | None) -> list[Category] | None:
     if path is None:
         return None
     if path.suffix == ".json":
-        skips = Skips()
-        categories = check_categories(_not_null(read_json(path), path), skips, str(path))
+        content, skips = read_json(path), Skips()
+        if content is None:
+            raise InputError(f"{path}: contains null, no categories")
+        categories = check_categories(content, skips, str(path))
         skips.warn(str(path), 2)
         return categories
     try:
@@ -241,12 +242,6 @@ def read_categories(path: Path | None) -> list[Category] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {error}") from error
     return check_categories([name.strip() for name in names if name.strip()], where=str(path))
-
-
-def _not_null(categories: Any, path: Path) -> Any:
-    if categories is None:
-        raise InputError(f"{path}: contains null, no categories")
-    return categories
 
 
 def _is_category(item: Mapping[str, Any]) -> bool:
@@ -257,12 +252,12 @@ def _is_category(item: Mapping[str, Any]) -> bool:
 
 
 def fold(name: str) -> str:
-    """Case, underscores, hyphens and runs of spaces folded away."""
+    """Lower the case; make underscores, hyphens and runs of spaces one space."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _forms(name: str) -> set[str]:
-    """The folded name, and the singulars that its last word may be a plural of."""
+    """Return the folded name, and the singulars that its last word may be a plural of."""
     folded = fold(name)
     head, _, last = folded.rpartition(" ")
     ends = {last}

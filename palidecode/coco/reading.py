@@ -12,8 +12,7 @@ import gc
 import os
 import re
 import reprlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.coco.categories import Category, check_categories
+from palidecode.coco.categories import Category, check_categories, check_unique
 from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
 from palidecode.files import MAX_PIXELS, MAX_SIDE, read_json
@@ -293,14 +292,6 @@ def read_outline(value: object) -> Outline:
     except _DAMAGE as error:
         raise InputError(f"{_EXPECTED['segmentation']}, got {reprlib.repr(value)}") from error
     return outline
-
-
-def check_unique(ids: Iterable[Key], what: str) -> None:
-    """Raise `InputError` for an id that is repeated."""
-    listed = list(ids)
-    if len(set(listed)) != len(listed):
-        twice, count = Counter(listed).most_common(1)[0]
-        raise InputError(f"{what}: the id {twice!r} is there {count} times; ids must be unique")
 
 
 @contextmanager

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Side: TypeAlias = Literal["truth", "prediction", "image", "category", "ref"]
+
+Offsets: TypeAlias = npt.NDArray[np.int64] | list[int]
 
 _EXAMPLES = 5
 _WORDS: dict[Side, tuple[str, str]] = {
@@ -57,7 +59,7 @@ class SkippedRowsWarning(UserWarning):
     """Some rows of a COCO file were skipped."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Skip:
     """Rows of one kind that were skipped, or are odd.
 
@@ -66,9 +68,9 @@ class Skip:
     side : {"truth", "prediction", "image", "category", "ref"}
     reason : str
         A key of `SKIPPED` or `NOTED`.
-    count : int
     text : str
         The reason in words.
+    count : int
     examples : tuple of str
         The first few: their index in the file (``annotations[9]``), or the names of pictures.
     names : dict of str to int
@@ -77,15 +79,22 @@ class Skip:
 
     side: Side
     reason: str
-    count: int
     text: str
+    count: int = 0
     examples: tuple[str, ...] = ()
     names: dict[str, int] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the fields for JSON."""
-        fields = asdict(self) | {"examples": list(self.examples)}
-        return fields if self.names else {k: v for k, v in fields.items() if k != "names"}
+        named = {"names": self.names} if self.names else {}
+        return {
+            "side": self.side,
+            "reason": self.reason,
+            "count": self.count,
+            "text": self.text,
+            "examples": list(self.examples),
+            **named,
+        }
 
     @property
     def such_as(self) -> str:
@@ -101,15 +110,6 @@ class Skip:
         return f"{shown} ({named}{more})" if named else shown
 
 
-@dataclass
-class _Rows:
-    """Rows of one side and reason."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-    names: dict[str, int] = field(default_factory=dict)
-
-
 class Skips:
     """Collects `Skip`.
 
@@ -122,8 +122,8 @@ class Skips:
     def __init__(self) -> None:
         self.lists: dict[Side, str] = {side: words[1] for side, words in _WORDS.items()}
         self.lists |= {"truth": "annotations", "prediction": "results"}
-        self._skipped: dict[tuple[Side, str], _Rows] = {}
-        self._noted: dict[tuple[Side, str], _Rows] = {}
+        self._skipped: dict[tuple[Side, str], Skip] = {}
+        self._noted: dict[tuple[Side, str], Skip] = {}
 
     def at(self, side: Side, offset: int) -> str:
         """Return the index of a row in its file: ``annotations[9]``."""
@@ -137,35 +137,28 @@ class Skips:
         self,
         side: Side,
         reason: str,
-        offsets: npt.NDArray[np.int64] | list[int],
+        offsets: Offsets,
         examples: Iterable[str] | None = None,
-        names: dict[str, int] | None = None,
+        names: Mapping[str, int] | None = None,
     ) -> None:
         """Skip rows, given by their offsets in the file's list."""
-        self._collect(self._skipped, side, reason, offsets, examples)
-        for name, count in (names or {}).items():
-            known = self._skipped[side, reason].names
-            known[name] = known.get(name, 0) + count
+        self._collect(self._skipped, Skip(side, reason, SKIPPED[reason]), offsets, examples, names)
 
     def note(
-        self,
-        side: Side,
-        reason: str,
-        offsets: npt.NDArray[np.int64] | list[int],
-        examples: Iterable[str] | None = None,
+        self, side: Side, reason: str, offsets: Offsets, examples: Iterable[str] | None = None
     ) -> None:
         """Note rows that are odd and used."""
-        self._collect(self._noted, side, reason, offsets, examples)
+        self._collect(self._noted, Skip(side, reason, NOTED[reason]), offsets, examples)
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
         """The skipped rows, most frequent reason first."""
-        return _listed(self._skipped, SKIPPED)
+        return tuple(sorted(self._skipped.values(), key=lambda skip: -skip.count))
 
     @property
     def noted(self) -> tuple[Skip, ...]:
         """Rows that are odd and used, most frequent reason first."""
-        return _listed(self._noted, NOTED)
+        return tuple(sorted(self._noted.values(), key=lambda skip: -skip.count))
 
     def __str__(self) -> str:
         return "; ".join(
@@ -176,31 +169,24 @@ class Skips:
     def warn(self, where: str, stacklevel: int) -> None:
         """Warn of what was skipped or noted, if anything was."""
         if self._skipped or self._noted:
-            warnings.warn(
-                f"{where}: skipped: {self}", SkippedRowsWarning, stacklevel=stacklevel + 1
-            )
+            text = f"{where}: skipped: {self}"
+            warnings.warn(text, SkippedRowsWarning, stacklevel=stacklevel + 1)
 
     def _collect(
         self,
-        rows: dict[tuple[Side, str], _Rows],
-        side: Side,
-        reason: str,
-        offsets: npt.NDArray[np.int64] | list[int],
+        skips: dict[tuple[Side, str], Skip],
+        new: Skip,
+        offsets: Offsets,
         examples: Iterable[str] | None,
+        names: Mapping[str, int] | None = None,
     ) -> None:
         if len(offsets) == 0:
             return
-        kept = rows.setdefault((side, reason), _Rows())
-        room = _EXAMPLES - len(kept.examples)
+        skip = skips.setdefault((new.side, new.reason), new)
+        room = _EXAMPLES - len(skip.examples)
         if examples is None:
-            examples = (self.at(side, offset) for offset in offsets[:room])
-        kept.examples += islice(examples, room)
-        kept.count += len(offsets)
-
-
-def _listed(rows: dict[tuple[Side, str], _Rows], texts: dict[str, str]) -> tuple[Skip, ...]:
-    skips = [
-        Skip(side, reason, kept.count, texts[reason], tuple(kept.examples), kept.names)
-        for (side, reason), kept in rows.items()
-    ]
-    return tuple(sorted(skips, key=lambda skip: -skip.count))
+            examples = (self.at(skip.side, offset) for offset in offsets[:room])
+        skip.examples += tuple(islice(examples, room))
+        skip.count += len(offsets)
+        for name, count in (names or {}).items():
+            skip.names[name] = skip.names.get(name, 0) + count

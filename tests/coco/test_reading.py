@@ -207,7 +207,7 @@ def test_repeated_ids_are_errors():
     for kind in ("images", "categories"):
         truth = copy.deepcopy(TRUTH)
         truth[kind].append(truth[kind][0])
-        with pytest.raises(InputError, match=kind if kind == "images" else "several categories"):
+        with pytest.raises(InputError, match=f"{kind}: the id"):
             evaluate_coco(truth, RESULTS)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from palidecode.coco.categories import Category, CategoryMap, Match
+from palidecode.coco.categories import Category, CategoryMap, Match, check_unique
 from palidecode.coco.reading import (
     MAX_COORDINATE,
     MAX_SCORE,
@@ -25,7 +25,6 @@ from palidecode.coco.reading import (
     Outline,
     Row,
     Source,
-    check_unique,
     read_dataset,
     read_predictions,
 )

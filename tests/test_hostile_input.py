@@ -455,7 +455,7 @@ def test_sentences_that_are_no_text(tmp_path, sentence):
     said = [{"sent_id": 1, "sent": sentence}]
     ref = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": said}
     (tmp_path / "refs.p").write_bytes(pickle.dumps([ref], 2))
-    with pytest.raises(InputError, match=r"must be text|hold each other"):
+    with pytest.raises(InputError, match=r"must be text|contain each other"):
         read_refcoco(tmp_path / "refs.p", dataset(RING))
 
 

@@ -1,8 +1,8 @@
-"""Referring segmentation: one expression, one mask, as big_vision's evaluator counts it.
+"""Referring segmentation: one expression, one mask, measured as big_vision's evaluator does.
 
 The protocol is that of PaliGemma's RefCOCO numbers: the first four loc and sixteen seg tokens
 of an answer, bins divided by 1023, corners truncated with ``int()``, the field resized
-bilinearly and compared with 0, the IoU taken in the full resolution of the image. An answer
+bilinearly and compared with 0, the IoU computed in the full resolution of the image. An answer
 that can't be used has IoU 0.
 """
 
@@ -65,15 +65,15 @@ class ReferringSample(NamedTuple):
         ``sent_id``, the row's ``id``, or the number of its line.
     image, expression : str
     iou : float
-        Of the masks, in the full resolution; 0 where the answer is invalid.
+        Of the masks, in the full resolution; 0 for an invalid answer.
     box_iou : float
         Of the boxes, in fractions of the image.
     intersection, union : int
         In pixels.
     target : bool
-        Whether the true mask has a pixel.
+        True if the true mask has a pixel.
     invalid : str
-        Why the answer can't be used; ``""`` where it can.
+        The reason why the answer can't be used; ``""`` for a valid answer.
     """
 
     id: int | str
@@ -89,7 +89,7 @@ class ReferringSample(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferringResult:
-    """What `evaluate_referring` found; shares are in [0, 1].
+    """Result of `evaluate_referring`; shares are in [0, 1].
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class ReferringResult:
     ciou : float
         Sum of the intersections over the sum of the unions, of all samples.
     giou : float
-        Mean IoU over all samples as GRES defines it: where there is no target, 1 if the
+        Mean IoU over all samples as GRES defines it: a sample without a target has 1 if the
         prediction is empty too, else 0. Without such samples it equals `miou`.
     boxacc : dict of float to float
         Share of samples with a target whose box reaches an IoU of 0.5 and 0.75.
@@ -107,17 +107,16 @@ class ReferringResult:
     invalid : int
         Answers without a usable box and mask, of samples with a target; `missing` included.
     missing : int
-        Expressions of the split that nothing was predicted for.
+        Expressions of the split without a prediction.
     no_target : int
         Samples whose true mask is empty.
     total : int
         Samples.
     codec : str
-        Which weights decoded the masks.
+        Id of the weights that decoded the masks.
     samples : list of ReferringSample
-        Each sample's own numbers.
     problems : list of Problem
-        Rows that were left out, with line and reason.
+        Rows that were skipped, with line and reason.
     skipped : tuple of Skip
         Rows of RefCOCO's files that were skipped.
     """
@@ -142,7 +141,7 @@ class ReferringResult:
         return dict(zip(SCORES, shares, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the samples, ready for JSON; None where there is no number."""
+        """Return all but the samples for JSON; None for numbers that can't be computed."""
         reasons = Counter(sample.invalid for sample in self.samples if sample.invalid)
         skipped = {"skipped": [skip.as_dict() for skip in self.skipped]} if self.skipped else {}
         return {
@@ -158,7 +157,7 @@ class ReferringResult:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per sample, ready for a DataFrame."""
+        """Return one dict per sample, ready for a DataFrame."""
         return [sample._asdict() for sample in self.samples]
 
 
@@ -175,7 +174,7 @@ def evaluate_referring(
     missing: Literal["zero", "skip"] = "zero",
     vocabulary: Vocabulary = PALIGEMMA,
 ) -> ReferringResult:
-    """Hold answers to referring expressions against masks.
+    """Evaluate answers to referring expressions against masks.
 
     Follows big_vision's RefCOCO evaluator for ``miou``, ``boxacc`` and ``invalid``; ``ciou``,
     ``giou`` and ``precision`` are those of the literature.
@@ -187,20 +186,20 @@ def evaluate_referring(
         or ``ref_id`` and the expression in ``prompt``. Without: also ``segmentation`` (RLE or
         polygons in the full resolution; null or [] for no target), ``bbox`` (x, y, width,
         height in pixels; by default the mask's tight box) and ``width`` and ``height``, or
-        ``size``, unless an RLE says them.
+        ``size``, unless an RLE contains them.
     refs, instances : path or content, optional
         RefCOCO's ``refs(unc).p`` and ``instances.json``; see `read_refcoco`.
     split : str
-        Which expressions of `refs`.
+        Split of `refs` to evaluate.
     codec : MaskCodec, optional
-        Without it the default weights are loaded.
+        The default weights are loaded without it.
     divisor : {1023, 1024}
-        Bins the image is divided into. 1023 is the protocol.
+        Number of bins per side of the image. The protocol's is 1023.
     threshold : float
-        A pixel is mask where its field is above it. 0 is the protocol.
+        A pixel is mask if its field is above it. The protocol's is 0.
     missing : {"zero", "skip"}
-        Expressions of the split without a prediction count as invalid, or not at all. Both
-        ways they are counted in the result.
+        Evaluate expressions of the split without a prediction as invalid answers, or skip them.
+        `ReferringResult.missing` counts them both ways.
     vocabulary : Vocabulary
         For ``token_ids``.
 
@@ -211,7 +210,7 @@ def evaluate_referring(
     Raises
     ------
     InputError
-        For files that can't be read, and where nothing is left to evaluate.
+        For files that can't be read, and if nothing is left to evaluate.
 
     Examples
     --------
@@ -234,18 +233,18 @@ def evaluate_referring(
     if refs is None or instances is None:
         pairs = list(own_pairs(rows, problems))
     else:
-        found = read_refcoco(refs, instances, split)
-        answers, skipped = answers_by_id(rows, found, problems), found.skipped
-        lacking = len(found.truths) - len(answers)
+        refcoco = read_refcoco(refs, instances, split)
+        answers, skipped = answers_by_id(rows, refcoco, problems), refcoco.skipped
+        lacking = len(refcoco.truths) - len(answers)
         pairs = [
             (truth, answers.get(number, MISSING))
-            for number, truth in found.truths.items()
+            for number, truth in refcoco.truths.items()
             if number in answers or missing == "zero"
         ]
     if not pairs:
         raise InputError(_nothing(problems))
-    said = {answer.codec for _, answer in pairs} - {""}
-    codes_id = said.pop() if len(said) == 1 else codec.id if codec is not None else GOOGLE_ID
+    named = {answer.codec for _, answer in pairs} - {""}
+    codes_id = named.pop() if len(named) == 1 else codec.id if codec is not None else GOOGLE_ID
     used = load_codec() if codec is None else codec
     how = _Protocol(used, codes_id, divisor, threshold, vocabulary)
     samples: list[ReferringSample] = []
@@ -257,8 +256,8 @@ def evaluate_referring(
 
 
 def _nothing(problems: Sequence[Problem]) -> str:
-    said = "no prediction to evaluate"
-    return said + (f"; line {problems[0].line}: {problems[0].reason}" if problems else "")
+    first = f"; line {problems[0].line}: {problems[0].reason}" if problems else ""
+    return f"no prediction to evaluate{first}"
 
 
 def _summary(
@@ -269,7 +268,7 @@ def _summary(
     box_iou = np.array([sample.box_iou for sample in samples])[target]
     unions = sum(sample.union for sample in samples)
     shared = sum(sample.intersection for sample in samples)
-    # With no target the union is what was predicted: nothing predicted is right.
+    # Without a target the union is the prediction: an empty one is right.
     empty = np.array([sample.union == 0 for sample in samples])
     return ReferringResult(
         miou=_mean(iou[target]),
@@ -287,13 +286,13 @@ def _summary(
     )
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def _mean(values: Floats | npt.NDArray[np.bool_]) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
 @dataclass(frozen=True)
 class _Protocol:
-    """How answers are read; see `evaluate_referring`."""
+    """Options of reading answers; see `evaluate_referring`."""
 
     codec: MaskCodec
     codes_id: str
@@ -347,7 +346,7 @@ def _measure(
 def _sound(
     pairs: Sequence[tuple[Truth, ReferringAnswer]], problems: list[Problem]
 ) -> tuple[Sequence[tuple[Truth, ReferringAnswer]], list[Ints]]:
-    """The samples whose true mask can be read, and its run lengths."""
+    """Return the samples whose true mask can be read, and its run lengths."""
     try:
         runs, ends = read_runs([truth.rle for truth, _ in pairs])
     except InputError:
@@ -366,7 +365,7 @@ def _sound(
 
 def _fields(codes: Ints, how: _Protocol) -> npt.NDArray[np.float32]:
     count = len(codes)
-    # `Detections` warns of a codec that isn't the codes' own.
+    # `Detections` warns if the codec is not the one of the codes.
     return Detections(
         xyxy=np.zeros((count, 4), np.float32),
         labels=[""] * count,
@@ -380,8 +379,8 @@ def _fields(codes: Ints, how: _Protocol) -> npt.NDArray[np.float32]:
     ).fields()
 
 
-def _true_boxes(truths: Sequence[Truth], sizes: npt.NDArray[np.int64]) -> Floats:
-    """y1, x1, y2, x2 in fractions of the image."""
+def _true_boxes(truths: Sequence[Truth], sizes: Ints) -> Floats:
+    """Return y1, x1, y2, x2 in fractions of the image."""
     xywh = np.array(
         [coco_mask.toBbox(t.rle) if t.bbox is None else t.bbox for t in truths], np.float64
     )

@@ -1,7 +1,7 @@
-"""RefCOCO's files as the field has them: expressions, and what each refers to.
+"""RefCOCO's files: expressions, and the objects that they refer to.
 
-``refs(unc).p`` is a pickle, and a pickle can run any program. Here only lists, dicts, text and
-numbers come out of one; whatever asks for more is refused before anything of it is made.
+``refs(unc).p`` is a pickle, and a pickle can run any program. Only lists, dicts, text and numbers
+are read from it; a file that contains anything else is refused before any of that is made.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from palidecode.errors import InputError
 from palidecode.files import read_json
 from palidecode.geometry.rle import Rle, union
 
-_DEEPEST = 12  # lists and dicts in each other; refs have five
+_DEEPEST = 12  # nested lists and dicts; refs have five
 _HOLDERS = (list, tuple, dict, set, frozenset)
 
-# All that unpickling damaged bytes is known to raise.
+# Everything that unpickling damaged bytes is known to raise.
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError),
     *(KeyError, OverflowError, MemoryError, RecursionError, AssertionError, struct.error),
@@ -44,7 +44,7 @@ _DAMAGE = (
 
 
 class Truth(NamedTuple):
-    """One referring expression and what it refers to.
+    """One referring expression and the object that it refers to.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Truth(NamedTuple):
     size : tuple of 2 int
         Width and height in pixels.
     rle : Rle
-        The mask in the full resolution of the image; empty where there is no target.
+        The mask in the full resolution of the image; empty without a target.
     bbox : tuple of 4 float, or None
         x, y, width, height in pixels; by default the tight box of the mask.
     expression : str
@@ -79,7 +79,7 @@ class RefCoco:
     of_ref : dict of int to list of int
         The ``sent_id`` of every ``ref_id``.
     other_splits : dict of int to str
-        Which split the other expressions belong to.
+        Split of the other expressions.
     unusable : dict of int to str
         Expressions of the split that were skipped, and the reason.
     skipped : tuple of Skip
@@ -94,7 +94,7 @@ class RefCoco:
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Lists, dicts, tuples, sets, text and numbers; no classes, no functions.
+    """Reads lists, dicts, tuples, sets, text and numbers; no classes, no functions.
 
     In Python, not in C: the C one reserves as much memory as a few hostile bytes ask for.
     """
@@ -102,10 +102,10 @@ class _PlainUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it asks for objects outside of it")
+    def persistent_load(self, pid: object) -> NoReturn:
+        raise pickle.UnpicklingError("it asks for objects outside of the file")
 
-    def _load_bytearray(self) -> NoReturn:  # as large as nine bytes say, before any of it is read
+    def _load_bytearray(self) -> NoReturn:  # its memory is reserved before any of it is read
         raise pickle.UnpicklingError("it holds a bytearray")
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -115,7 +115,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The refs of ``refs(unc).p`` and its like, or of gRefCOCO's ``grefs(unc).json``.
+    """Load ``refs(unc).p`` and similar files, or gRefCOCO's ``grefs(unc).json``.
 
     Raises
     ------
@@ -132,9 +132,9 @@ def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except OSError as error:
             raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
         except _DAMAGE as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{path}: not a pickle of plain lists, dicts, text and numbers ({said}); "
+                f"{path}: not a pickle of plain lists, dicts, text and numbers ({reason}); "
                 "nothing of it was run"
             ) from error
         _check_tree(refs, path)
@@ -143,11 +143,10 @@ def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return refs
 
 
-def _check_tree(refs: Any, path: str | os.PathLike[str]) -> None:
-    """Refuse what becomes more, walked through, than the file has bytes, or is nested deeply.
+def _check_tree(refs: object, path: str | os.PathLike[str]) -> None:
+    """Guard against exponentially shared lists ("billion laughs") and deep nesting.
 
-    A few bytes can say: ten times the list before, in ten lists. Nothing that nobody wants to
-    blow up has fewer bytes than values.
+    Real files have more bytes than values.
     """
     left = Path(path).stat().st_size
     level: list[Any] = [refs]
@@ -163,7 +162,7 @@ def _check_tree(refs: Any, path: str | os.PathLike[str]) -> None:
             for value in level
             for inner in (chain(value, value.values()) if isinstance(value, dict) else value)
         ]
-    raise InputError(f"{path}: not refs: its lists hold each other, or too many others")
+    raise InputError(f"{path}: not refs: its lists contain each other, or too many others")
 
 
 def read_refcoco(
@@ -171,7 +170,7 @@ def read_refcoco(
     instances: str | os.PathLike[str] | Mapping[str, Any],
     split: str = "val",
 ) -> RefCoco:
-    """The expressions of one split with their masks.
+    """Read the expressions of one split with their masks.
 
     Parameters
     ----------
@@ -310,15 +309,15 @@ def _text(sentence: Mapping[str, Any]) -> str:
     return _as_text(sentence.get("sent", sentence.get("raw", "")))
 
 
-def _as_text(value: Any) -> str:
-    # Not str(value): a list that holds one long text a thousand times has few bytes in the file.
+def _as_text(value: object) -> str:
+    # Not str(value): a list of one long text a thousand times has few bytes in the file.
     if not isinstance(value, str):
         raise TypeError(f"a sentence and a split must be text, not {type(value).__name__}")
     return value
 
 
 def _targets(ref: Mapping[str, Any]) -> list[int]:
-    """The annotations that a ref means: one, several (gRefCOCO), or none."""
+    """Return the annotations that a ref means: one, several (gRefCOCO), or none."""
     given = ref["ann_id"]
     targets = given if isinstance(given, list) else [given]
     return [] if ref.get("no_target") else [target for target in targets if target != -1]

@@ -1,6 +1,6 @@
-"""Rows of referring answers: what was answered to which expression, and what is true.
+"""Rows of referring answers: the answer, its expression, and perhaps the true mask.
 
-A row that can't be used is a `Problem` with its line number; the others go on.
+A row that can't be used is a `Problem` with its line number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from palidecode.geometry.rle import Rle, union
 from palidecode.prompts import plain_expression
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
 
-# Detokenizers put spaces between special tokens or don't: they are not part of the answer.
+# Some detokenizers put spaces between special tokens.
 _ANSWER = re.compile(
     r"\s*" + r"<loc([0-9]{4})>\s*" * LOC_PER_BOX + r"<seg([0-9]{3})>\s*" * SEG_PER_MASK
 )
@@ -33,23 +33,25 @@ _NOT_BOX_AND_MASK = "doesn't begin with four loc and sixteen seg tokens"
 _TOKENS = LOC_PER_BOX + SEG_PER_MASK
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
+AnyRow: TypeAlias = Mapping[str, Any]
+"""A row of a file, its values not checked yet."""
 
 
 class ReferringAnswer(NamedTuple):
-    """The first twenty tokens of an answer, as they came, or why there are none.
+    """The first twenty tokens of an answer, not checked yet, or the reason why there are none.
 
     Attributes
     ----------
     tokens : sequence of 20 int, or None
         Of text: bins y1, x1, y2, x2 and sixteen codes. Else ids of a vocabulary.
     invalid : str
-        Why there are none; ``""`` where there are.
+        The reason why there are none, or ``""``.
     codec : str
-        Which weights the codes belong to, where the row says so.
+        Id of the weights that the codes belong to; ``""`` if the row has none.
     line : int
         Number of the row, from 1.
     text : bool
-        Whether the answer was text.
+        True if the answer is text.
     """
 
     tokens: Sequence[int] | None
@@ -65,14 +67,14 @@ MISSING = ReferringAnswer(None, "no prediction")
 def bins_and_codes(
     answers: Sequence[ReferringAnswer], vocabulary: Vocabulary
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Answers as numbers, all at once.
+    """Return answers as numbers.
 
     Returns
     -------
     numbers : ndarray of int64, shape (N, 20)
-        Bins y1, x1, y2, x2 and sixteen codes; 0 where the answer can't be used.
+        Bins y1, x1, y2, x2 and sixteen codes; 0 for answers that can't be used.
     invalid : list of str
-        Why it can't; ``""`` where it can.
+        The reason why an answer can't be used, or ``""``.
     """
     numbers = np.zeros((len(answers), _TOKENS), np.int64)
     invalid = [answer.invalid for answer in answers]
@@ -81,30 +83,30 @@ def bins_and_codes(
         return numbers, invalid
     tokens = [answers[row].tokens or () for row in rows.tolist()]
     try:
-        found = np.array(tokens, np.int64)
+        values = np.array(tokens, np.int64)
     except OverflowError:
-        found = np.array([[min(max(i, -1), 1 << 40) for i in ids] for ids in tokens], np.int64)
+        values = np.array([[min(max(i, -1), 1 << 40) for i in ids] for ids in tokens], np.int64)
     text = np.array([answers[row].text for row in rows.tolist()])
     offsets = [vocabulary.loc_offset] * LOC_PER_BOX + [vocabulary.seg_offset] * SEG_PER_MASK
-    found[~text] -= np.array(offsets)
+    values[~text] -= np.array(offsets)
     limits = np.array([LOC_COUNT] * LOC_PER_BOX + [SEG_COUNT] * SEG_PER_MASK)
-    strange: Flags = np.logical_or.reduce((found < 0) | (found >= limits), axis=1)
-    empty: Flags = np.logical_or.reduce(found[:, 2:4] <= found[:, :2], axis=1)
-    for place in np.flatnonzero(strange | empty).tolist():
-        if not strange[place]:
+    strange: Flags = np.logical_or.reduce((values < 0) | (values >= limits), axis=1)
+    empty: Flags = np.logical_or.reduce(values[:, 2:4] <= values[:, :2], axis=1)
+    for index in np.flatnonzero(strange | empty).tolist():
+        if not strange[index]:
             reason = "inverted or empty box"
         else:
-            reason = "a loc or seg token out of range" if text[place] else _NOT_BOX_AND_MASK
-        invalid[int(rows[place])] = reason
-    found[strange | empty] = 0
-    numbers[rows] = found
+            reason = "a loc or seg token out of range" if text[index] else _NOT_BOX_AND_MASK
+        invalid[int(rows[index])] = reason
+    values[strange | empty] = 0
+    numbers[rows] = values
     return numbers, invalid
 
 
 def read_lines(
-    predictions: str | os.PathLike[str] | Sequence[Mapping[str, Any]], problems: list[Problem]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows with their line numbers; what is no row is a problem."""
+    predictions: str | os.PathLike[str] | Sequence[AnyRow], problems: list[Problem]
+) -> Iterator[tuple[int, AnyRow]]:
+    """Yield rows with their line numbers; lines that are no row become problems."""
     if not isinstance(predictions, (str, os.PathLike)):
         lines: Iterator[tuple[int, Any]] = enumerate(predictions, 1)
     else:
@@ -131,9 +133,9 @@ def _lines(path: str | os.PathLike[str], problems: list[Problem]) -> Iterator[tu
 
 
 def own_pairs(
-    rows: Iterator[tuple[int, Mapping[str, Any]]], problems: list[Problem]
+    rows: Iterator[tuple[int, AnyRow]], problems: list[Problem]
 ) -> Iterator[tuple[Truth, ReferringAnswer]]:
-    """Rows that bring their truth along."""
+    """Yield the truth and the answer of rows that contain both."""
     for line, row in rows:
         try:
             yield _own_truth(line, row, problems), _answer_of(line, row)
@@ -141,7 +143,7 @@ def own_pairs(
             problems.append(Problem(line, str(error)))
 
 
-def _own_truth(line: int, row: Mapping[str, Any], problems: list[Problem]) -> Truth:
+def _own_truth(line: int, row: AnyRow, problems: list[Problem]) -> Truth:
     if "segmentation" not in row:
         raise InputError(
             "needs 'segmentation': RLE or polygons, null for no target; or give RefCOCO's files"
@@ -180,15 +182,13 @@ def _given_rle(given: Any, size: tuple[int, int]) -> tuple[Rle, int]:
 
 
 def answers_by_id(
-    rows: Iterator[tuple[int, Mapping[str, Any]]],
-    found: RefCoco,
-    problems: list[Problem],
+    rows: Iterator[tuple[int, AnyRow]], refcoco: RefCoco, problems: list[Problem]
 ) -> dict[int, ReferringAnswer]:
-    """The answer to every expression; what belongs to none, or comes twice, is a problem."""
+    """Return the answer to every expression; others, and second ones, become problems."""
     answers: dict[int, ReferringAnswer] = {}
     for line, row in rows:
         try:
-            number = _sentence_of(row, found)
+            number = _sentence_of(row, refcoco)
             if number in answers:
                 raise InputError(f"a second prediction for sent_id {number}; the first counts")
             answers[number] = _answer_of(line, row)
@@ -197,14 +197,14 @@ def answers_by_id(
     return answers
 
 
-def _sentence_of(row: Mapping[str, Any], found: RefCoco) -> int:
+def _sentence_of(row: AnyRow, refcoco: RefCoco) -> int:
     number, ref = row.get("sent_id"), row.get("ref_id")
     if type(number) is int:
-        if number in found.truths:
+        if number in refcoco.truths:
             return number
-        if number in found.unusable:
-            raise InputError(f"sent_id {number} was skipped: {found.unusable[number]}")
-        other = found.other_splits.get(number)
+        if number in refcoco.unusable:
+            raise InputError(f"sent_id {number} was skipped: {refcoco.unusable[number]}")
+        other = refcoco.other_splits.get(number)
         raise InputError(
             f"sent_id {number} is of split {other}" if other else f"no sent_id {number} in the refs"
         )
@@ -213,8 +213,8 @@ def _sentence_of(row: Mapping[str, Any], found: RefCoco) -> int:
     wanted = plain_expression(_expression(row))
     fitting = [
         n
-        for n in found.of_ref.get(ref, [])
-        if plain_expression(found.truths[n].expression) == wanted
+        for n in refcoco.of_ref.get(ref, [])
+        if plain_expression(refcoco.truths[n].expression) == wanted
     ]
     if len(fitting) != 1:
         raise InputError(
@@ -224,13 +224,13 @@ def _sentence_of(row: Mapping[str, Any], found: RefCoco) -> int:
     return fitting[0]
 
 
-def _expression(row: Mapping[str, Any]) -> str:
+def _expression(row: AnyRow) -> str:
     given = row.get("expression") or row.get("prompt") or row.get("prefix")
     return given if isinstance(given, str) else ""
 
 
-def _answer_of(line: int, row: Mapping[str, Any]) -> ReferringAnswer:
-    """The first four loc and sixteen seg tokens, or why there are none."""
+def _answer_of(line: int, row: AnyRow) -> ReferringAnswer:
+    """Return the first four loc and sixteen seg tokens, or the reason why there are none."""
     codec = row.get("codec")
     named = codec if isinstance(codec, str) else ""
     output, ids = row.get("output"), row.get("token_ids")
@@ -240,7 +240,7 @@ def _answer_of(line: int, row: Mapping[str, Any]) -> ReferringAnswer:
             return ReferringAnswer(tuple(map(int, match.groups())), "", named, line)
     elif isinstance(ids, (list, tuple, np.ndarray)):
         first = list(ids[:_TOKENS])
-        plain = set(map(type, first)) <= {int}  # all but numpy's
+        plain = set(map(type, first)) <= {int}  # quick; numpy's are no int
         if not plain and not all(isinstance(number, (int, np.integer)) for number in first):
             raise InputError("'token_ids' must be a list of integers")
         if len(first) == _TOKENS:

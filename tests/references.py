@@ -106,12 +106,16 @@ def encoded_mask(mask, arrays):
 
 _LOC, _SEG = "<loc[0-9]{1,8}>", "<seg[0-9]{1,8}>"
 _TOKEN = rf"{_LOC}|{_SEG}|<pad>|<bos>"
+# Control tokens of other formats end a label; what follows them belongs to no object.
+_FOREIGN = (
+    r"</?s>|<unk>|<mask>|<image>|<unused\d{1,3}>|<(?:[a-z]{1,16}_){1,3}[a-z]{1,16}>|<\|\w{1,32}\|>"
+)
 # Four loc tokens or more (white space only among the first four), or one to three.
 _LOCS = rf"(?:{_LOC}\s*){{3}}(?:{_LOC})+|{_LOC}(?:\s*{_LOC}){{0,2}}"
 _SEGS = rf"{_SEG}(?:\s*{_SEG})*"
 _OBJECT = re.compile(
     rf"(?:(?P<locs>{_LOCS})(?:\s*(?P<segs>{_SEGS}))?|(?P<only_segs>{_SEGS}))"
-    rf"\s*(?P<label>(?:(?!{_TOKEN})[^;\n])*)"
+    rf"\s*(?P<label>(?:(?!{_TOKEN}|{_FOREIGN})[^;\n])*)"
 )
 
 
@@ -122,10 +126,17 @@ def parsed_answer(text):
         text = re.sub(r"<(loc|seg)[0-9]{0,8}\Z", "", text)
     found = []
     for match in _OBJECT.finditer(text):
+        label, tokens = match["label"].strip(), re.findall("<[^>]*>", match["locs"] or "")
+        if not label and not match["segs"] and len(tokens) > 4 and len(tokens) % 4 == 0:
+            # Several boxes without a label between them.
+            blocks = ["".join(tokens[at : at + 4]) for at in range(0, len(tokens), 4)]
+            boxes = [_numbers(block, 4, 4, 1024) for block in blocks]
+            found += [("", box, None) for box in boxes if box]
+            continue
         loc = _numbers(match["locs"], 4, 4, 1024)
         seg = _numbers(match["segs"] or match["only_segs"], 3, 16, 128)
         if loc or seg:
-            found.append((match["label"].strip(), loc, seg))
+            found.append((label, loc, seg))
     return found
 
 

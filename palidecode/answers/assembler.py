@@ -45,7 +45,8 @@ class IssueKind(str, Enum):
     MISSING_LOC = "missing_loc"
     """One to three loc tokens, or mask codes without a box."""
     EXTRA_LOC = "extra_loc"
-    """More than four loc tokens in a row; the first four are the box."""
+    """More than four loc tokens in a row; the first four are the box. Eight, twelve … without a
+    mask and a label are several boxes, with `MISSING_SEPARATOR` instead."""
     MISSING_SEG = "missing_seg"
     """Fewer than sixteen seg tokens; the object has no mask."""
     EXTRA_SEG = "extra_seg"
@@ -68,6 +69,8 @@ class IssueKind(str, Enum):
     """A ``;`` with no object after it, or none before it."""
     TRUNCATED = "truncated"
     """The answer ends inside a box, a mask or a token."""
+    CONTROL_TOKEN = "control_token"
+    """A token that a chat template leaves, such as ``<end_of_turn>``; it ends a label."""
     AFTER_END = "after_end"
     """Text or tokens after ``<eos>``; not parsed."""
     UNDECODED_LABEL = "undecoded_label"
@@ -101,9 +104,10 @@ class Assembler:
 
     def _reset(self) -> None:
         self._locs: list[int] = []
+        self._loc_spans: list[Span] = []
         self._segs: list[int] = []
         self._start = self._tokens_end = 0
-        self._extra_loc = self._extra_seg = False
+        self._extra_seg = False
         self._text: list[str] = []
         self._text_start = self._text_end = 0
         self._has_words = False
@@ -118,11 +122,8 @@ class Assembler:
         if inside and self._text and len(self._locs) >= LOC_PER_BOX:
             inside = False  # a box, white space, the next box
         self._open(inside and bool(self._locs), start, end)
-        if len(self._locs) < LOC_PER_BOX:
-            self._locs.append(value)
-        else:
-            self._extend_issue(IssueKind.EXTRA_LOC, start, end, self._extra_loc)
-            self._extra_loc = True
+        self._locs.append(value)
+        self._loc_spans.append((start, end))
 
     def seg(self, value: int, start: int, end: int) -> None:
         """Add a seg token; `value` may be out of range."""
@@ -168,6 +169,12 @@ class Assembler:
         else:
             self._separator = (start, end)
         self._separated = True
+
+    def foreign(self, start: int, end: int) -> None:
+        """Add a control token of another format: it ends the object before it."""
+        if self._alive(start, end):
+            self._finish()
+            self._issue(IssueKind.CONTROL_TOKEN, start, end)
 
     def control(self, token: str, start: int, end: int) -> None:
         """Add a control token: ``<eos>`` ends the answer, the others end the object before them."""
@@ -258,17 +265,37 @@ class Assembler:
             return
         span = (self._start, label_end if label else self._tokens_end)
         cut = cut_at_end and not label
+        if not label and not self._segs and len(self._locs) % LOC_PER_BOX == 0:
+            span = self._split_boxes()
         loc = self._take_loc(span, cut and not self._segs)
         seg = self._take_seg(span, cut)
         if loc is not None or seg is not None:
-            self._check_box(loc, span)
-            key = (label, loc, seg)
-            if key in self._seen:
-                self._issue(IssueKind.DUPLICATE, *span)
-            self._seen.add(key)
-            self.objects.append(ParsedObject(label, loc, seg, span))
+            self._add(ParsedObject(label, loc, seg, span))
         self._separated = False
         self._reset()
+
+    def _add(self, item: ParsedObject) -> None:
+        self._check_box(item.loc, item.span)
+        key = (item.label, item.loc, item.seg)
+        if key in self._seen:
+            self._issue(IssueKind.DUPLICATE, *item.span)
+        self._seen.add(key)
+        self.objects.append(item)
+
+    def _split_boxes(self) -> Span:
+        """Add all boxes of a run of loc tokens but the last one, which stays; its span."""
+        locs, spans = self._locs, self._loc_spans
+        last = len(locs) - LOC_PER_BOX
+        for first in range(0, last, LOC_PER_BOX):
+            stop = first + LOC_PER_BOX
+            span = (spans[first][0], spans[stop - 1][1])
+            self._locs = locs[first:stop]
+            loc = self._take_loc(span, False)
+            if loc is not None:
+                self._add(ParsedObject("", loc, None, span))
+            self._issue(IssueKind.MISSING_SEPARATOR, spans[stop][0], spans[stop][0])
+        self._locs, self._loc_spans = locs[last:], spans[last:]
+        return spans[last][0], self._tokens_end
 
     def _take_label(self) -> tuple[str, int]:
         """The stripped label and the offset of its end."""
@@ -288,6 +315,10 @@ class Assembler:
         if len(locs) < LOC_PER_BOX:
             self._issue(IssueKind.TRUNCATED if cut else IssueKind.MISSING_LOC, *span)
             return None
+        if len(locs) > LOC_PER_BOX:
+            extra = self._loc_spans[LOC_PER_BOX:]
+            self._issue(IssueKind.EXTRA_LOC, extra[0][0], extra[-1][1])
+            locs = locs[:LOC_PER_BOX]
         if not all(0 <= value < LOC_COUNT for value in locs):
             self._issue(IssueKind.OUT_OF_RANGE, *span)
             return None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from palidecode.answers.assembler import ParsedObject, ParseIssue
-from palidecode.answers.parsing import Answer, Detokenize, ParseResult, as_ids, parse
+from palidecode.answers.parsing import Answer, Detokenize, ParseResult, as_ids, is_foreign, parse
 from palidecode.errors import InputError, ParseError
 from palidecode.prompts import SEPARATOR
 from palidecode.vocab import (
@@ -306,7 +306,7 @@ def _id_label(ids: list[int], detokenize: Detokenize) -> tuple[str, int]:
     """The label in the ids after an object's tokens, and their ending."""
     text = detokenize(ids) if ids else ""
     label, separator, rest = text.partition(";")
-    if rest.strip() or "\n" in text:
+    if rest.strip() or "\n" in text or is_foreign(text):
         return "", _ODD
     return label.strip(), _SEPARATED if separator else _LAST
 

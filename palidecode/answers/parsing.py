@@ -35,8 +35,12 @@ Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 Answer: TypeAlias = str | Ids
 
 _EOS = "<eos>"
-_TOKEN = re.compile(r"<loc([0-9]{1,8})>|<seg([0-9]{1,8})>|<eos>|<pad>|<bos>|;|\n")
-_LABEL_BREAK = re.compile(r"[;\n]")
+# Control tokens that chat templates and other tokenizers leave: <end_of_turn>, </s>, <|im_end|> …
+_FOREIGN = r"</?s>|<unk>|<mask>|<image>|<unused[0-9]{1,3}>|<(?:[a-z]{1,16}_){1,3}[a-z]{1,16}>"
+_FOREIGN += r"|<\|[A-Za-z0-9_]{1,32}\|>"
+_TOKEN = re.compile(rf"<loc([0-9]{{1,8}})>|<seg([0-9]{{1,8}})>|<eos>|<pad>|<bos>|;|\n|({_FOREIGN})")
+_LABEL_BREAK = re.compile(rf"[;\n]|{_FOREIGN}")
+_FOREIGN_TOKEN = re.compile(_FOREIGN)
 _CUT_TOKEN = re.compile(r"<(?:loc|seg)[0-9]{0,8}\Z")
 _CUT_TOKEN_LENGTH = 12
 
@@ -85,7 +89,7 @@ def parse(
         Token ids, for answers of ids; PaliGemma's by default.
     detokenize : callable, optional
         Turns a list of label token ids into text, for answers of ids. Without it labels
-        are ``""``, with an issue. The text it returns is never read as tokens.
+        are ``""``, with an issue. The text it returns is never read as loc and seg tokens.
 
     Raises
     ------
@@ -144,6 +148,11 @@ def format_objects(objects: Iterable[ParsedObject]) -> str:
         box nor mask.
     """
     return SEPARATOR.join([_format_object(index, item) for index, item in enumerate(objects)])
+
+
+def is_foreign(text: str) -> bool:
+    """Return True if a text contains a control token of another format."""
+    return "<" in text and _FOREIGN_TOKEN.search(text) is not None
 
 
 def label_problem(label: str) -> str | None:
@@ -243,6 +252,8 @@ def feed_text(assembler: Assembler, text: str, base: int) -> None:
             assembler.newline(base + start, base + end)
         elif token in CONTROL_TOKENS:
             assembler.control(token, base + start, base + end)
+        elif match.group(3) is not None:
+            assembler.foreign(base + start, base + end)
         elif match.group(1) is not None:
             assembler.loc(LOC_BINS.get(token, -1), base + start, base + end)
         else:
@@ -294,7 +305,7 @@ def feed_ids(
 def _feed_run(
     assembler: Assembler, run: list[int], start: int, detokenize: Detokenize | None
 ) -> None:
-    """Send label tokens; their text may contain separators but never counts as a token."""
+    """Send label tokens; their text may contain separators but never loc and seg tokens."""
     end = start + len(run)
     if detokenize is None:
         assembler.undecoded(start, end)
@@ -305,8 +316,10 @@ def _feed_run(
         assembler.text(text[done : match.start()], start, end)
         if match.group() == ";":
             assembler.separator(start, end)
-        else:
+        elif match.group() == "\n":
             assembler.newline(start, end)
+        else:
+            assembler.foreign(start, end)
         done = match.end()
     assembler.text(text[done:], start, end)
 

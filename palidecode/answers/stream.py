@@ -21,10 +21,8 @@ from palidecode.errors import InputError
 from palidecode.vocab import PALIGEMMA, Vocabulary
 
 # The start of a token at the end of a piece: wait for the rest before reading it.
-_BEGUN = re.compile(
-    r"<(?:l(?:o(?:c[0-9]{0,8})?)?|s(?:e(?:g[0-9]{0,8})?)?|e(?:os?)?|p(?:ad?)?|b(?:os?)?)?\Z"
-)
-_BEGUN_LENGTH = 12
+_BEGUN = re.compile(r"<[/|]?[A-Za-z0-9_]{0,68}\|?\Z")
+_BEGUN_LENGTH = 71
 
 
 class StreamParser:

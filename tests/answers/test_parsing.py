@@ -20,7 +20,8 @@ CAT = ParsedObject("cat", (1, 2, 300, 400))
 WHOLE = (BOX, MASK, f"{BOX} cat", f"{BOX}{MASK} dog", "<loc0300><loc0400><loc0001><loc0002>")
 BROKEN = ("<loc0001>", "<seg001>", "<loc1024>", "<seg128>", "<loc99999999>", "<seg0001>", "<loc12")
 BETWEEN = (" ; ", " ;", ";", "\n", " ", "\t", "<eos>", "<pad>", "<bos>", "<", "<loc", ">", "l", "")
-pieces = st.sampled_from([*WHOLE, *BROKEN, *BETWEEN, "  cat", "猫's, «é»/x"])
+FOREIGN = ("<end_of_turn>", "</s>", "<|im_end|>", "<end_")
+pieces = st.sampled_from([*WHOLE, *BROKEN, *BETWEEN, *FOREIGN, "  cat", "猫's, «é»/x"])
 texts = st.lists(pieces, max_size=14).map("".join)
 
 
@@ -58,6 +59,29 @@ CASES = {
     "3 loc": ("<loc0001><loc0002><loc0003> cat", [], ["missing_loc"]),
     "5 loc": (f"{BOX}<loc0005> cat", [CAT], ["extra_loc"]),
     "8 loc": (f"{BOX}{BOX} cat", [CAT], ["extra_loc"]),
+    "8 loc without a label": (
+        f"{BOX}<loc0005><loc0006><loc0007><loc0008>",
+        [CAT._replace(label=""), CAT._replace(label="", loc=(5, 6, 7, 8))],
+        ["missing_separator"],
+    ),
+    "12 loc, one box out of range": (
+        f"{BOX}<loc0005><loc1024><loc0007><loc0008>"
+        f"<loc0009><loc0010><loc0011><loc0012> ; {BOX} cat",
+        [CAT._replace(label=""), CAT._replace(label="", loc=(9, 10, 11, 12)), CAT],
+        ["missing_separator", "out_of_range", "missing_separator"],
+    ),
+    "8 loc and a mask": (f"{BOX}{BOX}{MASK} cat", [CAT._replace(seg=CODES)], ["extra_loc"]),
+    "end of turn": (f"{BOX} cat<end_of_turn>\n", [CAT], ["control_token"]),
+    "end of a sequence": (f"{BOX} cat</s>", [CAT], ["control_token"]),
+    "ChatML": (f"{BOX} cat<|im_end|> ; {BOX} dog", [CAT, DOG], ["control_token"]),
+    "unk": (f"{BOX} cat<unk><unk>", [CAT], ["control_token"] * 2),
+    "unused": (f"{BOX} cat<unused99>", [CAT], ["control_token"]),
+    "text after a control token": (
+        f"{BOX} cat<end_of_turn> Thanks",
+        [CAT],
+        ["control_token", "stray_text"],
+    ),
+    "a label in angle brackets is a label": (f"{BOX} <b>", [CAT._replace(label="<b>")], []),
     "15 seg": (f"{BOX}{MASK[:-8]} cat", [CAT], ["missing_seg"]),
     "broken last seg": (
         f"{BOX}{MASK[:-1]}] cat",
@@ -226,6 +250,7 @@ WORDS = {
     15: " <loc0005>",
     16: " ",
     17: "s;",
+    18: "<end_of_turn>",
 }
 
 
@@ -248,6 +273,7 @@ def ids_of(*parts):
         (ids_of("box", "mask", 10), [CAT._replace(seg=CODES)], []),
         (ids_of("box", 13, 10), [CAT._replace(label="big cat")], []),
         (ids_of("box", "box", 10), [CAT], ["extra_loc"]),
+        (ids_of("box", 10, 18, 14), [CAT], ["control_token"]),
         (ids_of(10, "box", 10), [CAT], ["stray_text"]),
         (ids_of("box", 10, 14, "box", 11), [CAT, DOG], ["missing_separator"]),
         (ids_of("box", 10, "eos", "pad", "pad"), [CAT], []),
@@ -307,7 +333,7 @@ def test_what_is_no_answer_is_refused(bad):
 def test_a_hostile_megabyte_is_read(text):
     """Quadratic time would take hours here."""
     result = parse(text)
-    assert len(result.objects) <= 20_000
+    assert len(result.objects) <= 27_500
     assert parse(text[:1000]) == slow(text[:1000])
 
 

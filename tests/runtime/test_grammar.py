@@ -15,7 +15,7 @@ from tests.references import is_answer
 from tests.samples import TOKENIZER
 
 
-@pytest.fixture(scope="module", params=["real", "small"])
+@pytest.fixture(scope="module", params=[pytest.param("real", marks=pytest.mark.slow), "small"])
 def tokenizer(request):
     return request.getfixturevalue(f"{request.param}_tokenizer")
 

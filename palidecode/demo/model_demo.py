@@ -28,6 +28,7 @@ from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import open_picture, read_json, replacing
 from palidecode.pipeline.checkpoint import DEMO_MODEL, locate
 from palidecode.pipeline.decoder import PaliDecoder
+from palidecode.prompts import write_prompt
 
 SCENES, TRUTH = "scenes", "instances.json"
 _COLUMNS, _TILE, _GAP = 4, 448, 12  # of the sheet, in pixels
@@ -160,7 +161,8 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
         names = [str(image["file_name"]) for image in truth["images"]]
         pictures = [open_picture(folder / name) for name in names]
     classes = list(decoder.classes)
-    detections = decoder.segment(pictures, " ; ".join(classes), batch_size=len(pictures))
+    prompt = write_prompt("segment", classes)
+    detections = decoder.segment(pictures, prompt, batch_size=len(pictures))
     dataset = to_coco(detections, categories=classes, segmentation="rle", file_names=names)
     boxes = evaluate_coco(truth, dataset, "bbox")
     masks = evaluate_coco(truth, dataset, "segm")
@@ -213,8 +215,8 @@ def run_on(
     """
     image = open_picture(picture)
     decoder = _load(model)
-    known = " ; ".join(decoder.classes)
-    answer = decoder.generate(image, prompt or f"segment {known}", grammar=True, over="allowed")[0]
+    asked = prompt or write_prompt("segment", decoder.classes)
+    answer = decoder.generate(image, asked, grammar=True, over="allowed")[0]
     detections = decoder.read([answer])
     target = output / f"{picture.stem}.png"
     _save(draw(_large(image), detections), target)
@@ -269,7 +271,7 @@ def _ask_for_some(
         if len(here) > 1 and len(examples) < _EXAMPLES:
             first = names[inside[0]["category_id"]]
             absent = next(name for name in names.values() if name not in here)
-            prompt = f"detect {absent} ; {first}"
+            prompt = write_prompt("detect", [absent, first])
             answer = decoder.generate(picture, prompt, grammar=True, over="allowed")[0]
             examples.append(Example(str(image["file_name"]), prompt, answer.text))
     return examples

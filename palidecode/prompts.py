@@ -92,8 +92,10 @@ def check_name(name: str) -> None:
 
 def asked_for(prompt: str) -> str:
     """Return the one name that a prompt asks for, or ``""``: ``segment cat`` gives ``cat``."""
-    _, text = split_verb(prompt)
-    return "" if ";" in text else text
+    text = prompt.strip()
+    for verb in _VERBS:
+        text = text.removeprefix(f"{verb} ")
+    return "" if ";" in text else text.strip()
 
 
 def plain_expression(prompt: str) -> str:

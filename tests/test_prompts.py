@@ -36,6 +36,8 @@ def test_what_a_prompt_asks_for(prompt, asked):
         ("segment cow\n", "cow"),
         ("detect a ; b", ""),
         ("the cat", "the cat"),
+        ("detect", "detect"),
+        ("detect segment  x", "x"),
     ],
 )
 def test_the_one_thing_a_prompt_asks_for(prompt, label):

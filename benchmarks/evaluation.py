@@ -52,9 +52,9 @@ PYCOCOTOOLS = """
 with contextlib.redirect_stdout(io.StringIO()):
     start = time.perf_counter()
     gt = COCO(truth)
-    found = Eval(gt, gt.loadRes(results), kind)
-    found.evaluate(); found.accumulate(); found.summarize()
-ap = found.stats[0]
+    evaluation = Eval(gt, gt.loadRes(results), kind)
+    evaluation.evaluate(); evaluation.accumulate(); evaluation.summarize()
+ap = evaluation.stats[0]
 """
 CODE = {
     "pycocotools": "from pycocotools.coco import COCO\n"
@@ -75,15 +75,15 @@ from pycocotools.coco import COCO
 from torchmetrics.detection import MeanAveragePrecision
 
 def rows(coco, image, names):
-    found = coco.imgToAnns[image["id"]]
-    row = {"labels": torch.tensor([each["category_id"] for each in found], dtype=torch.int64)}
+    annotations = coco.imgToAnns[image["id"]]
+    row = {"labels": torch.tensor([each["category_id"] for each in annotations], dtype=torch.int64)}
     for name, key, dtype in names:
-        row[name] = torch.tensor([each[key] for each in found], dtype=dtype)
+        row[name] = torch.tensor([each[key] for each in annotations], dtype=dtype)
     if kind == "bbox":
-        row["boxes"] = torch.tensor([each["bbox"] for each in found]).reshape(-1, 4)
+        row["boxes"] = torch.tensor([each["bbox"] for each in annotations]).reshape(-1, 4)
     else:
         size = image["height"], image["width"]
-        masks = [coco.annToMask(each) for each in found]
+        masks = [coco.annToMask(each) for each in annotations]
         row["masks"] = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
     return row
 
@@ -93,16 +93,15 @@ with contextlib.redirect_stdout(io.StringIO()):
     dt = gt.loadRes(results)
     metric = MeanAveragePrecision(box_format="xywh", iou_type=kind, backend="pycocotools")
     for image in gt.dataset["images"]:  # one by one: all masks at once would be gigabytes
-        said = rows(dt, image, [("scores", "score", torch.float64)])
+        predicted = rows(dt, image, [("scores", "score", torch.float64)])
         true = [("iscrowd", "iscrowd", torch.int64), ("area", "area", torch.float64)]
-        metric.update([said], [rows(gt, image, true)])
+        metric.update([predicted], [rows(gt, image, true)])
     ap = metric.compute()["map"]
 """,
     "ours": """
 import palidecode, hotcoco, msgspec, palidecode.evaluation.coco
 start = time.perf_counter()
-found = palidecode.evaluate_coco(truth, results, kind)
-ap = found.stats[0]
+ap = palidecode.evaluate_coco(truth, results, kind).stats[0]
 """,
 }
 
@@ -240,7 +239,9 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in NAMES if name in {*(options.names or CODE), "hotcoco", "ours"}]
     parts = [contest(kind, names, options.python) for kind in SCENES]
-    report("evaluation", [table for table, _ in parts], [t for _, found in parts for t in found])
+    report(
+        "evaluation", [table for table, _ in parts], [t for _, targets in parts for t in targets]
+    )
 
 
 if __name__ == "__main__":

@@ -49,18 +49,22 @@ class Target:
 
     what: str
     wanted: str
-    found: str
+    measured: str
     met: bool
 
 
-def at_least(what: str, found: float, wanted: float, unit: str) -> Target:
+def at_least(what: str, measured: float, wanted: float, unit: str) -> Target:
     """Make a target that is met from `wanted` up."""
-    return Target(what, f"≥ {number(wanted)} {unit}", f"{number(found)} {unit}", found >= wanted)
+    return Target(
+        what, f"≥ {number(wanted)} {unit}", f"{number(measured)} {unit}", measured >= wanted
+    )
 
 
-def at_most(what: str, found: float, wanted: float, unit: str) -> Target:
+def at_most(what: str, measured: float, wanted: float, unit: str) -> Target:
     """Make a target that is met up to `wanted`."""
-    return Target(what, f"≤ {number(wanted)} {unit}", f"{number(found)} {unit}", found <= wanted)
+    return Target(
+        what, f"≤ {number(wanted)} {unit}", f"{number(measured)} {unit}", measured <= wanted
+    )
 
 
 def in_turns(
@@ -142,8 +146,8 @@ def markdown(table: Table) -> str:
 
 def targets_table(targets: Sequence[Target]) -> Table:
     """Convert targets to a table."""
-    rows = [[t.what, t.wanted, t.found, "yes" if t.met else "**no**"] for t in targets]
-    return Table("Targets", ("what", "wanted", "found", "met"), rows)
+    rows = [[t.what, t.wanted, t.measured, "yes" if t.met else "**no**"] for t in targets]
+    return Table("Targets", ("what", "wanted", "measured", "met"), rows)
 
 
 def report(name: str, tables: Sequence[Table], targets: Sequence[Target] = ()) -> None:

@@ -175,7 +175,7 @@ def _fastest(text: str) -> float:
 def main() -> None:
     """Measure and print."""
     parts = [one_by_one(), in_batches(), hostile()]
-    report("parsing", [table for table, _ in parts], [t for _, found in parts for t in found])
+    report("parsing", [table for table, _ in parts], [t for _, targets in parts for t in targets])
 
 
 if __name__ == "__main__":

@@ -167,8 +167,8 @@ def on_ray(path: Path, output: Path, workers: int) -> RayRun:
         stop = threading.Event()
         watching = threading.Thread(target=watch, args=(run, stop, began))
         watching.start()
-        found = ray_data.decode(path, weights="palidecode-demo", concurrency=workers)
-        write(found, output, CocoOptions(form=MaskFormat("rle")), on_shard=on_shard)
+        job = ray_data.decode(path, weights="palidecode-demo", concurrency=workers)
+        write(job, output, CocoOptions(form=MaskFormat("rle")), on_shard=on_shard)
         run.whole = time.perf_counter() - began
         stop.set()
         watching.join()
@@ -244,22 +244,22 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
 
     with on_one_core():
         options = load_options("palidecode-demo", threads=1)
-        files = [images / f"{place:06}.jpg" for place in range(SAMPLE)]
+        files = [images / f"{n:06}.jpg" for n in range(SAMPLE)]
         assert options.codec is not None
         codec = options.codec
-        found: list[Detections] = []
+        parts: list[Detections] = []
         names: list[list[str]] = []
 
         def decoded() -> None:
-            found.clear()
+            parts.clear()
             names.clear()
             for rows, part, _ in decode_rows(iter(rows_of), options):
-                found.append(part)
+                parts.append(part)
                 names.append([row.name for row in rows])
 
         rows_of = list(read_rows(path, images))
         decoded()
-        codes = [part.codes for part in found]
+        codes = [part.codes for part in parts]
         fields = [codec.decode(part) for part in codes]
 
         class Given:
@@ -279,18 +279,18 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
 
         def rles() -> None:
             given = Given()
-            for part in found:
+            for part in parts:
                 replace(part, codec=given).to_rle()
 
         def written() -> None:
             given = Given()
             with CocoWriter(folder / "sample.json", form=MaskFormat("rle")) as writer:
-                for part, part_names in zip(found, names, strict=True):
+                for part, part_names in zip(parts, names, strict=True):
                     writer.add(replace(part, codec=given), part_names)
 
         shard = CocoShard(form=MaskFormat("rle"))
         with shard:
-            for part, part_names in zip(found, names, strict=True):
+            for part, part_names in zip(parts, names, strict=True):
                 shard.add(part, part_names)
             shard.note(failed=[], issues={}, warnings=[], relative=False)
         shard.save(folder / "sample-shard.json")

@@ -143,7 +143,7 @@ def main() -> None:
     """Measure and print."""
     fields, boxes = scene()
     parts = [run_lengths(fields, boxes), rings(fields, boxes)]
-    report("rle", [table for table, _ in parts], [t for _, found in parts for t in found])
+    report("rle", [table for table, _ in parts], [t for _, targets in parts for t in targets])
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def page(results: list[dict[str, Any]], command: str) -> str:
     missed = [target for target in targets if not target.met]
     summary = f"{len(targets) - len(missed)} of {len(targets)} targets are met."
     if missed:
-        named = "; ".join(f"{t.what} ({t.found}, wanted {t.wanted})" for t in missed)
+        named = "; ".join(f"{t.what} ({t.measured}, wanted {t.wanted})" for t in missed)
         summary += f" Missed: {named}."
     facts = [[key, value] for key, value in machine().items()]
     facts += [[key, value] for key, value in versions().items()]

@@ -34,7 +34,7 @@ CONFIG = replace(PRESETS["paligemma-3b-224"], image_token=1536)
 PROMPT = 8  # tokens; with the image's the prefix has 264
 FORCED = 32  # tokens of a random answer that all contenders score
 SHARD = 1_500_000_000  # bytes
-EOS = CONFIG.eos
+EOS = CONFIG.eos[0]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORK = (
     "vision tower, one picture",
@@ -142,17 +142,17 @@ def run_transformers(folder: Path, answers: Path) -> dict[str, Any]:
 
     one, eight = inputs(1), inputs(8)
     pixels = one["pixel_values"]
-    found = {"loaded": loaded}
-    found[WORK[0]] = median_of(lambda: model.get_image_features(pixels))
-    found[WORK[1]] = median_of(lambda: model(**one, logits_to_keep=1, use_cache=True))
+    numbers = {"loaded": loaded}
+    numbers[WORK[0]] = median_of(lambda: model.get_image_features(pixels))
+    numbers[WORK[1]] = median_of(lambda: model(**one, logits_to_keep=1, use_cache=True))
     few, many = median_of(lambda: answer(1, 2)), median_of(lambda: answer(1, 12))
-    found[WORK[2]] = 10 / (many - few)
+    numbers[WORK[2]] = 10 / (many - few)
     few, many = median_of(lambda: answer(8, 2), 2), median_of(lambda: answer(8, 8), 2)
-    found[WORK[3]] = 8 * 6 / (many - few)
-    found[WORK[4]] = median_of(lambda: answer(1, 20), 2)
-    found["peak"] = peak_bytes()
+    numbers[WORK[3]] = 8 * 6 / (many - few)
+    numbers[WORK[4]] = median_of(lambda: answer(1, 20), 2)
+    numbers["peak"] = peak_bytes()
     del eight
-    return found
+    return numbers
 
 
 @torch.inference_mode()
@@ -198,23 +198,23 @@ def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
         return batch / statistics.median(times[1:])
 
-    found: dict[str, Any] = {"loaded": loaded}
-    found[WORK[0]] = median_of(lambda: model.encode_image(pixels))
-    found[WORK[1]] = median_of(first_logits)
-    found[WORK[2]] = steps(1, 12)
-    found["allowed"] = steps(1, 12, model.language.embed.weight[:1160].clone())
-    found[WORK[3]] = steps(8, 6)
+    numbers: dict[str, Any] = {"loaded": loaded}
+    numbers[WORK[0]] = median_of(lambda: model.encode_image(pixels))
+    numbers[WORK[1]] = median_of(first_logits)
+    numbers[WORK[2]] = steps(1, 12)
+    numbers["allowed"] = steps(1, 12, model.language.embed.weight[:1160].clone())
+    numbers[WORK[3]] = steps(8, 6)
     image = picture()
 
     def detect() -> object:
         decoder.forget_pictures()
         return decoder.detect(image, "cat ; dog", max_new_tokens=20)
 
-    found[WORK[4]] = median_of(detect, 2)
-    found["again"] = median_of(lambda: decoder.detect(image, "cat ; dog", max_new_tokens=20), 2)
-    found["peak"] = peak_bytes()
+    numbers[WORK[4]] = median_of(detect, 2)
+    numbers["again"] = median_of(lambda: decoder.detect(image, "cat ; dog", max_new_tokens=20), 2)
+    numbers["peak"] = peak_bytes()
     np.save(answers, _forced_logits(model, features, device))
-    return found
+    return numbers
 
 
 def _forced_logits(model: PaliGemma, features: torch.Tensor, device: torch.device) -> np.ndarray:
@@ -264,7 +264,7 @@ def operations(config: PaliGemmaConfig, tokens: int) -> tuple[float, float]:
 
 def measure(folder: Path) -> dict[str, dict[str, Any]]:
     """Measure every contender, and the changes by quantising."""
-    found, logits = {}, {}
+    numbers, logits = {}, {}
     for name in CONTENDERS:
         if name == "transformers" and optional("transformers") is None:
             continue
@@ -273,37 +273,37 @@ def measure(folder: Path) -> dict[str, dict[str, Any]]:
         done = subprocess.run(
             [*command, "--answers", str(answers)], stdout=subprocess.PIPE, text=True, check=True
         )
-        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+        numbers[name] = json.loads(done.stdout.strip().splitlines()[-1])
+        print(name, json.dumps(numbers[name]), file=sys.stderr, flush=True)
         if answers.exists():
             logits[name] = np.load(answers).astype(np.float32)
     exact = logits["palidecode"]
     for name, values in logits.items():
-        found[name]["same"] = float((values.argmax(1) == exact.argmax(1)).mean())
+        numbers[name]["same"] = float((values.argmax(1) == exact.argmax(1)).mean())
         error = np.linalg.norm(values - exact) / np.linalg.norm(exact)
-        found[name]["error"] = float(error)
-    return found
+        numbers[name]["error"] = float(error)
+    return numbers
 
 
-def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]:
+def tables(numbers: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]:
     """Make the page's tables and targets."""
     rate, reading = machine_limits()
     tower, prefill = operations(CONFIG, CONFIG.vision.tokens + PROMPT)
     language = 2 * CONFIG.text.parameters()  # bytes; the head is the embedding
     limits = (tower / rate, (tower + prefill) / rate, reading / language, None, None)
-    theirs = found.get("transformers", {})
+    theirs = numbers.get("transformers", {})
     rows: list[list[Any]] = []
     for work, limit in zip(WORK, limits, strict=True):
         unit = "tokens/s" if "decoding" in work else "s"
         rows.append(
-            [f"{work}, {unit}", *(found.get(name, {}).get(work) for name in CONTENDERS), limit]
+            [f"{work}, {unit}", *(numbers.get(name, {}).get(work) for name in CONTENDERS), limit]
         )
     rows.append(["decoding, batch 1, the grammar's rows of the head, tokens/s", None,
-                 *(found[name]["allowed"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
+                 *(numbers[name]["allowed"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
     rows.append(["another detect prompt about the same picture, s", None,
-                 *(found[name]["again"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
-    rows.append(["loading, s", *(found.get(n, {}).get("loaded") for n in CONTENDERS), None])
-    memory = [found.get(n, {}).get("peak", 0) / 1e9 for n in CONTENDERS]
+                 *(numbers[name]["again"] for name in list(CONTENDERS)[1:]), None])  # fmt: skip
+    rows.append(["loading, s", *(numbers.get(n, {}).get("loaded") for n in CONTENDERS), None])
+    memory = [numbers.get(n, {}).get("peak", 0) / 1e9 for n in CONTENDERS]
     rows.append(["peak memory of the process, GB", *memory, None])
     speed = Table(
         f"PaliGemma 3B, 224 px, random weights, on {DEVICE}",
@@ -316,7 +316,7 @@ def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]
     cost = Table(
         "Cost of quantising",
         ("", "same likeliest token", "relative error of the logits"),
-        [[n, found[n]["same"], found[n]["error"]] for n in list(CONTENDERS)[2:]],
+        [[n, numbers[n]["same"], numbers[n]["error"]] for n in list(CONTENDERS)[2:]],
         f"Compared with bfloat16 along a random answer of {FORCED} tokens, with random weights at "
         "full width: the logits of a trained model are further apart.",
     )
@@ -331,7 +331,7 @@ def tables(found: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target]]
             for work, ratio in zip(WORK, ratios, strict=True):
                 if ratio is None:
                     continue
-                gain = found[name][work] / theirs[work]
+                gain = numbers[name][work] / theirs[work]
                 gain = gain if "decoding" in work else 1 / gain
                 targets.append(at_least(f"{name}: {work}", gain, ratio, "× transformers"))
     return [speed, cost], targets

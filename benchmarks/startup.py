@@ -147,7 +147,7 @@ def memory() -> tuple[Table, list[Target]]:
 def main() -> None:
     """Measure and print."""
     parts = [imports(), memory()]
-    report("startup", [table for table, _ in parts], [t for _, found in parts for t in found])
+    report("startup", [table for table, _ in parts], [t for _, targets in parts for t in targets])
 
 
 if __name__ == "__main__":

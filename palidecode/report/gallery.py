@@ -129,14 +129,14 @@ def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> 
     """
     shown, skipped, used, clipped = {}, 0, 0, 0
     truths = _by_image(result.scene.truths.image, result.images)
-    found = _by_image(result.found.image, result.images)
+    predictions = _by_image(result.found.image, result.images)
     wanted = choose(result)
     for index in wanted:
         if used > bytes_left:
             skipped += 1
             continue
         before = len(thumbnails.encoded)
-        picture, missing = _picture(result, index, truths[index], found[index], thumbnails)
+        picture, missing = _picture(result, index, truths[index], predictions[index], thumbnails)
         clipped += missing
         used += len(json.dumps(picture)) + sum(map(len, thumbnails.encoded[before:]))
         shown[index] = picture
@@ -187,15 +187,15 @@ def _worst_first(result: CocoEvaluation) -> list[int]:
 
 def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
     """Image, category and kind of every prediction and missed object, the worst first."""
-    found, matches, truths = result.found, result.matches, result.scene.truths
-    score = np.where(np.isnan(found.score), 1.0, found.score)
+    predictions, matches, truths = result.found, result.matches, result.scene.truths
+    score = np.where(np.isnan(predictions.score), 1.0, predictions.score)
     badness = np.where(matches.kind == "ok", 1 + matches.iou, -score)
     rows = np.argsort(badness, kind="stable")
     lost = np.flatnonzero(matches.missed)
     lost = lost[np.argsort(-truths.area[lost], kind="stable")]
     cases = zip(
-        found.image[rows].tolist(),
-        found.category[rows].tolist(),
+        predictions.image[rows].tolist(),
+        predictions.category[rows].tolist(),
         matches.kind[rows].tolist(),
         strict=True,
     )
@@ -216,16 +216,16 @@ def _picture(
 
     ``name``, ``thumb`` (index among the small copies or None), ``width``, ``height`` (of the
     canvas), ``f1``, ``right``, ``wrong``, ``missed``; ``truths``: lists of class, state (0
-    detected, 1 missed, 2 crowd), x, y, width, height, outline; ``found``: class, kind, score,
+    detected, 1 missed, 2 crowd), x, y, width, height, outline; ``predictions``: class, kind, score,
     IoU, index in ``truths`` or -1, x, y, width, height, outline.
     """
     image, matches = result.scene.images[index], result.matches
-    truths, found = result.scene.truths, result.found
+    truths, predictions = result.scene.truths, result.found
     objects_drawn = objects[np.argsort(-truths.area[objects], kind="stable")][:MOST_DRAWN]
-    score = np.where(np.isnan(found.score[rows]), 1.0, found.score[rows])
+    score = np.where(np.isnan(predictions.score[rows]), 1.0, predictions.score[rows])
     rows_drawn = rows[np.argsort(-score, kind="stable")][:MOST_DRAWN]
     thumb = thumbnails.of(image)
-    size = _canvas(image, thumb, truths.box[objects_drawn], found.box[rows_drawn])
+    size = _canvas(image, thumb, truths.box[objects_drawn], predictions.box[rows_drawn])
     scale = SIDE / max(size)
     index_of = {row: number for number, row in enumerate(objects_drawn.tolist())}
     state = np.where(truths.crowd, 2, matches.missed.astype(np.int64))
@@ -248,17 +248,19 @@ def _picture(
                 objects_drawn.tolist(), _shapes(truths, objects_drawn, image, scale), strict=True
             )
         ],
-        "found": [
+        "predictions": [
             [
-                int(found.category[row]),
+                int(predictions.category[row]),
                 KINDS.index(str(matches.kind[row])),
-                None if np.isnan(found.score[row]) else round(float(found.score[row]), 4),
+                None
+                if np.isnan(predictions.score[row])
+                else round(float(predictions.score[row]), 4),
                 round(float(matches.iou[row]), 4),
                 index_of.get(int(matches.truth[row]), -1),
                 *shape,
             ]
             for row, shape in zip(
-                rows_drawn.tolist(), _shapes(found, rows_drawn, image, scale), strict=True
+                rows_drawn.tolist(), _shapes(predictions, rows_drawn, image, scale), strict=True
             )
         ],
     }

@@ -53,11 +53,11 @@
       if (on) tab.focus();
     }
   }
-  tabs.forEach((tab, place) => {
+  tabs.forEach((tab, index) => {
     tab.addEventListener("click", () => choose(tab.dataset.kind));
     tab.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (step) choose(tabs[(place + step + tabs.length) % tabs.length].dataset.kind);
+      if (step) choose(tabs[(index + step + tabs.length) % tabs.length].dataset.kind);
     });
   });
   for (const link of all("[data-to]")) {
@@ -141,22 +141,22 @@
   function pair(picture, classes, fits) {
     const two = make("div", "two");
     const [left, leftView, leftSvg] = frame(picture, "truth");
-    const [right, rightView, rightSvg] = frame(picture, "found");
+    const [right, rightView, rightSvg] = frame(picture, "predicted");
     const about = new Set();
-    picture.found.forEach((row, place) => {
-      if (fits.found.has(place) && row[4] >= 0) about.add(row[4]);
+    picture.predictions.forEach((row, index) => {
+      if (fits.predictions.has(index) && row[4] >= 0) about.add(row[4]);
     });
-    const groups = { truths: [], found: [] };
-    picture.truths.forEach((row, place) => {
-      const dim = fits.truths.has(place) || about.has(place) ? "" : "dim";
+    const groups = { truths: [], predictions: [] };
+    picture.truths.forEach((row, index) => {
+      const dim = fits.truths.has(index) || about.has(index) ? "" : "dim";
       const look = `${STATES[row[1]]} ${dim}`;
       groups.truths.push(drawObject(leftSvg, row, look, 2, classes[row[0]]));
       tag(leftView, classes[row[0]], look, picture, row.slice(2));
     });
-    picture.found.forEach((row, place) => {
-      const look = `${KINDS[row[1]]} ${fits.found.has(place) ? "" : "dim"}`;
+    picture.predictions.forEach((row, index) => {
+      const look = `${KINDS[row[1]]} ${fits.predictions.has(index) ? "" : "dim"}`;
       const text = `${classes[row[0]]} ${score(row[2])}`.trim();
-      groups.found.push(drawObject(rightSvg, row, look, 5, `${text}: ${KINDS[row[1]]}`));
+      groups.predictions.push(drawObject(rightSvg, row, look, 5, `${text}: ${KINDS[row[1]]}`));
       tag(rightView, text, look, picture, row.slice(5));
     });
     two.append(left, right);
@@ -197,21 +197,21 @@
     // The rows of a picture that match the filters.
     function fitting(picture, want) {
       const scored = want.score[0] === -Infinity && want.score[1] === Infinity;
-      const found = new Set();
+      const predictions = new Set();
       const truths = new Set();
-      picture.found.forEach((row, place) => {
+      picture.predictions.forEach((row, index) => {
         const truth = row[4] >= 0 ? classes[picture.truths[row[4]][0]] : null;
         const named = !want.class || classes[row[0]] === want.class || truth === want.class;
         if (named && isKind(want.kind, KINDS[row[1]]) && between(row[3], want.iou)
-            && (row[2] === null ? scored : between(row[2], want.score))) found.add(place);
+            && (row[2] === null ? scored : between(row[2], want.score))) predictions.add(index);
       });
-      picture.truths.forEach((row, place) => {
+      picture.truths.forEach((row, index) => {
         const named = !want.class || classes[row[0]] === want.class;
         const kind = row[1] === 1 ? isKind(want.kind, "missed") : !want.kind;
         const whole = want.iou[0] <= 0 && scored;
-        if (named && kind && whole && (row[1] === 1 || want.iou[1] >= 1)) truths.add(place);
+        if (named && kind && whole && (row[1] === 1 || want.iou[1] >= 1)) truths.add(index);
       });
-      return { found, truths };
+      return { predictions, truths };
     }
 
     function filter() {
@@ -221,10 +221,10 @@
       shown = [];
       pictures.forEach((picture, rank) => {
         const fits = fitting(picture, want);
-        if (!everything && !fits.found.size && !fits.truths.size) return;
+        if (!everything && !fits.predictions.size && !fits.truths.size) return;
         let mistake = -Infinity;
-        for (const place of fits.found) {
-          const row = picture.found[place];
+        for (const index of fits.predictions) {
+          const row = picture.predictions[index];
           if (KINDS[row[1]] !== "ok" && KINDS[row[1]] !== "ignored") mistake = Math.max(mistake, row[2] ?? 0);
         }
         shown.push({ picture, rank, fits, mistake });
@@ -252,12 +252,12 @@
       more.textContent = `Show more (${(shown.length - drawn).toLocaleString("en")} left)`;
     }
 
-    function card(place) {
-      const { picture, fits } = shown[place];
+    function card(index) {
+      const { picture, fits } = shown[index];
       const shot = make("div", "shot");
       const item = make("div");
       item.setAttribute("role", "listitem");
-      shot.tabIndex = place === 0 ? 0 : -1;
+      shot.tabIndex = index === 0 ? 0 : -1;
       shot.setAttribute("role", "button");
       const f1 = picture.f1 === null ? "no objects" : `F1 ${picture.f1.toFixed(2)}`;
       shot.setAttribute("aria-label", `${picture.name}: ${f1}, ${describe(picture)}`);
@@ -273,10 +273,10 @@
     }
 
     const shots = () => all(".shot", grid);
-    function focus(place) {
-      while (place >= drawn && drawn < shown.length) draw();
+    function focus(index) {
+      while (index >= drawn && drawn < shown.length) draw();
       const cards = shots();
-      const next = Math.min(Math.max(place, 0), cards.length - 1);
+      const next = Math.min(Math.max(index, 0), cards.length - 1);
       cards.forEach((shot, n) => { shot.tabIndex = n === next ? 0 : -1; });
       cards[next]?.focus();
     }
@@ -287,21 +287,21 @@
       return next < 1 ? cards.length : next;
     }
     grid.addEventListener("keydown", (event) => {
-      const place = shots().indexOf(event.target);
-      if (place < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
-      if (event.key === "Enter" || event.key === " ") view(place);
+      const index = shots().indexOf(event.target);
+      if (index < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
+      if (event.key === "Enter" || event.key === " ") view(index);
       else {
-        const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns(), Home: -place, End: shown.length };
+        const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns(), Home: -index, End: shown.length };
         if (!(event.key in steps)) return;
-        focus(place + steps[event.key]);
+        focus(index + steps[event.key]);
       }
       event.preventDefault();
     });
     grid.addEventListener("click", (event) => {
-      const place = shots().indexOf(event.target.closest(".shot"));
-      if (place >= 0) view(place);
+      const index = shots().indexOf(event.target.closest(".shot"));
+      if (index >= 0) view(index);
     });
-    const view = (place) => viewer.open(shown, place, classes, section.className, focus);
+    const view = (index) => viewer.open(shown, index, classes, section.className, focus);
 
     for (const field of Object.values(fields)) field.addEventListener("input", filter);
     for (const button of all("[data-layer]", section)) {
@@ -326,9 +326,9 @@
       });
     }
     more.addEventListener("click", () => {
-      const place = drawn;
+      const index = drawn;
       draw();
-      focus(place);
+      focus(index);
     });
     // Draw the next pictures shortly before they scroll into view.
     new IntersectionObserver((entries) => {
@@ -341,36 +341,36 @@
   const viewer = (() => {
     const dialog = document.getElementById("viewer");
     const body = one("tbody", dialog);
-    let shown = [], place = 0, classes = [], back = () => {};
+    let shown = [], index = 0, classes = [], back = () => {};
 
-    function line(kind, said, value, truth, iou, group) {
+    function line(kind, predicted, value, truth, iou, group) {
       const row = make("tr");
       const head = make("th");
       head.scope = "row";
       head.append(make("i", `dot ${kind}`), kind === "ok" ? "right" : kind);
-      row.append(head, make("td", "", said), make("td", "n", value), make("td", "", truth), make("td", "n", iou));
+      row.append(head, make("td", "", predicted), make("td", "n", value), make("td", "", truth), make("td", "n", iou));
       row.addEventListener("mouseenter", () => group.classList.add("hot"));
       row.addEventListener("mouseleave", () => group.classList.remove("hot"));
       body.append(row);
     }
 
     function show() {
-      const { picture, fits } = shown[place];
+      const { picture, fits } = shown[index];
       const [two, groups] = pair(picture, classes, fits);
       one(".viewer-pair", dialog).replaceChildren(two);
       one("[data-name]", dialog).textContent = picture.name;
-      one("[data-place]", dialog).textContent = `${place + 1} of ${shown.length} · ${describe(picture)}`;
+      one("[data-place]", dialog).textContent = `${index + 1} of ${shown.length} · ${describe(picture)}`;
       body.replaceChildren();
-      picture.found.forEach((row, n) => {
+      picture.predictions.forEach((row, n) => {
         const truth = row[4] >= 0 ? classes[picture.truths[row[4]][0]] : "–";
-        line(KINDS[row[1]], classes[row[0]], score(row[2]) || "–", truth, row[3].toFixed(2), groups.found[n]);
+        line(KINDS[row[1]], classes[row[0]], score(row[2]) || "–", truth, row[3].toFixed(2), groups.predictions[n]);
       });
       picture.truths.forEach((row, n) => {
         if (row[1] === 1) line("missed", "–", "–", classes[row[0]], "–", groups.truths[n]);
       });
     }
     function step(by) {
-      place = Math.min(Math.max(place + by, 0), shown.length - 1);
+      index = Math.min(Math.max(index + by, 0), shown.length - 1);
       show();
     }
     for (const button of all("[data-step]", dialog)) {
@@ -382,10 +382,10 @@
       const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (by) { step(by); event.preventDefault(); }
     });
-    dialog.addEventListener("close", () => back(place));
+    dialog.addEventListener("close", () => back(index));
     return {
       open(some, at, names, look, after) {
-        [shown, place, classes, back] = [some, at, names, after];
+        [shown, index, classes, back] = [some, at, names, after];
         dialog.className = look;  // the same layers as in the gallery
         show();
         dialog.showModal();

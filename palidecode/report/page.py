@@ -160,9 +160,9 @@ def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, 
         "ignored": result.kinds.get("ignored", 0),
         "kinds_plot": kinds_svg([(e["word"], e["count"], e["gain"]) for e in errors], f"{kind}-k"),
         "curves": [
-            (iou, curves_svg(found, f"{kind}-c{round(iou * 100)}"))
-            for iou, found in curves.items()
-            if found
+            (iou, curves_svg(shown, f"{kind}-c{round(iou * 100)}"))
+            for iou, shown in curves.items()
+            if shown
         ],
         "curve_names": [curve.name for curve in curves[0.5][1:]],
         "calibration": calibration,
@@ -185,7 +185,7 @@ def _curves_at(result: CocoEvaluation, iou: float) -> list[Curve]:
 def _headline(result: CocoEvaluation) -> list[dict[str, object]]:
     """The headline numbers: value, range and meaning."""
     rates = result.rates
-    found = [row for row in _metrics(result) if row["name"] in ("AP", "AP50", "AP75", "AR100")]
+    numbers = [row for row in _metrics(result) if row["name"] in ("AP", "AP50", "AP75", "AR100")]
     total = rates.right + rates.wrong
     objects = rates.right + rates.missed
     for name, value, text in (
@@ -195,10 +195,10 @@ def _headline(result: CocoEvaluation) -> list[dict[str, object]]:
     ):
         known = None if np.isnan(value) else value
         interval = result.intervals.get(name)
-        found.append(
+        numbers.append(
             {"name": name, "value": known, "interval": interval, "spread": 0, "text": text}
         )
-    return found
+    return numbers
 
 
 def _metrics(result: CocoEvaluation) -> list[dict[str, object]]:

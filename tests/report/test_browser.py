@@ -136,17 +136,17 @@ def test_filters_change_what_is_shown(page):
     pictures, classes = data["pictures"], data["classes"]
 
     def fitting(test):
-        return [p["name"] for p in pictures if any(test(row, p) for row in p["found"])]
+        return [p["name"] for p in pictures if any(test(row, p) for row in p["predictions"])]
 
     look(page, "kind", "class")
     wanted = fitting(lambda row, _: KINDS[row[1]] == "class")
     assert 0 < len(wanted) < 24
     assert names(page) == wanted
     assert count(page).startswith(f"{len(wanted)} of 40 pictures match")
-    bright = page.locator("#panel-bbox .found .o.class:not(.dim):not(.tag)").count()
-    total = sum(KINDS[row[1]] == "class" for p in pictures for row in p["found"])
+    bright = page.locator("#panel-bbox .predicted .o.class:not(.dim):not(.tag)").count()
+    total = sum(KINDS[row[1]] == "class" for p in pictures for row in p["predictions"])
     assert bright == total
-    assert page.locator("#panel-bbox .found .o.ok:not(.dim):not(.tag)").count() == 0
+    assert page.locator("#panel-bbox .predicted .o.ok:not(.dim):not(.tag)").count() == 0
     look(page, "kind", "")
 
     look(page, "class", "disc")
@@ -184,7 +184,7 @@ def test_orders(page):
     wrong = [
         (row[2], p["name"])
         for p in pictures
-        for row in p["found"]
+        for row in p["predictions"]
         if KINDS[row[1]] not in ("ok", "ignored")
     ]
     assert names(page)[0] in [name for score, name in wrong if score == max(wrong)[0]]
@@ -225,8 +225,8 @@ def test_tables_sort_and_find(page, report):
     [
         ("truth-boxes", ".truth .box"),
         ("truth-masks", ".truth .mask"),
-        ("found-boxes", ".found .box"),
-        ("found-masks", ".found .mask"),
+        ("predicted-boxes", ".predicted .box"),
+        ("predicted-masks", ".predicted .mask"),
         ("labels", ".tag:not(.dim)"),
     ],
 )
@@ -235,7 +235,7 @@ def test_layers_toggle(page, layer, selector):
     button = page.locator(f"#panel-segm [data-layer={layer}]")
     shapes = page.locator(f"#panel-segm .shot {selector}")
     others = page.locator(
-        "#panel-segm .shot :is(.truth .box, .truth .mask, .found .box, .found .mask, .tag)"
+        "#panel-segm .shot :is(.truth .box, .truth .mask, .predicted .box, .predicted .mask, .tag)"
     )
 
     def shown(found):
@@ -305,7 +305,7 @@ def test_the_keyboard_is_enough(page):
     page.keyboard.press("ArrowLeft")
     assert dialog.locator("[data-name]").text_content() == all_names[1]
     picture = embedded(page)["pictures"][1]
-    assert dialog.locator("tbody tr").count() == len(picture["found"]) + picture["missed"]
+    assert dialog.locator("tbody tr").count() == len(picture["predictions"]) + picture["missed"]
     page.keyboard.press("Escape")
     assert dialog.is_hidden()
     assert shots.nth(1).evaluate("e => e === document.activeElement")

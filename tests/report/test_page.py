@@ -77,7 +77,7 @@ def test_the_command_writes_numbers_and_page(example, tmp_path, capsys):
         pictures = shown["pictures"]
         for word in ("right", "wrong", "missed"):
             assert sum(picture[word] for picture in pictures) == told[kind]["at_iou_50"][word]
-        kinds = [KINDS[row[1]] for picture in pictures for row in picture["found"]]
+        kinds = [KINDS[row[1]] for picture in pictures for row in picture["predictions"]]
         for word, count in told[kind]["kinds"].items():
             if word != "missed":
                 assert kinds.count(word) == count
@@ -215,7 +215,7 @@ def test_without_scores_there_are_no_curves(example, tmp_path):
     assert "Precision over recall" not in html
     assert "Calibration of scores" not in html
     assert 'data-filter="score-from"' not in html
-    assert data_of(html)["kinds"]["bbox"]["pictures"][0]["found"] is not None
+    assert data_of(html)["kinds"]["bbox"]["pictures"][0]["predictions"] is not None
 
 
 def test_what_was_left_out_and_what_is_too_low_is_on_the_page(example, tmp_path, capsys):
@@ -251,7 +251,7 @@ def test_crowded_pictures_say_what_they_do_not_draw(tmp_path):
     found = [{**row, "score": 0.9 - n / 1000, "bbox": [n % 90, 3, 20, 20]} for n in range(150)]
     result = evaluate_coco(truth, found)
     shown = gallery(result, Thumbnails(None), 10**9)
-    assert len(shown.pictures[0]["found"]) == MOST_DRAWN
+    assert len(shown.pictures[0]["predictions"]) == MOST_DRAWN
     assert "50 objects and predictions are not drawn" in shown.notices[0]
     assert "50 objects and predictions are not drawn" in page_of(tmp_path, {"bbox": result})
 

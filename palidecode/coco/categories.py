@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
+import numpy as np
+
 from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
 from palidecode.files import read_json
@@ -196,8 +198,8 @@ def check_categories(
     for offset, item in enumerate(categories or ()):
         if isinstance(item, str):
             checked.append(Category(id=offset + 1, name=item, supercategory=""))
-        elif isinstance(item, Mapping) and _is_category(item):
-            checked.append(cast(Category, dict(item)))
+        elif (category := _as_category(item)) is not None:
+            checked.append(category)
         else:
             needed = f"needs an integer 'id' and a 'name', got {reprlib.repr(item)}"
             problem = problem or f"{start}category {offset} {needed}"
@@ -244,11 +246,17 @@ def read_categories(path: Path | None) -> list[Category] | None:
     return check_categories([name.strip() for name in names if name.strip()], where=str(path))
 
 
-def _is_category(item: Mapping[str, Any]) -> bool:
+def _as_category(item: object) -> Category | None:
+    """Return a copy of a category with a whole number as id; None if it isn't one."""
+    if not isinstance(item, Mapping):
+        return None
     number, name = item.get("id"), item.get("name")
-    whole = isinstance(number, int) and not isinstance(number, bool)
     # Half a surrogate pair is text in JSON and in no encoding.
-    return whole and isinstance(name, str) and name == name.encode("utf-8", "ignore").decode()
+    if not isinstance(name, str) or name != name.encode("utf-8", "ignore").decode():
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, float, np.integer)) or number % 1:
+        return None
+    return cast(Category, {**item, "id": int(number)})
 
 
 def fold(name: str) -> str:

@@ -74,7 +74,9 @@ def read_detections(
     """Do the work of `from_coco`; also return the images, in the order of the detections' sizes."""
     skips = Skips()
     with no_collection():
-        read = read_dataset(dataset, Row, skips, needs=("images", "categories"))
+        read = read_dataset(
+            dataset, Row, skips, needs=("images", "categories"), unused=("id", "area")
+        )
     rows = [item for item in read.annotations.numbered() if crowds or not item[1].iscrowd]
     if report is not None:
         report.crowds += len(read.annotations.rows) - len(rows)

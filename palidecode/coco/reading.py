@@ -439,7 +439,9 @@ def _loosened(item: Any) -> Any:
     if not isinstance(item, Mapping):
         return item
     row = {key: _native(value) for key, value in item.items()}
-    for key in ("id", "image_id", "category_id", "width", "height"):
+    if row.get("iscrowd", 0) is None:
+        del row["iscrowd"]
+    for key in ("id", "image_id", "category_id", "iscrowd", "width", "height"):
         value = row.get(key)
         if isinstance(value, float) and value.is_integer():
             row[key] = int(value)

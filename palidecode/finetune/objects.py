@@ -212,7 +212,7 @@ class GroundTruth:
         kind = Row if options.reads_masks else BoxRow
         with no_collection():
             read = read_dataset(
-                coco, kind, skips, needs=("images", "categories"), unused=("score",)
+                coco, kind, skips, needs=("images", "categories"), unused=("id", "area", "score")
             )
         self.where = read.where
         for skip in skips.skipped:

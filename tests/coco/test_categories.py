@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from palidecode import CategoryMap, InputError
@@ -150,3 +151,14 @@ def test_categories_that_can_not_be_read_are_skipped(tmp_path):
     path.write_text("[null]")
     with pytest.raises(InputError, match="category 0 needs"):
         read_categories(path)
+
+
+def test_ids_of_categories_may_be_whole_floats_and_numbers_of_numpy():
+    given = [{"id": 3.0, "name": "cat", "more": 1}, {"id": np.int64(4), "name": "dog"}]
+    assert CategoryMap(given).categories == [
+        {"id": 3, "name": "cat", "more": 1},
+        {"id": 4, "name": "dog"},
+    ]
+    for wrong in (3.5, float("nan"), True, "3", None):
+        with pytest.raises(InputError, match="category 0 needs"):
+            CategoryMap([{"id": wrong, "name": "cat"}])

@@ -7,9 +7,10 @@ import io
 import json
 import os
 import stat
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a pic
 MAX_PIXELS = 1 << 29  # of a picture: COCO's RLE counts them in 32 bits
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
+STDOUT = "-"
 KEPT = "finished work is kept: free some space and run the same command again"
 
 _ORIENTATION = 0x0112
@@ -43,20 +45,26 @@ _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears at `path` only when everything is written.
 
-    Creates missing folders. If writing fails, an earlier file at `path` stays unchanged.
+    Creates missing folders. If writing fails, an earlier file at `path` stays unchanged. Links
+    are followed; ``-`` is the standard output, which is written through, as devices and pipes
+    are.
 
     Raises
     ------
     InputError
-        If it can't be written.
+        If it can't be written, or is a folder.
     """
-    target = Path(path)
-    aside = _aside(target)
     # Escape lone surrogates, as in file names that are not UTF-8, the way JSON does.
     how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    if writes_through(path):
+        with _written_through(path, mode, how) as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    aside = _aside(target)
     try:
         if target.is_dir():
-            raise InputError(f"{target}: is a folder; name a file to write")
+            raise InputError(f"{path}: is a folder; name a file to write")
         target.parent.mkdir(parents=True, exist_ok=True)
         with aside.open(mode, **how) as file:  # type: ignore[call-overload]
             yield file
@@ -66,6 +74,55 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def writes_through(path: str | os.PathLike[str]) -> bool:
+    """Return True for what can't be replaced: ``-`` (standard output), devices and pipes."""
+    if os.fspath(path) == STDOUT:
+        return True
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+
+
+@contextmanager
+def _written_through(
+    path: str | os.PathLike[str], mode: str, how: Mapping[str, str]
+) -> Iterator[IO[Any]]:
+    try:
+        if os.fspath(path) == STDOUT:
+            yield sys.stdout.buffer if "b" in mode else sys.stdout
+            sys.stdout.flush()
+            return
+        with open(path, mode, **how) as file:  # type: ignore[call-overload]
+            yield file
+    except BrokenPipeError:
+        raise  # the reader of the pipe is gone
+    except OSError as error:
+        raise InputError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def refuse_overwriting(
+    outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Refuse outputs that are an input, or a picture in a folder of the inputs.
+
+    Raises
+    ------
+    InputError
+        Naming the file.
+    """
+    given = [Path(os.path.realpath(path)) for path in inputs if os.path.exists(path)]
+    for output in outputs:
+        target = Path(os.path.realpath(output))
+        if writes_through(output) or not target.is_file():
+            continue
+        picture = target.suffix.lower() in PICTURES
+        for path in given:
+            if target == path or (picture and path.is_dir() and target.is_relative_to(path)):
+                raise InputError(f"{output}: is an input and would be overwritten; name another")
 
 
 def _aside(target: Path) -> Path:

@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from palidecode.errors import PalidecodeError
 from palidecode.version import __version__
@@ -39,6 +40,7 @@ exit codes:
   130 143  interrupted by SIGINT or SIGTERM; run the same command again to resume
 """
 _FAILED = 2
+_OUTPUTS = ("output", "val", "samples", "target")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
+            _check_outputs(args)
             code: int = args.run(args)
         sys.stdout.flush()
     except PalidecodeError as error:
@@ -65,6 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse outputs that are among the inputs, whatever the command."""
+    from palidecode.files import refuse_overwriting  # loads numpy, which --help needn't
+
+    paths: dict[str, list[Path]] = {}
+    for name, value in vars(args).items():
+        values = value if isinstance(value, list) else [value]
+        paths[name] = [Path(item) for item in values if isinstance(item, str | Path)]
+    outputs = [path for name in _OUTPUTS for path in paths.pop(name, [])]
+    refuse_overwriting(outputs, [path for listed in paths.values() for path in listed])
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -64,8 +64,6 @@ class _Files:
             raise InputError("--val-share needs a second file to write: --val val.jsonl")
         if self.val is not None and self.val.resolve() == self.output.resolve():
             raise InputError(f"{self.val}: --val and -o must be two files")
-        if self.coco.resolve() in [path.resolve() for path in self.written]:
-            raise InputError(f"{self.coco}: would be overwritten; name another file to write")
         if self.images is not None and not self.images.is_dir():
             raise InputError(f"{self.images}: no such directory of pictures")
 

@@ -156,13 +156,7 @@ def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
 def check_arrays(
     arrays: Mapping[str, npt.NDArray[np.generic]], where: str
 ) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
-    """Check arrays; return those in use in float32, and the names of the two unused buffers.
-
-    Raises
-    ------
-    WeightsError
-        Naming the first missing, unknown, misshapen, non-float or non-finite array.
-    """
+    """Check arrays; return those in use in float32, and the names of the two unused buffers."""
     missing = sorted(SHAPES.keys() - arrays.keys())
     if missing:
         raise WeightsError(

@@ -144,11 +144,6 @@ def crop_masks(masks: npt.NDArray[np.bool_], xyxy: npt.ArrayLike) -> npt.NDArray
     -------
     ndarray of float32, shape (N, 64, 64)
         In [0, 1]; all 0 if the rounded box is empty or outside the image.
-
-    Raises
-    ------
-    InputError
-        If the shapes don't fit.
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     if masks.ndim != 3 or len(masks) != len(boxes):

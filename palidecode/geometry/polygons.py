@@ -143,11 +143,6 @@ def exact_polygons(
     crops : sequence of MaskCrop
     simplify, min_area, holes
         As for `smooth_polygons`.
-
-    Raises
-    ------
-    InputError
-        If tolerances are negative or `holes` is unknown.
     """
     check_options(simplify, min_area, holes)
     geometry, owners = [_NONE], [np.zeros(0, np.int64)]

@@ -47,11 +47,6 @@ def crop_to_rle(crop: MaskCrop, size: tuple[int, int]) -> Rle:
     -------
     Rle
         Equal, byte for byte, to ``pycocotools.mask.encode`` of the whole image.
-
-    Raises
-    ------
-    InputError
-        If the crop extends beyond the image.
     """
     width, height = size
     h, w = crop.mask.shape

@@ -144,13 +144,7 @@ def read_config(path: Path) -> PaliGemmaConfig:
 
 
 def config_from_hf(data: object, name: str = "config.json") -> PaliGemmaConfig:
-    """Convert a Hugging Face config (a dict); missing values are transformers' defaults.
-
-    Raises
-    ------
-    InputError
-        If it isn't PaliGemma's, or has impossible sizes.
-    """
+    """Convert a Hugging Face config (a dict); missing values are transformers' defaults."""
     kind = data.get("model_type") if isinstance(data, dict) else None
     if not isinstance(data, dict) or kind != MODEL_TYPE:
         raise InputError(f"{name}: model_type is {kind!r}, not {MODEL_TYPE!r}: not a PaliGemma")
@@ -278,13 +272,7 @@ def _ends(*parts: Mapping[str, object]) -> tuple[int, ...]:
 
 
 def read_ends(folder: Path) -> tuple[int, ...]:
-    """Read the ids that end an answer in ``generation_config.json``; () without the file.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged.
-    """
+    """Read the ids that end an answer in ``generation_config.json``; () without the file."""
     path = folder / "generation_config.json"
     if not path.exists():
         return ()

@@ -50,13 +50,7 @@ class GeneratedTokens:
 
 
 def cache_length(model: PaliGemma, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Number of tokens that the cache must hold for one answer.
-
-    Raises
-    ------
-    InputError
-        If that exceeds Gemma's context.
-    """
+    """Number of tokens that the cache must hold for one answer, at most Gemma's context."""
     # The last token is never read.
     length = model.config.vision.tokens + prompt_tokens + max_new_tokens - 1
     if length > POSITIONS:
@@ -108,11 +102,6 @@ def generate(
     -------
     list of GeneratedTokens
         Up to rounding the same as one by one.
-
-    Raises
-    ------
-    InputError
-        If prompts and answers are too long for the model.
     """
     images = torch.stack(tuple(features))
     device = images.device

@@ -106,11 +106,6 @@ def to_pixels(
     -------
     ndarray of float32, shape (B, 3, S, S)
         Red, green, blue; in [−1, 1] with the default mean and std.
-
-    Raises
-    ------
-    InputError
-        For the first picture that can't be read, with its number.
     """
     config = config or ImageConfig()
     pixels = np.empty((len(images), 3, config.size, config.size), np.float32)

@@ -49,13 +49,7 @@ def free_bytes(device: torch.device) -> int | None:
 def check_memory(
     config: PaliGemmaConfig, dtype: torch.dtype, device: torch.device, quantize: str | None
 ) -> None:
-    """Refuse a model that won't fit in memory, before anything is allocated.
-
-    Raises
-    ------
-    InputError
-        If less memory is free than the model needs; the message has both numbers.
-    """
+    """Refuse a model that won't fit in memory, before anything is allocated."""
     need = int(weight_bytes(config, dtype.itemsize, quantize) * _OVERHEAD)
     free = free_bytes(device)
     if free is not None and need > free:

@@ -283,13 +283,7 @@ def _norms(post: bool) -> dict[str, str]:
 
 
 def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
-    """Check that a source has exactly the wanted tensors, in the wanted shapes.
-
-    Raises
-    ------
-    WeightsError
-        Listing what is missing, unexpected or mis-shaped.
-    """
+    """Check that a source has exactly the wanted tensors and shapes, or raise `WeightsError`."""
     have = source.shapes()
     need = {
         name: shape

@@ -46,21 +46,6 @@ class Quantizer(nn.Module):
         super().__init__()
         self.register_buffer("_embedding", torch.randn(SEG_COUNT, CODE_WIDTH))
 
-    def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """Find the codebook row nearest to each row of `z` by squared L2.
-
-        Parameters
-        ----------
-        z : Tensor, shape (M, 512)
-
-        Returns
-        -------
-        Tensor of int64, shape (M,)
-        """
-        rows = self._embedding.to(z.dtype)
-        # |z|² is the same for every codebook row and doesn't change the order.
-        return (rows.square().sum(1) - 2 * z @ rows.T).argmin(1)
-
 
 class Reconstruction(NamedTuple):
     """Output of a forward pass: fields (N, 1, 64, 64), codes (N, 16), latents (N·16, 512)."""
@@ -104,8 +89,10 @@ class MaskVQVAE(nn.Module):
         return flat
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Find the codebook rows (M,) nearest to latents (M, 512)."""
-        return self._vq_vae.nearest(latents)
+        """Find the codebook rows (M,) nearest to latents (M, 512) by squared L2."""
+        rows = self.codebook.to(latents.dtype)
+        # |latent|² is the same for every codebook row and doesn't change the order.
+        return (rows.square().sum(1) - 2 * latents @ rows.T).argmin(1)
 
     def encode(self, masks: torch.Tensor) -> torch.Tensor:
         """Encode masks (N, 64, 64) in [0, 1] as codes (N, 16) int64."""

@@ -365,9 +365,9 @@ def name_problem(name: str) -> str | None:
     """Describe why a category's name can't be in prompts and answers; None if it can."""
     if not name:
         return "no letters"
-    found = _TOKEN_LIKE.search(name)
-    if found:
-        return f"text that a tokenizer reads as a token ({found.group()!r})"
+    marker = _TOKEN_LIKE.search(name)
+    if marker:
+        return f"text that a tokenizer reads as a token ({marker.group()!r})"
     return label_problem(name) or (None if name.isprintable() else "characters that don't print")
 
 

@@ -101,7 +101,7 @@ class RoundTrip:
         codes = [image.codes for image in encoded if image.codes is not None and len(image.codes)]
         if self._codec is None or not codes:
             return [math.nan] * len(labels)
-        found = Detections(
+        decoded = Detections(
             xyxy=xyxy,
             labels=labels,
             scores=np.full(len(labels), np.nan, np.float32),
@@ -113,7 +113,7 @@ class RoundTrip:
             codes_id=self._codec.id,
         )
         truth = [rle for image in encoded for rle in image.rles]
-        return [_rle_iou(a, b) for a, b in zip(found.to_rle(), truth, strict=True)]
+        return [_rle_iou(a, b) for a, b in zip(decoded.to_rle(), truth, strict=True)]
 
     def as_dict(self) -> dict[str, object]:
         """Convert to JSON values: ``overall``, and ``classes`` by name."""

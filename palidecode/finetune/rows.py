@@ -192,8 +192,8 @@ def encode_images(
 def _draft(image: AnnotatedImage, truth: GroundTruth, rng: np.random.Generator) -> _Draft | None:
     """One image's prompt and ordered objects; None if it gives no row."""
     options = truth.options
-    found, unclear = truth.objects_of(image)
-    objects = _ordered(found, options.order, rng)
+    usable, unclear = truth.objects_of(image)
+    objects = _ordered(usable, options.order, rng)
     cut = objects[options.max_objects :] if options.max_objects is not None else []
     objects = objects[: options.max_objects]
     truth.report.over_the_cap += len(cut)

@@ -129,7 +129,7 @@ def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> 
     """
     shown, skipped, used, clipped = {}, 0, 0, 0
     truths = _by_image(result.scene.truths.image, result.images)
-    predictions = _by_image(result.found.image, result.images)
+    predictions = _by_image(result.predicted.image, result.images)
     wanted = choose(result)
     for index in wanted:
         if used > bytes_left:
@@ -187,7 +187,7 @@ def _worst_first(result: CocoEvaluation) -> list[int]:
 
 def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
     """Image, category and kind of every prediction and missed object, the worst first."""
-    predictions, matches, truths = result.found, result.matches, result.scene.truths
+    predictions, matches, truths = result.predicted, result.matches, result.scene.truths
     score = np.where(np.isnan(predictions.score), 1.0, predictions.score)
     badness = np.where(matches.kind == "ok", 1 + matches.iou, -score)
     rows = np.argsort(badness, kind="stable")
@@ -220,7 +220,7 @@ def _picture(
     IoU, index in ``truths`` or -1, x, y, width, height, outline.
     """
     image, matches = result.scene.images[index], result.matches
-    truths, predictions = result.scene.truths, result.found
+    truths, predictions = result.scene.truths, result.predicted
     objects_drawn = objects[np.argsort(-truths.area[objects], kind="stable")][:MOST_DRAWN]
     score = np.where(np.isnan(predictions.score[rows]), 1.0, predictions.score[rows])
     rows_drawn = rows[np.argsort(-score, kind="stable")][:MOST_DRAWN]

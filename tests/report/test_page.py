@@ -273,10 +273,14 @@ def test_every_class_and_kind_finds_a_picture(example):
     assert len(chosen) == len(set(chosen)) == 16
     worst = [row["image_id"] - 1 for row in result.image_rows]
     assert chosen[:8] == worst[:8]
-    pairs = set(zip(result.found.category.tolist(), result.matches.kind.tolist(), strict=True))
-    there = np.isin(result.found.image, chosen)
+    pairs = set(zip(result.predicted.category.tolist(), result.matches.kind.tolist(), strict=True))
+    there = np.isin(result.predicted.image, chosen)
     assert pairs == set(
-        zip(result.found.category[there].tolist(), result.matches.kind[there].tolist(), strict=True)
+        zip(
+            result.predicted.category[there].tolist(),
+            result.matches.kind[there].tolist(),
+            strict=True,
+        )
     )
 
 

@@ -62,13 +62,13 @@ class Interval:
         return asdict(self)
 
 
-def resampled_stats(engine: Engine, found: Table, resamples: int, seed: int) -> Floats:
+def resampled_stats(engine: Engine, predicted: Table, resamples: int, seed: int) -> Floats:
     """Compute COCO's numbers over random halves of the images; a seed fixes the halves.
 
     Parameters
     ----------
     engine : Engine
-    found : Table
+    predicted : Table
         All predictions scored.
     resamples, seed : int
 
@@ -83,7 +83,7 @@ def resampled_stats(engine: Engine, found: Table, resamples: int, seed: int) -> 
         raise InputError(f"a seed is a whole number from 0, got {seed}")
     if len(engine.scene.images) < 2:
         return np.full((resamples, len(METRICS)), np.nan)
-    evaluator = engine.matched(found)
+    evaluator = engine.matched(predicted)
     halves = _halves(len(engine.scene.images), resamples, seed)
     stats = np.concatenate([stats_of_images(evaluator, some) for some in halves])
     return np.where(stats == NOTHING, np.nan, stats)
@@ -121,7 +121,7 @@ def centred(
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be between 0 and 1, got {confidence}")
-    found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}
     held = images // 2
     scale = np.sqrt(held / (images - held))
     for column, (name, value) in enumerate(zip(METRICS, values.tolist(), strict=True)):
@@ -131,14 +131,14 @@ def centred(
             continue
         drawn = (drawn - drawn.mean()) * scale
         below, above = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-        found[name] = Interval(
+        intervals[name] = Interval(
             value=value,
             low=max(limits[0], value + float(below)),
             high=min(limits[1], value + float(above)),
             standard_error=float(drawn.std()),
             confidence=confidence,
         )
-    return found
+    return intervals
 
 
 def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
@@ -179,22 +179,22 @@ def percentiles(samples: Floats, values: Floats, confidence: float) -> dict[str,
         The numbers; NaN for numbers without a value.
     confidence : float
     """
-    found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}
     for column, (name, value) in enumerate(zip(RATES, values.tolist(), strict=True)):
         drawn = samples[:, column]
         drawn = drawn[~np.isnan(drawn)]
         if not np.isnan(value) and len(drawn) > 1:
             edges = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
             low, high = edges.tolist()
-            found[name] = Interval(value, low, high, float(drawn.std()), confidence)
-    return found
+            intervals[name] = Interval(value, low, high, float(drawn.std()), confidence)
+    return intervals
 
 
 def share_above(samples: Floats, columns: Sequence[str], names: Iterable[str]) -> dict[str, float]:
     """Share of the resamples in which a difference is above 0; ties count half."""
-    found = {}
+    shares = {}
     for name in names:
         drawn = samples[:, columns.index(name)]
         drawn = drawn[~np.isnan(drawn)]
-        found[name] = float(np.mean((drawn > 0) + 0.5 * (drawn == 0)))
-    return found
+        shares[name] = float(np.mean((drawn > 0) + 0.5 * (drawn == 0)))
+    return shares

@@ -77,7 +77,7 @@ class CocoComparison:
             "first": self.first.as_dict(),
             "second": self.second.as_dict(),
             "differences": {n: None if np.isnan(v) else v for n, v in changes},
-            "intervals": {name: found.as_dict() for name, found in self.intervals.items()},
+            "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
             "better": self.better,
             "classes": self.rows(),
         }
@@ -139,7 +139,7 @@ def compare(
     # Reads the ground truth twice: skipped rows belong to one of the two evaluations.
     points = replace(options, bootstrap=0)
     a, b = results = [evaluate(gt, source, iou_type, points) for source in (first, second)]
-    if a.unscored != b.unscored and len(a.found) and len(b.found):
+    if a.unscored != b.unscored and len(a.predicted) and len(b.predicted):
         return compare(gt, first, second, iou_type, replace(options, scores="ignore"))
     bootstrap, seed, confidence = options.bootstrap, options.seed, options.confidence
     known = (a.stats != NOTHING) & (b.stats != NOTHING)

@@ -11,12 +11,12 @@ from palidecode.evaluation.coco.engine import overlaps
 from palidecode.evaluation.coco.tables import Scene, Table
 
 
-def repeats(found: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool_]:
+def repeats(predicted: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool_]:
     """Mark predictions that repeat a better one of the same image and class.
 
     Parameters
     ----------
-    found : Table
+    predicted : Table
     scene : Scene
     threshold : float
         Least IoU of a duplicate, in (0, 1].
@@ -28,22 +28,22 @@ def repeats(found: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool
     """
     if not 0 < threshold <= 1:
         raise InputError(f"merge_duplicates is an IoU in (0, 1], got {threshold!r}")
-    out = np.zeros(len(found), np.bool_)
-    if not len(found):
+    out = np.zeros(len(predicted), np.bool_)
+    if not len(predicted):
         return out
-    score = np.where(np.isnan(found.score), 0.0, found.score)
-    key = found.image * len(scene.categories) + found.category
-    order = np.lexsort((np.arange(len(found)), -score, key))
+    score = np.where(np.isnan(predicted.score), 0.0, predicted.score)
+    key = predicted.image * len(scene.categories) + predicted.category
+    order = np.lexsort((np.arange(len(predicted)), -score, key))
     for rows in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
         if len(rows) == 1:
             continue
-        if scene.masks and found.masks is not None:
-            size = scene.images[found.image[rows[0]]]
+        if scene.masks and predicted.masks is not None:
+            size = scene.images[predicted.image[rows[0]]]
             width, height = int(size.width), int(size.height)
-            shapes = [as_rle(found.masks[row], width, height) for row in rows.tolist()]
+            shapes = [as_rle(predicted.masks[row], width, height) for row in rows.tolist()]
             iou = overlaps(shapes, shapes, np.zeros(len(rows), np.bool_))
         else:
-            boxes = found.box[rows]
+            boxes = predicted.box[rows]
             iou = overlaps(boxes, boxes, np.zeros(len(rows), np.bool_))
         kept: list[int] = []
         for index, row in enumerate(rows.tolist()):

@@ -63,41 +63,43 @@ class Engine:
             **masks,
         )
 
-    def evaluate(self, found: Table, scores: Floats | None = None) -> COCOeval:
+    def evaluate(self, predicted: Table, scores: Floats | None = None) -> COCOeval:
         """Run hotcoco's evaluator on predictions.
 
         Parameters
         ----------
-        found : Table
+        predicted : Table
         scores : ndarray of float64, shape (N,), optional
             Scores to use instead of the table's.
         """
         if scores is not None:
-            found = replace(found, score=scores)
-        evaluator = hotcoco.COCOeval(self._truth, self._loaded(found), self.iou_type)
+            predicted = replace(predicted, score=scores)
+        evaluator = hotcoco.COCOeval(self._truth, self._loaded(predicted), self.iou_type)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summary_lines()
         return evaluator
 
-    def matched(self, found: Table) -> COCOeval:
+    def matched(self, predicted: Table) -> COCOeval:
         """Match the 100 best predictions only: an evaluator for `stats_of_images`.
 
         It has no AR1 and AR10, and takes a third of the time for any other number.
         """
-        evaluator = hotcoco.COCOeval(self._truth, self._loaded(found), self.iou_type)
+        evaluator = hotcoco.COCOeval(self._truth, self._loaded(predicted), self.iou_type)
         evaluator.params.max_dets = [BEST]
         evaluator.evaluate()
         return evaluator
 
-    def _loaded(self, found: Table) -> COCO:
-        if not len(found):
+    def _loaded(self, predicted: Table) -> COCO:
+        if not len(predicted):
             return self._truth.load_res([])
-        rows = np.column_stack([found.image + 1, found.box, found.score, found.category + 1])
+        rows = np.column_stack(
+            [predicted.image + 1, predicted.box, predicted.score, predicted.category + 1]
+        )
         if self.iou_type == "bbox":
             return self._truth.load_res(rows)
-        loaded = self._truth.load_res(rows, segmentation=cast(Any, found.masks))
-        loaded.update_anns(ids=np.arange(1, len(found) + 1), area=found.area)
+        loaded = self._truth.load_res(rows, segmentation=cast(Any, predicted.masks))
+        loaded.update_anns(ids=np.arange(1, len(predicted) + 1), area=predicted.area)
         return loaded
 
 
@@ -138,8 +140,8 @@ def stats_of_images(evaluator: COCOeval, choices: list[list[int]]) -> Floats:
         -1 for AR1, AR10 and numbers without ground truth.
     """
     slices = {str(n): [index + 1 for index in images] for n, images in enumerate(choices)}
-    found = evaluator.slice_by(slices)
-    return np.array([[found[name].get(metric, NOTHING) for metric in METRICS] for name in slices])
+    sliced = evaluator.slice_by(slices)
+    return np.array([[sliced[name].get(metric, NOTHING) for metric in METRICS] for name in slices])
 
 
 def overlaps(dt: Shapes, gt: Shapes, crowd: npt.NDArray[np.bool_]) -> Floats:

@@ -128,26 +128,30 @@ def evaluate(
     skips = Skips()
     with no_collection():
         scene = read_scene(gt, iou_type == "segm", skips)
-        found, asked = read_answers(predictions, scene, options.match, skips)
+        predicted, asked = read_answers(predictions, scene, options.match, skips)
     if asked:
-        scene, found = _only_asked(scene, found, asked, skips)
+        scene, predicted = _only_asked(scene, predicted, asked, skips)
     if options.categories is not None:
-        scene, found = _only_categories(scene, found, options.categories)
-    unscored = _unscored(found, options.scores, skips)
+        scene, predicted = _only_categories(scene, predicted, options.categories)
+    unscored = _unscored(predicted, options.scores, skips)
     if options.merge_duplicates is not None:
-        again = repeats(found, scene, options.merge_duplicates)
-        skips.add_many("prediction", "merged", found.offset[again])
-        found = found.take(~again)
-    _note_extremes(scene, found, skips)
+        again = repeats(predicted, scene, options.merge_duplicates)
+        skips.add_many("prediction", "merged", predicted.offset[again])
+        predicted = predicted.take(~again)
+    _note_extremes(scene, predicted, skips)
     engine = Engine(scene, iou_type)
-    drawn = random_orders(len(found), options.orders, options.seed) if unscored else [found.score]
-    evaluator = engine.evaluate(found, drawn[0])
+    drawn = (
+        random_orders(len(predicted), options.orders, options.seed)
+        if unscored
+        else [predicted.score]
+    )
+    evaluator = engine.evaluate(predicted, drawn[0])
     stats, means = stats_of(evaluator)[None], None
     if unscored:
         # One evaluator at a time: each holds a copy of the predictions.
         each = [(stats_of(evaluator), *class_numbers(evaluator))]
         for order in drawn[1:]:
-            other = engine.evaluate(found, order)
+            other = engine.evaluate(predicted, order)
             each.append((stats_of(other), *class_numbers(other)))
         stats, ap, ar = (np.array(column) for column in zip(*each, strict=True))
         means = ap.mean(axis=0), ar.mean(axis=0)
@@ -161,7 +165,7 @@ def evaluate(
         noted=skips.noted,
         seed=options.seed,
         engine=engine,
-        found=found,
+        predicted=predicted,
         _evaluator=evaluator,
         _class_means=means,
     )
@@ -172,23 +176,23 @@ def evaluate(
     return result
 
 
-def _unscored(found: Table, scores: str, skips: Skips) -> bool:
+def _unscored(predicted: Table, scores: str, skips: Skips) -> bool:
     """True if the predictions have no useful scores; warns unless they are ignored."""
-    if not len(found):
+    if not len(predicted):
         return False
-    unknown = np.isnan(found.score)
+    unknown = np.isnan(predicted.score)
     if scores == "ignore":
         return True
     if unknown.any() and not unknown.all():
-        first = skips.at("prediction", int(found.offset[unknown][0]))
+        first = skips.at("prediction", int(predicted.offset[unknown][0]))
         raise InputError(
-            f"{int(unknown.sum()):,} of {len(found):,} predictions have no score (the first is "
+            f"{int(unknown.sum()):,} of {len(predicted):,} predictions have no score (the first is "
             f"{first}); score all of them, or evaluate without scores: scores='ignore'"
         )
     if unknown.all():
         why = "have no scores"
-    elif len(found) > 1 and (found.score == found.score[0]).all():
-        why = f"all have the score {found.score[0]:g}"
+    elif len(predicted) > 1 and (predicted.score == predicted.score[0]).all():
+        why = f"all have the score {predicted.score[0]:g}"
     else:
         return False
     warnings.warn(
@@ -202,7 +206,7 @@ def _unscored(found: Table, scores: str, skips: Skips) -> bool:
 
 
 def _only_asked(
-    scene: Scene, found: Table, asked: dict[int, set[int]], skips: Skips
+    scene: Scene, predicted: Table, asked: dict[int, set[int]], skips: Skips
 ) -> tuple[Scene, Table]:
     """Keep the truths and predictions of categories that each image's prompt asked for."""
     allowed = np.ones((len(scene.images), len(scene.categories)), np.bool_)
@@ -212,13 +216,13 @@ def _only_asked(
     truths = scene.truths
     keep = allowed[truths.image, truths.category]
     skips.add_many("truth", "not_asked", truths.offset[~keep])
-    said = allowed[found.image, found.category]
-    skips.add_many("prediction", "not_asked", found.offset[~said])
-    return replace(scene, truths=truths.take(keep)), found.take(said)
+    asked_for = allowed[predicted.image, predicted.category]
+    skips.add_many("prediction", "not_asked", predicted.offset[~asked_for])
+    return replace(scene, truths=truths.take(keep)), predicted.take(asked_for)
 
 
 def _only_categories(
-    scene: Scene, found: Table, wanted: Sequence[str | int]
+    scene: Scene, predicted: Table, wanted: Sequence[str | int]
 ) -> tuple[Scene, Table]:
     """Keep the truths and predictions of some categories."""
     keys: dict[str | int, int] = {}
@@ -237,7 +241,7 @@ def _only_categories(
         categories=[scene.categories[index] for index in indices.tolist()],
         truths=_of_categories(scene.truths, renamed),
     )
-    return kept, _of_categories(found, renamed)
+    return kept, _of_categories(predicted, renamed)
 
 
 def _of_categories(table: Table, renamed: npt.NDArray[np.int64]) -> Table:
@@ -245,18 +249,18 @@ def _of_categories(table: Table, renamed: npt.NDArray[np.int64]) -> Table:
     return replace(kept, category=renamed[kept.category])
 
 
-def _note_extremes(scene: Scene, found: Table, skips: Skips) -> None:
+def _note_extremes(scene: Scene, predicted: Table, skips: Skips) -> None:
     """Note images without a prediction, and predictions beyond the 100 that COCO counts."""
     silent = np.ones(len(scene.images), np.bool_)
-    silent[found.image] = False
+    silent[predicted.image] = False
     silent &= np.bincount(scene.truths.image, minlength=len(silent)) > 0
     images = np.flatnonzero(silent)
     names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, images))
     skips.note("image", "no_answer", images, names)
-    key = found.image * len(scene.categories) + found.category
-    if len(found) and np.bincount(key).max() > BEST:
+    key = predicted.image * len(scene.categories) + predicted.category
+    if len(predicted) and np.bincount(key).max() > BEST:
         # Without scores, the last ones of the file; each random order has others.
-        order = np.lexsort((np.arange(len(key)), -np.nan_to_num(found.score), key))
+        order = np.lexsort((np.arange(len(key)), -np.nan_to_num(predicted.score), key))
         firsts = np.searchsorted(key[order], key[order])
         beyond = order[np.arange(len(order)) - firsts >= BEST]
-        skips.note("prediction", "clipped", np.sort(found.offset[beyond]))
+        skips.note("prediction", "clipped", np.sort(predicted.offset[beyond]))

@@ -43,19 +43,19 @@ class Overlaps:
     other_truth: Ints
 
 
-def best_overlaps(engine: Engine, found: Table) -> Overlaps:
+def best_overlaps(engine: Engine, predicted: Table) -> Overlaps:
     """Find the best overlaps of every prediction with the objects of its image."""
     scene, truths = engine.scene, engine.scene.truths
-    count = len(found)
+    count = len(predicted)
     best = Overlaps(np.zeros(count), np.zeros(count), np.full(count, -1), np.full(count, -1))
     solid = np.flatnonzero(~truths.crowd)
     by_image = _groups(truths.image[solid], len(scene.images))
-    for image, rows in enumerate(_groups(found.image, len(scene.images))):
+    for image, rows in enumerate(_groups(predicted.image, len(scene.images))):
         objects = solid[by_image[image]]
         if not len(rows) or not len(objects):
             continue
-        iou = _iou(engine, found, rows, objects, image)
-        alike = found.category[rows, None] == truths.category[objects]
+        iou = _iou(engine, predicted, rows, objects, image)
+        alike = predicted.category[rows, None] == truths.category[objects]
         for chosen, value, truth in (
             (alike, best.same, best.same_truth),
             (~alike, best.other, best.other_truth),
@@ -73,16 +73,16 @@ def _groups(of: Ints, count: int) -> list[Ints]:
     return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
 
 
-def _iou(engine: Engine, found: Table, rows: Ints, objects: Ints, image: int) -> Floats:
+def _iou(engine: Engine, predicted: Table, rows: Ints, objects: Ints, image: int) -> Floats:
     truths = engine.scene.truths
     none = np.zeros(len(objects), np.bool_)
     if engine.iou_type == "bbox":
-        return overlaps(found.box[rows], truths.box[objects], none)
-    assert found.masks is not None
+        return overlaps(predicted.box[rows], truths.box[objects], none)
+    assert predicted.masks is not None
     assert truths.masks is not None
     size = engine.scene.images[image]
     width, height = int(size.width), int(size.height)
-    dt = [as_rle(found.masks[row], width, height) for row in rows.tolist()]
+    dt = [as_rle(predicted.masks[row], width, height) for row in rows.tolist()]
     gt = [as_rle(truths.masks[row], width, height) for row in objects.tolist()]
     return overlaps(dt, gt, none)
 
@@ -113,10 +113,10 @@ class Matches:
     missed: npt.NDArray[np.bool_]
 
 
-def match(evaluator: COCOeval, engine: Engine, found: Table, best: Overlaps) -> Matches:
+def match(evaluator: COCOeval, engine: Engine, predicted: Table, best: Overlaps) -> Matches:
     """Combine the engine's matching at IoU 0.5 with TIDE's kinds of errors."""
     found_at = evaluator.image_diagnostics(iou_thr=FOUND_AT)
-    count, objects = len(found), len(engine.scene.truths)
+    count, objects = len(predicted), len(engine.scene.truths)
     truth = np.full(count, -1)
     for number, its in found_at["dt_match"].items():
         truth[number - 1] = its - 1
@@ -137,7 +137,7 @@ def match(evaluator: COCOeval, engine: Engine, found: Table, best: Overlaps) -> 
     nearest = np.where(on_same, best.same_truth, nearest)
     iou = np.where(on_same, best.same, iou)
     hit = np.flatnonzero(kind == "ok")
-    iou[hit] = _iou_of(engine, found, hit, truth[hit], best)
+    iou[hit] = _iou_of(engine, predicted, hit, truth[hit], best)
     nearest[hit] = truth[hit]
     missed = np.zeros(objects, np.bool_)
     lost = [number - 1 for number, its in found_at["gt_status"].items() if its == "fn"]
@@ -145,16 +145,16 @@ def match(evaluator: COCOeval, engine: Engine, found: Table, best: Overlaps) -> 
     return Matches(kind, nearest, iou, missed)
 
 
-def _iou_of(engine: Engine, found: Table, rows: Ints, objects: Ints, best: Overlaps) -> Floats:
+def _iou_of(engine: Engine, predicted: Table, rows: Ints, objects: Ints, best: Overlaps) -> Floats:
     """IoU of pairs; mostly it is the best overlap, which is known."""
     iou = best.same[rows].copy()
     for index in np.flatnonzero(best.same_truth[rows] != objects).tolist():
         row, other = rows[index : index + 1], objects[index : index + 1]
-        iou[index] = _iou(engine, found, row, other, int(found.image[row[0]]))[0, 0]
+        iou[index] = _iou(engine, predicted, row, other, int(predicted.image[row[0]]))[0, 0]
     return iou
 
 
-def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[JsonRow]:
+def gallery_rows(scene: Scene, predicted: Table, matches: Matches) -> list[JsonRow]:
     """One row for each prediction and each missed object, worst first.
 
     Returns
@@ -169,20 +169,20 @@ def gallery_rows(scene: Scene, found: Table, matches: Matches) -> list[JsonRow]:
     truths = scene.truths
     names = [item["name"] for item in scene.categories]
     rows = []
-    for row in range(len(found)):
-        score = float(found.score[row])
-        image = scene.images[found.image[row]]
+    for row in range(len(predicted)):
+        score = float(predicted.score[row])
+        image = scene.images[predicted.image[row]]
         rows.append(
             {
                 "image_id": image.id,
                 "file_name": image.file_name,
-                "category": names[found.category[row]],
+                "category": names[predicted.category[row]],
                 "score": None if np.isnan(score) else score,
-                "bbox": found.box[row].tolist(),
+                "bbox": predicted.box[row].tolist(),
                 "kind": str(matches.kind[row]),
                 "iou": float(matches.iou[row]),
                 **_truth_of(truths, names, int(matches.truth[row])),
-                "place": int(found.offset[row]),
+                "place": int(predicted.offset[row]),
             }
         )
     for row in np.flatnonzero(matches.missed).tolist():

@@ -85,11 +85,11 @@ class Confusion:
 def best_f1(scores: Floats, right: npt.NDArray[np.bool_], objects: int) -> dict[str, float]:
     """The best F1 over all score thresholds; equal scores stay together."""
     order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(right[order])
+    counts = np.cumsum(right[order])
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    f1 = 2 * found[ends] / (ends + 1 + objects)
+    f1 = 2 * counts[ends] / (ends + 1 + objects)
     best = int(f1.argmax())
-    hits = int(found[ends[best]])
+    hits = int(counts[ends[best]])
     return {
         "score": float(scores[order[ends[best]]]),
         "f1": float(f1[best]),

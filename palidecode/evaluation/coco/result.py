@@ -74,7 +74,7 @@ class CocoEvaluation:
     noted: tuple[Skip, ...]
     seed: int
     engine: Engine = field(repr=False)
-    found: Table = field(repr=False)
+    predicted: Table = field(repr=False)
     _evaluator: COCOeval = field(repr=False)  # without scores, of the first order
     intervals: dict[str, Interval] = field(default_factory=dict, repr=False)
     _class_means: tuple[Floats, Floats] | None = field(repr=False, default=None)
@@ -97,7 +97,7 @@ class CocoEvaluation:
     @property
     def predictions(self) -> int:
         """Number of evaluated predictions."""
-        return len(self.found)
+        return len(self.predicted)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -109,7 +109,7 @@ class CocoEvaluation:
     @cached_property
     def overlaps(self) -> Overlaps:
         """The objects that each prediction overlaps best."""
-        return best_overlaps(self.engine, self.found)
+        return best_overlaps(self.engine, self.predicted)
 
     @cached_property
     def _matching(self) -> COCOeval:
@@ -120,18 +120,18 @@ class CocoEvaluation:
         """
         if not self.unscored:
             return self._evaluator
-        return self.engine.evaluate(self.found, self.overlaps.same)
+        return self.engine.evaluate(self.predicted, self.overlaps.same)
 
     @cached_property
     def matches(self) -> Matches:
         """The outcome of every prediction and every object."""
-        return match(self._matching, self.engine, self.found, self.overlaps)
+        return match(self._matching, self.engine, self.predicted, self.overlaps)
 
     @cached_property
     def rates(self) -> Rates:
         """Precision, recall and F1 over all classes together."""
         kinds = Counter(self.matches.kind.tolist())
-        wrong = len(self.found) - kinds["ok"] - kinds["ignored"]
+        wrong = len(self.predicted) - kinds["ok"] - kinds["ignored"]
         return Rates(kinds["ok"], wrong, int(self.matches.missed.sum()))
 
     @cached_property
@@ -147,14 +147,14 @@ class CocoEvaluation:
         ``delta_ap`` is the AP50 gained by fixing only this error, ``counts`` its count,
         ``ap_base`` is AP50. Without scores AP depends on the order, so there are only counts.
         """
-        found: JsonRow = self._matching.tide_errors()
-        return {key: found[key] for key in ("counts",)} if self.unscored else found
+        errors: JsonRow = self._matching.tide_errors()
+        return {key: errors[key] for key in ("counts",)} if self.unscored else errors
 
     @cached_property
     def confusion(self) -> Confusion:
         """The confusion matrix of the classes."""
-        found = self._matching.confusion_matrix(FOUND_AT)
-        counts = np.asarray(found["matrix"], np.int64)
+        computed = self._matching.confusion_matrix(FOUND_AT)
+        counts = np.asarray(computed["matrix"], np.int64)
         used = np.flatnonzero(counts[:-1].sum(axis=1) + counts[:, :-1].sum(axis=0))
         names = [self.scene.categories[index]["name"] for index in used.tolist()]
         kept = np.append(used, len(counts) - 1)
@@ -189,15 +189,15 @@ class CocoEvaluation:
         precision = eng.class_precision(self._evaluator)
         used = np.flatnonzero(precision[0, 0] != NOTHING)
         recall = np.linspace(0, 1, precision.shape[1])
-        found = []
+        curves = []
         for row, iou in ((0, 0.5), (5, 0.75)):
             if len(used):
                 mean = precision[row][:, used].mean(axis=1)
-                found.append(Curve("all classes", iou, recall, mean))
+                curves.append(Curve("all classes", iou, recall, mean))
             for index in used.tolist():
                 name = self.scene.categories[index]["name"]
-                found.append(Curve(name, iou, recall, precision[row, :, index]))
-        return found
+                curves.append(Curve(name, iou, recall, precision[row, :, index]))
+        return curves
 
     @cached_property
     def calibration(self) -> JsonRow | None:
@@ -209,11 +209,11 @@ class CocoEvaluation:
             ``ece`` and ``mce`` (mean and largest gap), ``bins`` (list of dict). None without
             scores, or if they aren't probabilities.
         """
-        scores = self.found.score
+        scores = self.predicted.score
         if self.unscored or not len(scores) or scores.min() < 0 or scores.max() > 1:
             return None
-        found: JsonRow = self._evaluator.calibration()
-        return found
+        computed: JsonRow = self._evaluator.calibration()
+        return computed
 
     @cached_property
     def best_threshold(self) -> dict[str, float] | None:
@@ -227,7 +227,7 @@ class CocoEvaluation:
         seen = self.matches.kind != "ignored"
         if self.unscored or not seen.any() or not self.objects:
             return None
-        return best_f1(self.found.score[seen], self.matches.kind[seen] == "ok", self.objects)
+        return best_f1(self.predicted.score[seen], self.matches.kind[seen] == "ok", self.objects)
 
     # -- tables ---------------------------------------------------------------------------
 
@@ -245,28 +245,28 @@ class CocoEvaluation:
 
     @cached_property
     def _rows(self) -> list[JsonRow]:
-        truths, found, matches = self.scene.truths, self.found, self.matches
+        truths, predicted, matches = self.scene.truths, self.predicted, self.matches
         solid = ~truths.crowd
         rows = []
         for index, category in enumerate(self.scene.categories):
             of = (truths.category == index) & solid
-            said = found.category == index
-            if not of.any() and not said.any():
+            mine = predicted.category == index
+            if not of.any() and not mine.any():
                 continue
-            kinds = matches.kind[said]
+            kinds = matches.kind[mine]
             seen = kinds != "ignored"
             right = int((kinds == "ok").sum())
             rates = Rates(right, int(seen.sum()) - right, int(matches.missed[of].sum()))
             best = None
             if not self.unscored and of.any() and seen.any():
-                best = best_f1(found.score[said][seen], kinds[seen] == "ok", int(of.sum()))
+                best = best_f1(predicted.score[mine][seen], kinds[seen] == "ok", int(of.sum()))
             ap = self._class_ap[:, index]
             rows.append(
                 {
                     "category": category["name"],
                     "category_id": category["id"],
                     "objects": int(of.sum()),
-                    "predictions": int(said.sum()),
+                    "predictions": int(mine.sum()),
                     "AP": _number(ap.mean()),
                     "AP50": _number(ap[0]),
                     "AP75": _number(ap[5]),
@@ -310,7 +310,7 @@ class CocoEvaluation:
         columns = zip(
             self.scene.images,
             self._per_image(truths.image[~truths.crowd]).tolist(),
-            self._per_image(self.found.image).tolist(),
+            self._per_image(self.predicted.image).tolist(),
             *self.image_counts.T.tolist(),
             strict=True,
         )
@@ -334,7 +334,7 @@ class CocoEvaluation:
     @cached_property
     def image_counts(self) -> Ints:
         """Right and wrong predictions and missed objects of each image, shape (B, 3)."""
-        kind, image = self.matches.kind, self.found.image
+        kind, image = self.matches.kind, self.predicted.image
         right, counted = kind == "ok", kind != "ignored"
         images = image[right], image[counted & ~right], self.scene.truths.image[self.matches.missed]
         return np.stack([self._per_image(of) for of in images], axis=1)
@@ -352,7 +352,7 @@ class CocoEvaluation:
             ``image_id``, ``file_name``, ``category``, ``score``, ``bbox``, ``kind`` (see
             `Matches`), ``iou``, ``truth_id``, ``truth_category``, ``truth_bbox``, ``place``.
         """
-        return gallery_rows(self.scene, self.found, self.matches)
+        return gallery_rows(self.scene, self.predicted, self.matches)
 
     def as_dict(self) -> JsonRow:
         """Convert everything but the rows of images and predictions to JSON values."""
@@ -363,7 +363,7 @@ class CocoEvaluation:
             "objects": self.objects,
             "predictions": self.predictions,
             "metrics": {name: _metric(value) for name, value in self.metrics.items()},
-            "intervals": {name: found.as_dict() for name, found in self.intervals.items()},
+            "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
             "unscored": self.unscored,
             "orders": self.orders,
             "spread": dict(zip(METRICS, self.spread.tolist(), strict=True)),
@@ -410,15 +410,15 @@ class CocoEvaluation:
         """
         samples = resampled_stats(self.engine, self.scored(), resamples, seed)
         stats = np.where(self.stats == NOTHING, np.nan, self.stats)
-        found = centred(samples, stats, self.images, confidence, (0.0, 1.0))
+        intervals = centred(samples, stats, self.images, confidence, (0.0, 1.0))
         rates = resampled_rates(self.image_counts, resamples, seed)
-        return found | percentiles(rates, self.rates.values, confidence)
+        return intervals | percentiles(rates, self.rates.values, confidence)
 
     def scored(self) -> Table:
         """The predictions; without scores, in the first of the random orders."""
         if not self.unscored:
-            return self.found
-        return replace(self.found, score=random_orders(len(self.found), 1, self.seed)[0])
+            return self.predicted
+        return replace(self.predicted, score=random_orders(len(self.predicted), 1, self.seed)[0])
 
 
 def random_orders(count: int, orders: int, seed: int) -> list[Floats]:

@@ -2,41 +2,38 @@
 
 `palidecode decode` of the same answers with its journal and without, whole runs in turns: three
 boxes per answer, which is the fastest there is to decode, and three masks per answer. Then the
-rows that `palidecode predict` writes for each picture.
+steps that each picture of `palidecode predict` goes through.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from answers import texts
-from measure import Cell, Table, Target, at_most, in_turns, report
+from measure import Cell, Table, Target, at_most, report
 
-from palidecode import decode
-from palidecode.cli import decode as command
+from palidecode import decode, load_codec
 from palidecode.cli import main
-from palidecode.coco.writing import CocoWriter
+from palidecode.coco.shards import Merger, Result, ShardBuilder, key_of
+from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.codec.weights import DEMO_ID
-from palidecode.runs.journal import Header, Journal, journal_path
-from palidecode.runs.prediction import FinishedPictures, PictureFile, detections_of, picture_rows
-from palidecode.runs.resuming import ResumableCocoWriter
+from palidecode.runs.finished import Finished
+from palidecode.runs.journal import Header, Journal
+from palidecode.runs.local import merge
 
 OBJECTS = 3
-RUNS = {"boxes": (40_000, False), "masks": (400, True)}
+RUNS = {"boxes": (40_000, False, 15.0), "masks": (400, True, 3.0)}
+"""Answers of a run, whether they have masks, and how much a journal may cost in per cent."""
 SIZE = (640, 480)
 BATCH, BATCHES = 8, 100  # of predicted pictures
 ROUNDS = 5
-MOST = 3.0  # per cent
 
 
 def answers_file(path: Path, count: int, masks: bool) -> Path:
@@ -57,104 +54,62 @@ def run(path: Path, *options: str) -> None:
     assert code <= 1, code
 
 
-class Stopwatch:
-    """Adds up the time spent in some functions."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._before: list[tuple[Any, str, Callable[..., Any]]] = []
-
-    def watch(self, owner: Any, name: str, sign: int = 1) -> None:
-        """Count what this function takes, or with ``sign=-1`` take it off again."""
-        function = getattr(owner, name)
-
-        @functools.wraps(function)
-        def timed(*args: Any, **options: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return function(*args, **options)
-            finally:
-                self.seconds += sign * (time.perf_counter() - began)
-
-        self._before.append((owner, name, function))
-        setattr(owner, name, timed)
-
-    def restore(self) -> None:
-        """The functions as they were."""
-        for owner, name, function in self._before:
-            setattr(owner, name, function)
-
-
-def share_of_journal(path: Path) -> float:
-    """Per cent of a run that the main thread spends in the journal, waiting included."""
-    watch = Stopwatch()
-    watch.watch(command, "_decode_header")
-    for name in ("__enter__", "begin", "remove", "__exit__"):
-        watch.watch(Journal, name)
-    for name in ("__enter__", "checkpoint", "__exit__"):
-        watch.watch(ResumableCocoWriter, name)
-    watch.watch(CocoWriter, "_write_rest", -1)  # is written with a journal or without
-    began = time.perf_counter()
-    try:
-        run(path)
-    finally:
-        watch.restore()
-    whole = time.perf_counter() - began
-    return 100 * watch.seconds / (whole - watch.seconds)
-
-
 def decoding(folder: Path) -> tuple[Table, list[Target]]:
-    """Whole runs with a journal and without."""
+    """Compare whole runs with a journal and without."""
     rows: list[list[Cell]] = []
     targets = []
-    for name, (count, masks) in RUNS.items():
+    for name, (count, masks, most) in RUNS.items():
         path = answers_file(folder / f"{name}.jsonl", count, masks)
-        seconds = in_turns(
-            {
-                "with": lambda path=path: run(path),
-                "without": lambda path=path: run(path, "--no-journal"),
-            },
-            rounds=ROUNDS,
-        )
-        share = statistics.median(share_of_journal(path) for _ in range(ROUNDS))
-        difference = 100 * (seconds["with"] / seconds["without"] - 1)
-        rows.append(
-            [f"{count:,} answers, {OBJECTS} {name} each", *seconds.values(), difference, share]
-        )
-        targets.append(at_most(f"journal of a decode-only run, {name}", share, MOST, "%"))
+        seconds: dict[str, list[float]] = {"with": [], "without": []}
+        busy: dict[str, list[float]] = {"with": [], "without": []}
+        for turn in range(2 * ROUNDS):
+            which = "with" if turn % 2 else "without"
+            began, used = time.perf_counter(), time.process_time()
+            run(path, *([] if turn % 2 else ["--no-journal"]))
+            seconds[which].append(time.perf_counter() - began)
+            busy[which].append(time.process_time() - used)
+        row = [statistics.median(values) for values in (*seconds.values(), *busy.values())]
+        more = 100 * (row[2] / row[3] - 1)
+        rows.append([f"{count:,} answers, {OBJECTS} {name} each", *row, more])
+        targets.append(at_most(f"journal of a decode-only run, {name}", more, most, "%"))
     note = (
-        "A decode run's journal says four times a second how far the output has come, once that "
-        "is on the disk; a thread waits for the disk. The last column is what the main thread "
-        "spends in the journal: opening it, hashing the input and the codec's weights, "
-        "checkpoints, the last sync. The difference of whole runs is the same and the machine's "
-        "noise on top, which on a busy one is more than that."
+        "A shard is saved after every batch of 256 answers, by a thread that waits for the disk, "
+        "and the same rows go from memory into the output. The last column compares processor "
+        "time of all threads: keys of the rows, the shards' text, checksums, hashes of the mask "
+        "codec. Medians of runs in turns, in one process."
     )
-    columns = ("run", "with a journal, s", "without, s", "difference, %", "in the journal, %")
+    columns = ("run", "with a journal, s", "without, s", "CPU with, s", "CPU without, s", "more, %")
     return Table("decode", columns, rows, note), targets
 
 
 def predicting(folder: Path) -> Table:
-    """Rows of pictures: made, written and synced, and read again."""
-    found = decode(texts(12, BATCH, OBJECTS, masks=True), SIZE)
-    spent = dict.fromkeys(("rows made", "written and synced", "read again"), 0.0)
-    with Journal(journal_path(folder / "predicted.json")) as journal:
+    """Measure the steps of pictures' rows: added to a shard, saved, read again, merged."""
+    found = decode(texts(12, BATCH, OBJECTS, masks=True), SIZE, load_codec(DEMO_ID))
+    options = CocoOptions(form=MaskFormat("rle"))
+    spent = dict.fromkeys(("masks and text", "saved and synced", "found again", "merged"), 0.0)
+    with Journal(folder / "predicted.json") as journal:
         journal.begin(Header("predict", {}, {}))
-        done = FinishedPictures(journal)
+        builder = ShardBuilder(options)
         for batch in range(BATCHES):
-            names = [f"{batch * BATCH + place:06}.jpg" for place in range(BATCH)]
+            names = [f"{batch * BATCH + n:06}.jpg" for n in range(BATCH)]
             began = time.perf_counter()
-            rows = picture_rows([PictureFile(Path(name), name) for name in names], found)
+            builder.add([key_of(name) for name in names], Result(found, range(BATCH), names, {}))
             made = time.perf_counter()
-            done.add(rows)
-            spent["rows made"] += made - began
-            spent["written and synced"] += time.perf_counter() - made
+            builder.take().save(journal.folder)
+            spent["masks and text"] += made - began
+            spent["saved and synced"] += time.perf_counter() - made
         began = time.perf_counter()
-        places = list(FinishedPictures(journal).places.values())
-        for start in range(0, len(places), BATCH):
-            detections_of([journal.read(place) for place in places[start : start + BATCH]])
-        spent["read again"] = time.perf_counter() - began
-        size = journal.path.stat().st_size / len(places)
-    rows = [[name, 1e6 * seconds / len(places)] for name, seconds in spent.items()]
+        finished = Finished.read(journal.shards())
+        names = [f"{n:06}.jpg" for n in range(BATCHES * BATCH)]
+        where = finished.find([key_of(name) for name in names])
+        spent["found again"] = time.perf_counter() - began
+        assert where is not None
+        began = time.perf_counter()
+        with Merger(folder / "predicted.json", options, {}) as merger:
+            merge(merger, journal, where[0])
+        spent["merged"] = time.perf_counter() - began
+        size = sum(path.stat().st_size for path in journal.shards()) / len(names)
+    rows: list[list[Cell]] = [[name, 1e6 * s / len(names)] for name, s in spent.items()]
     title = f"predict: pictures of {OBJECTS} masks, {BATCH} per batch, {size:,.0f} bytes each"
     return Table(title, ("step", "µs per picture"), rows, f"The disk: {disk(folder)}.")
 

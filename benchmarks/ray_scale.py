@@ -151,8 +151,9 @@ class RayRun:
 def on_ray(path: Path, output: Path, workers: int) -> RayRun:
     """Decode on a new Ray cluster, sampling memory twice a second."""
     from palidecode import ray_data
-    from palidecode.coco.writing import MaskFormat
-    from palidecode.ray_data.running import CocoOptions, write
+    from palidecode.coco.writing import CocoOptions, MaskFormat
+    from palidecode.ray_data.running import write
+    from palidecode.runs.local import Watch
 
     run = RayRun()
     began = time.perf_counter()
@@ -160,7 +161,7 @@ def on_ray(path: Path, output: Path, workers: int) -> RayRun:
         run.start = time.perf_counter() - began
         began = time.perf_counter()
 
-        def on_shard(_: dict[str, Any]) -> None:
+        def on_rows(_: int) -> None:
             run.last = time.perf_counter() - began
             run.first = run.first or run.last
 
@@ -168,7 +169,7 @@ def on_ray(path: Path, output: Path, workers: int) -> RayRun:
         watching = threading.Thread(target=watch, args=(run, stop, began))
         watching.start()
         job = ray_data.decode(path, weights="palidecode-demo", concurrency=workers)
-        write(job, output, CocoOptions(form=MaskFormat("rle")), on_shard=on_shard)
+        write(job, output, CocoOptions(form=MaskFormat("rle")), watch=Watch(rows=on_rows))
         run.whole = time.perf_counter() - began
         stop.set()
         watching.join()
@@ -213,20 +214,19 @@ def memory_rows(run: RayRun) -> tuple[list[list[Any]], float]:
 
 def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
     """Merge the shards of a folder `times` times: seconds, annotations, peak MB."""
-    from palidecode.coco.shards import MergingCocoWriter, read_shard
+    from palidecode.coco.shards import Merger, read_shard
+    from palidecode.coco.writing import CocoOptions
 
     names = sorted(shards.glob("*.json"))
     began = time.perf_counter()
-    with MergingCocoWriter(output) as writer:
+    with Merger(output, CocoOptions(), {}) as merger:
         for turn in range(times):
             for name in names:
                 shard = read_shard(name)
                 assert shard is not None
-                images = [
-                    image | {"file_name": f"{turn}/{image['file_name']}"} for image in shard.images
-                ]
-                writer.add_shard(replace(shard, images=images))
-    return time.perf_counter() - began, writer.report.annotations, peak()
+                shard.images = [(f"{turn}/{name}", *size) for name, *size in shard.images]
+                merger.add(shard, 0, len(shard))
+    return time.perf_counter() - began, merger.writer.report.annotations, peak()
 
 
 # -- the model ---------------------------------------------------------------------------
@@ -236,24 +236,25 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
     """Measure the seconds of each stage for one answer of three masks, on one core."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from palidecode.answers.jsonl import read_rows
-    from palidecode.coco.shards import CocoShard, MergingCocoWriter, read_shard
-    from palidecode.coco.writing import CocoWriter, MaskFormat
+    from palidecode.coco.shards import Merger, Result, ShardBuilder, key_of, read_shard
+    from palidecode.coco.writing import CocoOptions, MaskFormat
     from palidecode.detections import Detections
     from palidecode.files import open_picture
-    from palidecode.runs.answers import decode_rows, load_options
+    from palidecode.runs.answers import AnswerDecoder, DecodeOptions, decode_rows
 
     with on_one_core():
-        options = load_options("palidecode-demo", threads=1)
+        decoder = AnswerDecoder.load(DecodeOptions("palidecode-demo"), threads=1)
         files = [images / f"{n:06}.jpg" for n in range(SAMPLE)]
-        assert options.codec is not None
-        codec = options.codec
+        assert decoder.codec is not None
+        codec = decoder.codec
+        options = CocoOptions(form=MaskFormat("rle"))
         parts: list[Detections] = []
         names: list[list[str]] = []
 
         def decoded() -> None:
             parts.clear()
             names.clear()
-            for rows, part, _ in decode_rows(iter(rows_of), options):
+            for rows, part, _ in decode_rows(iter(rows_of), decoder):
                 parts.append(part)
                 names.append([row.name for row in rows])
 
@@ -283,23 +284,27 @@ def stages(path: Path, images: Path, folder: Path) -> Seconds:
                 replace(part, codec=given).to_rle()
 
         def written() -> None:
-            given = Given()
-            with CocoWriter(folder / "sample.json", form=MaskFormat("rle")) as writer:
+            given, builder = Given(), ShardBuilder(options)
+            with Merger(folder / "sample.json", options, {}) as merger:
                 for part, part_names in zip(parts, names, strict=True):
-                    writer.add(replace(part, codec=given), part_names)
+                    result = Result(
+                        replace(part, codec=given), range(len(part_names)), part_names, {}
+                    )
+                    builder.add([key_of(name) for name in part_names], result)
+                    shard = builder.take()
+                    merger.add(shard, 0, len(shard))
+                    shard.save(folder)
+                    saved.add(folder / shard.name)
 
-        shard = CocoShard(form=MaskFormat("rle"))
-        with shard:
-            for part, part_names in zip(parts, names, strict=True):
-                shard.add(part, part_names)
-            shard.note(failed=[], issues={}, warnings=[], relative=False)
-        shard.save(folder / "sample-shard.json")
+        saved: set[Path] = set()
+        written()
 
         def merged() -> None:
-            with MergingCocoWriter(folder / "merged.json") as writer:
-                read = read_shard(folder / "sample-shard.json")
-                assert read is not None
-                writer.add_shard(read)
+            with Merger(folder / "merged.json", options, {}) as merger:
+                for name in saved:
+                    read = read_shard(name)
+                    assert read is not None
+                    merger.add(read, 0, len(read))
 
         each = {
             "reading the line and the picture's header": lambda: list(read_rows(path, images)),
@@ -322,10 +327,10 @@ def startup() -> float:
     with on_one_core():
         began = time.perf_counter()
         from palidecode.cli import main  # noqa: F401
-        from palidecode.runs.answers import decode_rows, load_options  # noqa: F401
-        from palidecode.runs.resuming import ResumableCocoWriter  # noqa: F401
+        from palidecode.cli.decode import run  # noqa: F401
+        from palidecode.runs.answers import AnswerDecoder, DecodeOptions
 
-        codec = load_options("palidecode-demo", threads=1).codec
+        codec = AnswerDecoder.load(DecodeOptions("palidecode-demo"), threads=1).codec
         assert codec is not None
         codec.decode(np.zeros((1, 16), np.uint8))
         return time.perf_counter() - began
@@ -417,28 +422,18 @@ def merging(folder: Path) -> tuple[Table, list[Target]]:
 
 
 def kept_shards(folder: Path) -> Path:
-    """Write four shards without Ray, by the actors' code."""
-    import pyarrow as pa
+    """Write four shards of the size that the actors write."""
+    from palidecode.coco.writing import CocoOptions, MaskFormat
+    from palidecode.runs.answers import DecodeJob, DecodeOptions
+    from palidecode.runs.journal import shards_folder
+    from palidecode.runs.local import RunOptions, write_coco
 
-    from palidecode.coco.writing import MaskFormat
-    from palidecode.ray_data.actor import Actor, ShardPlan
-    from palidecode.ray_data.jobs import DecodeJob
-    from palidecode.ray_data.sources import source_schema
-
-    shards = folder / "kept"
-    shards.mkdir()
     path = answers_file(folder / "kept.jsonl", 4 * SHARD, seed=17)
-    actor = Actor(
-        DecodeJob(weights="palidecode-demo"),
-        2,
-        os.getcwd(),
-        ShardPlan(str(shards), {"form": MaskFormat("rle")}),
-    )
-    rows = [json.loads(line) | {"line": n} for n, line in enumerate(path.read_text().splitlines())]
-    for start in range(0, len(rows), SHARD):
-        summary = actor(pa.Table.from_pylist(rows[start : start + SHARD], source_schema()))
-        assert summary["error"][0].as_py() is None
-    return shards
+    job = DecodeJob(DecodeOptions("palidecode-demo", batch_size=SHARD))
+    options = CocoOptions(form=MaskFormat("rle"))
+    output = folder / "kept.json"
+    write_coco(job, job.items(path), output, options, RunOptions(keep_journal=True))
+    return shards_folder(output)
 
 
 def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:

@@ -26,8 +26,8 @@ from palidecode.evaluation.referring.refcoco import read_refcoco
 from palidecode.files import open_picture, picture_size, png_names, read_json, replacing
 from palidecode.geometry.rle import MAX_OUTLINE, rings_to_rle
 from palidecode.prompts import asked_names, prompts_for
-from palidecode.runs.answers import DecodeOptions, decode_rows
-from palidecode.runs.prediction import detections_of
+from palidecode.runs.answers import AnswerDecoder, decode_rows
+from palidecode.runs.rows import detections_of
 from palidecode.runtime.config import config_from_hf, config_to_hf
 from palidecode.runtime.grammar import Grammar
 from palidecode.runtime.image import to_pixels
@@ -292,7 +292,7 @@ def test_what_no_encoding_can_say_is_printed_all_the_same(tmp_path, capsys):
 def decoded(tmp_path, **row):
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"output": answer("a", codes=CODES), **row}))
-    ((_, found, problems),) = decode_rows(read_rows(path), DecodeOptions())
+    ((_, found, problems),) = decode_rows(read_rows(path), AnswerDecoder())
     return found, problems
 
 
@@ -435,18 +435,20 @@ def test_indexes_that_are_none(tmp_path, text):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"masks": ["zz"]},
+        {"rles": ["zz"]},
+        {"rles": [None, None]},
         {"boxes": [[1, 2]]},
         {"labels": 5},
         {"issues": [["nothing", [0, 1], ""]]},
+        {"issues": [{"kind": "nothing", "start": 0, "stop": 1, "text": ""}]},
         {"width": None},
     ],
 )
-def test_rows_of_a_journal_that_no_run_wrote(changed):
+def test_rows_that_no_run_wrote(changed):
     row = {"image": "a", "width": 64, "height": 48, "boxes": [[1, 2, 3, 4]], "labels": ["a"]}
-    row |= {"scores": [0.5], "masks": ["00" * 16], "issues": []}
+    row |= {"scores": [0.5], "rles": [None], "issues": []}
     assert len(detections_of([row])) == 1
-    with pytest.raises(InputError, match="--restart"):
+    with pytest.raises(InputError, match="a row is not one of palidecode's"):
         detections_of([row | changed])
 
 

@@ -85,23 +85,31 @@ def read_rows(
         If the file can't be read.
     """
     seen: dict[str, tuple[int, int]] = {}
+    for row in each_row(path, images, size):
+        if isinstance(row, AnswerRow):
+            first = seen.setdefault(row.name, row.size)
+            if first != row.size:
+                yield Problem(row.line, other_size(row.name, row.size, first))
+                continue
+        yield row
+
+
+def each_row(
+    path: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[AnswerRow | Problem]:
+    """Yield what `read_rows` does, but don't check that one picture has one size."""
     for line, text in read_lines(path):
         try:
-            row = read_row(line, read_object(text), images, size)
-            check_sizes_agree(row, seen)
+            yield read_row(line, read_object(text), images, size)
         except InputError as error:
             yield Problem(line, str(error))
-        else:
-            yield row
 
 
-def check_sizes_agree(row: AnswerRow, seen: dict[str, tuple[int, int]]) -> None:
-    """Refuse a picture whose size differs from that of an earlier row, in `seen`."""
-    if seen.setdefault(row.name, row.size) != row.size:
-        raise InputError(
-            f"{row.name!r} is {row.size[0]}×{row.size[1]} here but "
-            f"{seen[row.name][0]}×{seen[row.name][1]} in an earlier row"
-        )
+def other_size(name: str, size: tuple[int, int], first: tuple[int, int]) -> str:
+    """Return why a row is skipped whose picture had another size in an earlier row."""
+    return f"{name!r} is {size[0]}×{size[1]} here but {first[0]}×{first[1]} in an earlier row"
 
 
 def read_lines(

@@ -17,7 +17,7 @@ from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, open_picture, png_names, replacing
-from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows
+from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _Problem: TypeAlias = tuple[int, str]
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Run ``palidecode draw``."""
     output, style = fill(Output, args), fill(_Style, args)
     if args.text is not None:
-        return _draw_text(args.text, args.source, args.output, decoding(args), style, output)
+        decoder = AnswerDecoder.load(decoding(args))
+        return _draw_text(args.text, args.source, args.output, decoder, style, output)
     if args.images is None:
         raise InputError("name the directory of the pictures: --images DIR")
     problems: list[_Problem] = []
@@ -81,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
         detections, names, skipped = _from_coco(args.source)
     else:
         rows = answers_in(args.source, args.images, args.size)
-        detections, names, problems = _from_answers(args.source, rows, decoding(args))
+        detections, names, problems = _from_answers(
+            args.source, rows, AnswerDecoder.load(decoding(args))
+        )
     failed = _draw_all(detections, names, args.images, args.output, style, output)
     problems += failed
     written = len(names) - len(failed)
@@ -104,13 +107,13 @@ def _from_coco(path: Path) -> tuple[Detections, list[str], list[Skip]]:
 
 
 def _from_answers(
-    path: Path, rows: Iterator[AnswerRow | Problem], options: DecodeOptions
+    path: Path, rows: Iterator[AnswerRow | Problem], decoder: AnswerDecoder
 ) -> tuple[Detections, list[str], list[_Problem]]:
     """Decode answers; return their objects, the names of the pictures, and what was skipped."""
     read = list(rows)
     if not read:
         raise InputError(f"{path}: no answers in this file")
-    ((answers, decoded, skipped),) = decode_rows(read, options, len(read) + 1)
+    ((answers, decoded, skipped),) = decode_rows(read, decoder, len(read) + 1)
     detections, names = by_picture(answers, decoded)
     return detections, names, [(problem.line, problem.reason) for problem in skipped]
 
@@ -142,11 +145,11 @@ def _draw_all(
 
 
 def _draw_text(
-    text: str, source: Path, target: Path, options: DecodeOptions, style: _Style, output: Output
+    text: str, source: Path, target: Path, decoder: AnswerDecoder, style: _Style, output: Output
 ) -> int:
     """Draw one answer on its picture."""
     image = open_picture(source)
-    detections = decode_one(text, image.size, options)
+    detections = decode_one(text, image.size, decoder)
     drawn = draw(image, detections, alpha=style.alpha, font=style.font)
     if target.suffix.lower() not in _PICTURES:
         target /= f"{source.stem}.png"

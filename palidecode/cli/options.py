@@ -14,7 +14,7 @@ from palidecode.detections import Detections, decode
 from palidecode.errors import InputError
 from palidecode.files import check_size
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
-from palidecode.runs.answers import DecodeOptions, load_options
+from palidecode.runs.answers import AnswerDecoder, DecodeOptions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -104,14 +104,14 @@ def add_journal(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "interrupted runs",
         "An interrupted run (killed, SIGINT or SIGTERM) resumes when the same command is run "
-        "again. Progress is saved in a journal beside the output; failed inputs are listed in "
-        "failures.jsonl.",
+        "again, here or with --ray. Progress is saved beside the output, in FILE.shards; failed "
+        "inputs are listed in failures.jsonl.",
     )
     group.add_argument(
         "--restart", action="store_true", help="discard saved progress and start over"
     )
     group.add_argument(
-        "--keep-journal", action="store_true", help="keep the journal of a finished run"
+        "--keep-journal", action="store_true", help="keep FILE.shards when the run is finished"
     )
     group.add_argument(
         "--no-journal",
@@ -176,15 +176,19 @@ def add_evaluation(
 
 
 def decoding(args: argparse.Namespace) -> DecodeOptions:
-    """Load what the options of `add_answers` name."""
-    names = ("weights", "backend", "divisor", "clip", "tokenizer", "label_from_prompt")
-    return load_options(**{name: getattr(args, name) for name in names})
+    """Return the options of `add_answers`."""
+    return fill(DecodeOptions, args, images=plain(args.images), tokenizer=plain(args.tokenizer))
 
 
-def decode_one(text: str, size: tuple[int, int], options: DecodeOptions) -> Detections:
+def plain(path: Path | None) -> str | None:
+    """Return a path as text, which options of a run hold."""
+    return None if path is None else str(path)
+
+
+def decode_one(text: str, size: tuple[int, int], decoder: AnswerDecoder) -> Detections:
     """Decode one answer about one picture."""
     return decode(
-        text, size, options.codec, options.divisor, clip=options.clip, codes_id=options.codes_id
+        text, size, decoder.codec, decoder.divisor, clip=decoder.clip, codes_id=decoder.codes_id
     )
 
 

@@ -1,444 +1,254 @@
-"""``palidecode predict``: its options, and what it does."""
+"""``palidecode predict``: run PaliGemma on pictures and write COCO JSON."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import get_args
 
-from palidecode.cli.options import add_journal, add_output
-from palidecode.cli.output import DONE, RESUMABLE, SKIPPED, Output
-from palidecode.cli.ray import add_ray_options, check
-from palidecode.cli.ray import run as run_on_ray
+from palidecode.cli.jobs import Finish, RayOptions, add_ray, run_job
+from palidecode.cli.options import add_journal, add_output, fill, plain
+from palidecode.cli.output import DONE, SKIPPED, Output, counted
 from palidecode.coco.categories import category_names, read_categories
+from palidecode.coco.detections import read_detections
+from palidecode.coco.shards import Failure, Result
+from palidecode.coco.writing import CocoOptions, MaskFormat
+from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
+from palidecode.files import inside, png_names, replacing
+from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
+from palidecode.pipeline.checkpoint import DTYPES
+from palidecode.pipeline.scoring import DEFAULT_SCORE, Score
+from palidecode.prompts import Task
+from palidecode.runs.local import RunOptions
+from palidecode.runs.pictures import PictureFile, PredictJob, find_pictures, predict_options
 
-if TYPE_CHECKING:
-    from palidecode.coco.writing import CocoReport, CocoWriter
-    from palidecode.detections import Detections
-    from palidecode.pipeline.decoder import PaliDecoder
-    from palidecode.ray_data import Found, WrittenCoco
-    from palidecode.ray_data.running import CocoOptions
-    from palidecode.runs.journal import Journal
-    from palidecode.runs.prediction import FinishedPictures, PictureFile, PredictOptions
-    from palidecode.runs.stopping import Stopping
-
-SCORES = ("product", "label", "box", "objectness", "mean")
 _SHOWN = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``palidecode predict``."""
-    add_output(parser)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures or folders")
+    """Add the options of ``palidecode predict``."""
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures or directories of pictures"
+    )
     parser.add_argument(
         "--model",
         required=True,
-        help="a folder as transformers saves it, a big_vision .npz, a hub name, or demo, the "
+        help="a directory as transformers saves it, a big_vision .npz, a hub name, or demo, the "
         "tiny model in this package",
     )
+    add_output(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO JSON"
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO file to write"
     )
+    _add_question(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="also draw the pictures, into this directory"
+    )
+    group.add_argument(
+        "--segmentation",
+        choices=("polygons", "exact", "rle", "none"),
+        default="rle",
+        help="smooth polygons, polygons along pixel edges, RLE (default), or boxes only",
+    )
+    group.add_argument(
+        "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
+    )
+    group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
+    _add_model(parser)
+    add_journal(parser)
+    add_ray(parser, pictures=True)
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to look for")
     group.add_argument("--prompt", help="for instance 'segment cat ; dog'")
     group.add_argument(
         "--task",
-        choices=("detect", "segment"),
-        help="with --classes, or with a model that knows its classes: ask for all of them",
+        choices=get_args(Task),
+        help="with --classes, or with a model that lists its classes: ask for all of them",
     )
     group.add_argument("--classes", type=Path, metavar="FILE", help="COCO file or list of names")
     group.add_argument(
         "--per-class", action="store_true", help="one prompt per class (default: one for all)"
     )
-    group = parser.add_argument_group("output")
-    group.add_argument("--overlay", type=Path, metavar="DIR", help="draw the pictures, too")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
     group.add_argument(
-        "--segmentation",
-        choices=("polygons", "exact", "rle", "none"),
-        default="rle",
-        help="how masks are written (default: rle)",
+        "--device", help="cpu, cuda, mps … (default: the first available of cuda, mps and cpu)"
     )
-    group.add_argument("--min-score", type=float, default=0.0, metavar="S", help="leave out below")
-    group.add_argument("--clip", action="store_true", help="keep boxes inside the picture")
-    group = parser.add_argument_group("the model")
-    group.add_argument("--device", help="cpu, cuda, mps … (default: the best there is)")
-    group.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
-    group.add_argument("--quantize", choices=("int8", "int4"), help="on a CPU: faster, less exact")
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="(default: 8)")
-    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="per answer")
-    group.add_argument("--score", choices=SCORES, default=SCORES[0], help="recipe of the scores")
-    group.add_argument("--sub-bin", action="store_true", help="boxes finer than a bin")
-    group.add_argument("--divisor", type=int, choices=(1024, 1023), default=1024)
-    group.add_argument("--no-grammar", action="store_true", help="let the model write anything")
-    group.add_argument("--max-objects", type=int, metavar="N", help="per answer")
-    group.add_argument("--weights", metavar="FILE", help="mask codec: a file, or google-oid")
-    group.add_argument("--tokenizer", type=Path, metavar="FILE", help="instead of the model's own")
-    add_journal(parser)
-    add_ray_options(parser, gpus=True)
-
-
-@dataclass
-class _Run:
-    """What one run of the command is about, and what came out."""
-
-    args: argparse.Namespace
-    pictures: list[PictureFile]
-    decoder: PaliDecoder
-    options: PredictOptions
-    names: list[str]
-    load_seconds: float
-    began: float = field(default_factory=time.perf_counter)
-    issues: int = 0
-    resumed: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def drawn(self) -> dict[str, str]:
-        """What the drawn copy of each picture is called."""
-        from palidecode.files import png_names
-
-        return png_names(item.name for item in self.pictures)
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)"
+    )
+    group.add_argument(
+        "--quantize", choices=("int8", "int4"), help="on a CPU: faster and less exact"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures that are predicted together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="tokens of the longest answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--score",
+        choices=get_args(Score),
+        default=DEFAULT_SCORE,
+        help="recipe of the scores (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sub-bin", action="store_true", help="boxes finer than a bin, from probabilities"
+    )
+    group.add_argument(
+        "--divisor",
+        type=int,
+        choices=(1024, 1023),
+        default=1024,
+        help="number of loc bins per side of a picture (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-grammar", action="store_true", help="allow answers that are not well-formed"
+    )
+    group.add_argument(
+        "--max-objects", type=int, metavar="N", help="objects per answer (default: any number)"
+    )
+    group.add_argument(
+        "--weights", metavar="FILE", help="mask codec: a weights file, or google-oid"
+    )
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: the model's own)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """``palidecode predict``, here or on a cluster."""
-    if args.ray is not None:
-        return _run_on_ray(args)
-    if args.pictures is not None:
-        raise InputError("--pictures needs --ray; without it name the pictures' folder")
-    from palidecode.runs.journal import Journal, journal_path
-    from palidecode.runs.prediction import find_pictures
-
-    if args.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
-    if args.output.is_dir():
-        raise InputError(f"{args.output}: is a folder; name a file to write")
-    pictures = find_pictures(args.images)
-    if args.no_journal:
-        return _predict_at_once(_start(args, pictures))
-    # Locked before a model of gigabytes is loaded for nothing.
-    with Journal(journal_path(args.output)) as journal:
-        return _predict_with(journal, _start(args, pictures))
-
-
-def _start(args: argparse.Namespace, pictures: list[PictureFile]) -> _Run:
-    began = time.perf_counter()
-    decoder = _load(args)
-    options, names = _asked_of(args, decoder.classes)
-    return _Run(args, pictures, decoder, options, names, time.perf_counter() - began)
-
-
-def _predict_at_once(run: _Run) -> int:
-    """Straight into the output; a run that is stopped leaves nothing."""
-    from palidecode.runs.prediction import predict_pictures
-
-    args, writer = run.args, _writer(run)
-    with writer, _bar(run) as bar:
-        batches = predict_pictures(run.decoder, run.pictures, run.options, args.batch_size)
-        for fine, found, unread in batches:
-            writer.add(found, [item.name for item in fine])
-            if args.overlay is not None:
-                _overlay(run, fine, found)
-            run.issues += len(found.issues)
-            run.failed |= dict(unread)
-            bar.update(len(fine) + len(unread))
-        _check_any(run, writer.report.images)
-    return _finish(run, writer)
-
-
-def _predict_with(journal: Journal, run: _Run) -> int:
-    """Into the journal, and from there into the output."""
-    from palidecode.runs.journal import remove_leftovers
-    from palidecode.runs.prediction import FinishedPictures, header_of
-    from palidecode.runs.stopping import run_stoppable
-
-    args = run.args
-    header = header_of(
-        run.decoder,
-        run.options,
-        args.model,
-        tokenizer=args.tokenizer,
-        weights=args.weights,
-        dtype=args.dtype,
-        quantize=args.quantize,
+    """Run ``palidecode predict``."""
+    output, ray, options = fill(Output, args), fill(RayOptions, args), fill(RunOptions, args)
+    if ray.ray is None and ray.pictures is not None:
+        raise InputError("--pictures needs --ray; without it name the directory of the pictures")
+    if ray.ray is not None and args.overlay is not None:
+        raise InputError("--overlay can't be combined with --ray; use palidecode draw afterwards")
+    pictures = find_pictures(args.images) if ray.ray is None else []
+    job = _job(args)
+    coco = CocoOptions(list(job.names) or None, form=fill(MaskFormat, args))
+    overlay = None if args.overlay is None else _Overlay(args.overlay, pictures)
+    finish = run_job(
+        job,
+        pictures,
+        args.images,
+        args.output,
+        coco,
+        options,
+        ray,
+        output,
+        f"{job.options.task}ing",
+        overlay.draw if overlay else lambda items, result: None,
     )
-    went_on = journal.begin(header, restart=args.restart)
-    remove_leftovers(args.output)
-    done = FinishedPictures(journal)
-    if went_on:
-        run.resumed = sum(item.name in done.places for item in run.pictures)
-        Output(args.json).resumed(f"{run.resumed} of {len(run.pictures)} pictures", journal.path)
-
-    def work(stopping: Stopping) -> int:
-        _predict_left(run, done, stopping)
-        return _write(run, done, stopping)
-
-    return run_stoppable(work, RESUMABLE)
+    if isinstance(finish, int):
+        return finish
+    written = finish.written
+    if not written.report.images:
+        _list_failed(written.failed, output)
+        raise InputError(f"no picture could be read; {written.path} was not written")
+    if overlay is not None:
+        overlay.draw_rest(written.path)
+    _report(job, finish, output)
+    return SKIPPED if written.failed or written.report.left_out() else DONE
 
 
-def _predict_left(run: _Run, done: FinishedPictures, stopping: Stopping) -> None:
-    from palidecode.runs.prediction import batches_of, failure_row, picture_rows, predict_batch
-
-    args = run.args
-    with _bar(run) as bar:
-        for batch in batches_of(run.pictures, args.batch_size):
-            if done.left(batch):
-                fine, found, unread = predict_batch(
-                    run.decoder, batch, run.options, args.batch_size
-                )
-                if args.overlay is not None:
-                    _overlay(run, fine, found)
-                done.add([*picture_rows(fine, found), *map(failure_row, unread)])
-            elif args.overlay is not None:
-                _overlay_finished(run, done, batch)
-            stopping.check()
-            bar.update(len(batch))
-
-
-def _write(run: _Run, done: FinishedPictures, stopping: Stopping) -> int:
-    """The output from the journal's rows, in the order of the pictures; then it may go."""
-    from palidecode.files import KEPT
-    from palidecode.runs.prediction import batches_of, write_pictures
-
-    wanted = [item.name for item in run.pictures]
-    run.failed = {name: done.failed[name] for name in wanted if name in done.failed}
-    written = sum(name in done.places for name in wanted)
-    keep = run.args.keep_journal
-    if not written and not keep:
-        done.journal.remove()
-    _check_any(run, written)
-    writer, decoder = _writer(run), run.decoder
-    batches = (
-        [done.journal.read(done.places[item.name]) for item in batch if item.name in done.places]
-        for batch in batches_of(run.pictures, run.args.batch_size)
+def _job(args: argparse.Namespace) -> PredictJob:
+    """Return the job that the options ask for."""
+    grammar = False if args.no_grammar else GrammarOptions(max_objects=args.max_objects)
+    over = "vocabulary" if args.no_grammar else "allowed"
+    options = predict_options(
+        fill(ModelOptions, args, tokenizer=plain(args.tokenizer), codec=args.weights),
+        prompt=args.prompt,
+        task=args.task,
+        classes=category_names(read_categories(args.classes)),
+        per_class=args.per_class,
+        min_score=args.min_score,
+        ask=fill(AskOptions, args, grammar=grammar, over=over),
+        batch_size=args.batch_size,
     )
-    try:
-        with writer:
-            run.issues = write_pictures(
-                writer, batches, decoder.codec, decoder.codes_id, stopping.check
-            )
-    except InputError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise InputError(f"{error}; {KEPT}") from error
-    gone = len(done.places) + len(done.failed) - written - len(run.failed)
-    if gone:
-        text = f"palidecode: {gone} pictures of the journal are not among those given: left out"
-        print(text, file=sys.stderr)
-    code = _finish(run, writer)
-    if not keep:
-        done.journal.remove(run.args.output)
-    return code
+    return PredictJob(options)
 
 
-def _check_any(run: _Run, images: int) -> None:
-    from palidecode.runs.journal import write_failures
+class _Overlay:
+    """Draws copies of the pictures while they are predicted."""
 
-    if not images:
-        write_failures(run.args.output, _failures(run))
-        _say_unread(run.args, run.failed)
-        raise InputError(f"no picture could be read; {run.args.output} was not written")
+    def __init__(self, folder: Path, pictures: Sequence[PictureFile]) -> None:
+        self._folder = folder
+        self._pictures = {item.name: item for item in pictures}
+        self._copies = png_names(self._pictures)
 
+    def draw(self, items: Sequence[PictureFile], result: Result) -> None:
+        """Draw the pictures of a batch that could be read."""
+        for image, row in enumerate(result.rows):
+            self._draw(items[row], result.detections, image)
 
-def _finish(run: _Run, writer: CocoWriter) -> int:
-    from palidecode.runs.journal import write_failures
+    def draw_rest(self, coco: Path) -> None:
+        """Draw pictures that an earlier run has finished without, from the COCO file."""
+        missing = {name for name, item in self._pictures.items() if not self._copy(item).exists()}
+        if not missing:
+            return
+        detections, images = read_detections(coco)
+        for index, image in enumerate(images):
+            if image.file_name in missing:
+                self._draw(self._pictures[image.file_name], detections, index)
 
-    write_failures(run.args.output, _failures(run))
-    return _say_predicted(
-        run.args,
-        writer.report,
-        run.decoder.source,
-        issues=run.issues,
-        resumed=run.resumed,
-        failed=run.failed,
-        seconds={"load": run.load_seconds, "predict": time.perf_counter() - run.began},
-    )
+    def _draw(self, item: PictureFile, detections: Detections, image: int) -> None:
+        with replacing(self._copy(item), "wb") as file:
+            draw(item.path, detections, index=image).save(file, "PNG")
 
-
-def _failures(run: _Run) -> list[dict[str, Any]]:
-    return [{"image": name, "reason": reason} for name, reason in run.failed.items()]
-
-
-def _writer(run: _Run) -> CocoWriter:
-    from palidecode.coco.writing import CocoWriter, MaskFormat
-    from palidecode.runs.prediction import coco_info
-
-    return CocoWriter(
-        run.args.output,
-        categories=run.names or None,
-        form=MaskFormat(run.args.segmentation),
-        info=coco_info(run.decoder.source, run.options, run.names),
-    )
+    def _copy(self, item: PictureFile) -> Path:
+        copy = inside(self._folder, self._copies[item.name])
+        if copy == Path(item.path).resolve():
+            raise InputError(f"{item.path} would be drawn over; choose another --overlay DIR")
+        return copy
 
 
-def _bar(run: _Run) -> Any:
-    return Output(run.args.json).progress(run.options.task + "ing", len(run.pictures))
-
-
-def _load(args: argparse.Namespace) -> PaliDecoder:
-    from palidecode.codec import load_codec
-    from palidecode.pipeline.decoder import PaliDecoder
-
-    return PaliDecoder.from_pretrained(
-        args.model,
-        args.dtype,
-        args.device,
-        args.quantize,
-        codec=load_codec(args.weights) if args.weights else None,
-        tokenizer=args.tokenizer,
-    )
-
-
-def _asked_of(args: argparse.Namespace, known: tuple[str, ...]) -> tuple[PredictOptions, list[str]]:
-    """Return what to ask, and the names that are asked for, where they are known."""
-    from palidecode.pipeline import AskOptions, GrammarOptions
-    from palidecode.prompts import what_to_ask
-    from palidecode.runs.prediction import PredictOptions
-
-    classes = category_names(read_categories(args.classes))
-    task, prompts, names = what_to_ask(args.task, args.prompt, classes, known, args.per_class)
-    ask = AskOptions(
-        grammar=False if args.no_grammar else GrammarOptions(max_objects=args.max_objects),
-        over="vocabulary" if args.no_grammar else "allowed",
-        score=args.score,
-        sub_bin=args.sub_bin,
-        divisor=args.divisor,
-        clip=args.clip,
-        max_new_tokens=args.max_new_tokens,
-    )
-    return PredictOptions(task, prompts, args.min_score, ask), names
-
-
-def _overlay(run: _Run, pictures: Sequence[PictureFile], found: Detections) -> None:
-    from palidecode.detections import draw
-    from palidecode.files import replacing
-
-    for index, item in enumerate(pictures):
-        with replacing(_drawn(run, item), "wb") as file:
-            draw(item.path, found, index=index).save(file, "PNG")
-
-
-def _overlay_finished(run: _Run, done: FinishedPictures, batch: Sequence[PictureFile]) -> None:
-    """Draw what was predicted before, by a run without --overlay or into another folder."""
-    from palidecode.runs.prediction import detections_of
-
-    for item in batch:
-        if item.name in done.places and not _drawn(run, item).exists():
-            row = done.journal.read(done.places[item.name])
-            found = detections_of([row], run.decoder.codec, run.decoder.codes_id)
-            _overlay(run, [item], found)
-
-
-def _drawn(run: _Run, item: PictureFile) -> Path:
-    from palidecode.files import inside
-
-    target = inside(run.args.overlay, run.drawn[item.name])
-    if target == Path(item.path).resolve():
-        raise InputError(f"{item.path} would be drawn over; give another folder: --overlay DIR")
-    return target
-
-
-def _run_on_ray(args: argparse.Namespace) -> int:
-    if args.overlay is not None:
-        raise InputError("--overlay draws on one machine; afterwards: palidecode draw coco.json")
-    check(args)
-
-    def find() -> Found:
-        from palidecode.pipeline.checkpoint import describe
-        from palidecode.ray_data import PREDICTED, predict
-
-        options, _ = _asked_of(args, describe(args.model).classes)
-        return predict(
-            args.images if len(args.images) > 1 else args.images[0],
-            images=args.pictures,
-            model=args.model,
-            prompt=args.prompt,
-            task=args.task,
-            classes=read_categories(args.classes),
-            per_class=args.per_class,
-            min_score=args.min_score,
-            batch_size=args.batch_size,
-            shard_size=args.shard_size or PREDICTED,
-            dtype=args.dtype,
-            device=args.device,
-            quantize=args.quantize,
-            weights=args.weights,
-            tokenizer=args.tokenizer,
-            concurrency=args.workers,
-            num_cpus=args.worker_cpus,
-            num_gpus=args.worker_gpus,
-            **vars(options.ask),
-        )
-
-    def writing(found: Found) -> CocoOptions:
-        from palidecode.coco.writing import MaskFormat
-        from palidecode.ray_data.running import CocoOptions
-
-        return CocoOptions(found.categories, form=MaskFormat(args.segmentation))
-
-    def say(found: Found, written: WrittenCoco, seconds: float) -> int:
-        return _say_predicted(
-            args,
-            written.report,
-            found.info["model"],
-            issues=sum(written.issues.values()),
-            resumed=written.kept,
-            failed={row["image"]: row["reason"] for row in written.failed},
-            seconds={"predict": seconds},
-        )
-
-    return run_on_ray(args, "predicting", find, writing, say)
-
-
-def _say_predicted(
-    args: argparse.Namespace,
-    report: CocoReport,
-    source: str,
-    *,
-    issues: int,
-    resumed: int,
-    failed: dict[str, str],
-    seconds: dict[str, float],
-) -> int:
-    """What came out, for people or as JSON; returns the exit code."""
-    if args.json:
-        summary = {
-            "output": str(args.output),
-            "model": source,
-            "images": report.images,
-            "resumed": resumed,
-            "annotations": report.annotations,
-            "issues": issues,
-            "left_out": report.left_out(),
-            "unread": [{"name": n, "reason": r} for n, r in failed.items()],
-            "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        }
-        print(json.dumps(summary))
-        return SKIPPED if failed or report.left_out() else DONE
-    each = (report.images - resumed) / seconds["predict"] if seconds["predict"] else 0.0
-    loaded = f", loaded in {seconds['load']:.1f} s" if "load" in seconds else ""
-    print(f"{report.annotations} objects of {report.images} pictures in {args.output}")
-    print(f"model {source}{loaded}, {each:.2f} pictures/s")
+def _report(job: PredictJob, finish: Finish, output: Output) -> None:
+    written, report = finish.written, finish.written.report
+    issues = sum(written.issues.values())
+    source = job.info()["model"]
+    seconds = {"load": round(finish.loading, 2), "predict": round(finish.seconds, 2)}
+    data = {
+        "output": str(written.path),
+        "model": source,
+        "images": report.images,
+        "resumed": written.kept,
+        "annotations": report.annotations,
+        "issues": issues,
+        "left_out": report.left_out(),
+        "unread": [{"name": row["image"], "reason": row["reason"]} for row in written.failed],
+        "seconds": seconds,
+    }
+    loaded = f", loaded in {finish.loading:.1f} s" if finish.loading else ""
+    each = (written.rows - written.kept) / finish.seconds if finish.seconds else 0.0
+    lines = [
+        f"{report.annotations} objects of {report.images} pictures in {written.path}",
+        f"model {source}{loaded}, {each:.2f} pictures/s",
+    ]
     if issues:
-        print(f"odd in the answers: {issues}")
+        lines.append(f"parse issues: {issues}")
     if report.left_out():
-        print("left out: " + ", ".join(f"{k} {v}" for k, v in report.left_out().items()))
-    _say_unread(args, failed)
-    return SKIPPED if failed or report.left_out() else DONE
+        lines.append(f"skipped: {counted(report.left_out())}")
+    output.result(data, "\n".join(lines))
+    _list_failed(written.failed, output)
 
 
-def _say_unread(args: argparse.Namespace, failed: dict[str, str]) -> None:
-    if args.json:
-        return
-    for reason in list(failed.values())[:_SHOWN]:
-        print(f"palidecode: left out: {reason}", file=sys.stderr)
+def _list_failed(failed: Sequence[Failure], output: Output) -> None:
+    for row in failed[:_SHOWN]:
+        output.note(f"skipped: {row['reason']}")
     if len(failed) > _SHOWN:
-        rest = len(failed) - _SHOWN
-        print(f"palidecode: and {rest} more (all in failures.jsonl)", file=sys.stderr)
+        output.note(f"and {len(failed) - _SHOWN} more (failures.jsonl lists all of them)")

@@ -1,85 +1,171 @@
-"""COCO files in pieces: shards that many processes write, and one file that is merged of them.
+"""Pieces of a COCO file that isn't finished: rows of a source with their annotations.
 
-A shard is a COCO file of its own, with ids of its own, that says in ``info`` what was left out
-of it. Its last line is a checksum of all before, so a shard that is there is whole or refused.
-Merging reads one shard at a time and gives new numbers; nothing is decoded again.
+A shard file is COCO JSON whose ``info`` lists the rows of the source it holds. Rows are known by
+a key and can be merged one by one, in any order and from any shards: merging gives new
+numbers, and nothing is computed again. The last line is a checksum of everything before it.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import os
-import re
 import uuid
+import warnings
 import zlib
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, repeat
+from operator import sub
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar
 
-from palidecode.coco.categories import CategoryMap
-from palidecode.coco.writing import FILE_START, CocoReport, CocoWriter
+from palidecode.answers.jsonl import other_size
+from palidecode.coco.categories import UNLABELLED
+from palidecode.coco.writing import (
+    FILE_START,
+    CocoOptions,
+    CocoReport,
+    CocoWriter,
+    annotations_of,
+    json_line,
+)
+from palidecode.detections import CodecMismatchWarning, Detections
 from palidecode.errors import InputError
-from palidecode.files import unwritten
+from palidecode.files import KEPT, unwritten
+
+KEY_SIZE = 16  # bytes
+SUFFIX = ".json"
+MALFORMED = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+"""Exceptions at a shard that fits its checksum, but wasn't written by `Shard.save`."""
+
+_Item = TypeVar("_Item")
+Failure = dict[str, Any]
+"""A row of failures.jsonl: ``line`` or ``image``, and ``reason``."""
 
 _IMAGES, _CATEGORIES, _INFO = '],\n"images": [', '],\n"categories": ', ',\n"info": '
 _LAST = b',\n"crc32": "%08x"}\n'
 _LAST_SIZE = len(_LAST % 0)
-_NUMBERS = re.compile(r'\{"id": \d+, "image_id": (\d+), "category_id": (\d+), ')
+_ENCODE = json.JSONEncoder(sort_keys=True).encode
 
 
-class _EveryLabel(CategoryMap):
-    """Every label is a category of its own, unless `wanted` would leave it out.
-
-    A shard can't know which labels came before it, so it keeps them as they are.
-    """
-
-    def __init__(self, wanted: CategoryMap) -> None:
-        super().__init__()
-        self._wanted = wanted
-        self.left_out = wanted.left_out
-
-    def id_of(self, label: str) -> int | None:
-        return None if self._wanted.id_of(label) is None else super().id_of(label)
+def key_of(*values: Any) -> bytes:
+    """Return the key of a row that has these JSON values."""
+    return hashlib.blake2b(_ENCODE(values).encode(), digest_size=KEY_SIZE).digest()
 
 
-class CocoShard(CocoWriter):
-    """A `CocoWriter` of one shard, in memory until `save`.
+def shard_name(keys: Iterable[bytes]) -> str:
+    """Return the name of a shard's file, a digest of its keys: the same rows replace each other."""
+    return hashlib.blake2b(b"".join(keys), digest_size=KEY_SIZE).hexdigest() + SUFFIX
 
-    Parameters
+
+@dataclass(frozen=True)
+class Result:
+    """Detections in some rows of a source.
+
+    Attributes
     ----------
-    **options
-        Those of `CocoWriter` that the merged file will have.
+    detections : Detections
+        An image for every row that could be used, in order.
+    rows : sequence of int
+        Index of the row of each image.
+    names : sequence of str
+        Name of each row's image, also of those that could not be used.
+    reasons : mapping of int to str
+        Why a row, or a part of it, was skipped.
+    lines : sequence of int
+        Number of each row in its file, from 1; empty where that is unknown.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(os.devnull, **options)
-        self._mapping = _EveryLabel(self._mapping)
-        self._text = io.StringIO()
-        self._opening = nullcontext(self._text)
+    detections: Detections
+    rows: Sequence[int]
+    names: Sequence[str]
+    reasons: Mapping[int, str]
+    lines: Sequence[int] = ()
 
-    def note(self, **said: Any) -> None:
-        """What else the shard says of itself; JSON values. Before the ``with`` block ends."""
-        report = vars(self.report) | {"unmapped": dict(self.report.unmapped)}
-        self._more["shard"] = {"report": report, **said}
 
-    def save(self, path: Path) -> None:
-        """Write it: to another name, synced, renamed.
+class Note(TypedDict, total=False):
+    """Details of a row that has any.
+
+    ``reason`` why it, or a part of it, was skipped; its ``name`` where it has no image;
+    ``issues`` of its answer, by kind; ``report``, counts of `CocoReport` that aren't 0; and with
+    skipped boxes ``labels``, the categories of all its objects.
+    """
+
+    reason: str
+    name: str
+    issues: dict[str, int]
+    report: dict[str, Any]
+    labels: list[int]
+
+
+@dataclass
+class Shard:
+    """Rows of a source, the image of each, and their annotations.
+
+    Attributes
+    ----------
+    keys : list of bytes
+        One per row.
+    lines : list of int
+        Number of each row in its file; empty where that is unknown.
+    image_of : list of int
+        Index of each row's image in `images`; -1 where it could not be used.
+    ends : list of int
+        Number of annotations up to each row, its own included.
+    notes : dict of int to Note
+        By row, in order.
+    images : list of (str, int, int)
+        Name, width and height.
+    labels : list of str
+        Names of the categories, which are numbered from 1.
+    categories : list of int
+        Of each annotation.
+    texts : list of str
+        `Annotation.text` of each.
+    warnings : list of (str, str)
+        Class and text of what was warned about.
+    """
+
+    keys: list[bytes] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    image_of: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    notes: dict[int, Note] = field(default_factory=dict)
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    categories: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        return shard_name(self.keys)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder: under another name, synced, then renamed.
 
         Raises
         ------
         InputError
             If it can't be written.
         """
-        data = self._text.getvalue().removesuffix("}\n").encode()
-        aside = path.with_name(f"{uuid.uuid4().hex}.part")  # several machines may try at once
+        path = folder / self.name
+        aside = folder / f"{uuid.uuid4().hex}.part"  # several machines may try it together
+        data = self._text().encode()
         try:
             with aside.open("wb") as file:
-                file.write(data + _LAST % zlib.crc32(data))
+                file.write(data)
+                file.write(_LAST % zlib.crc32(data))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
@@ -88,38 +174,95 @@ class CocoShard(CocoWriter):
         finally:
             aside.unlink(missing_ok=True)
 
+    def _text(self) -> str:
+        counts = [end - start for start, end in zip([0, *self.ends], self.ends, strict=False)]
+        image_of = [
+            number
+            for image, count in zip(self.image_of, counts, strict=True)
+            for number in repeat(image + 1, count)
+        ]
+        annotations = [
+            f'{{"id": {number}, "image_id": {image}, "category_id": {category}, {text}'
+            for number, (image, category, text) in enumerate(
+                zip(image_of, self.categories, self.texts, strict=True), 1
+            )
+        ]
+        images = [
+            f'{{"id": {number}, "file_name": {json_line(name)}, "width": {w}, "height": {h}}}'
+            for number, (name, w, h) in enumerate(self.images, 1)
+        ]
+        categories = [{"id": id, "name": label} for id, label in enumerate(self.labels, 1)]
+        rows = {
+            "keys": b"".join(self.keys).hex(),
+            "lines": self.lines,
+            "images": self.image_of,
+            "annotations": counts,
+            "categories": self.categories,
+            "notes": self.notes,
+            "warnings": self.warnings,
+        }
+        lists = (_block(annotations), _IMAGES, _block(images), _CATEGORIES, json_line(categories))
+        return FILE_START + "".join(lists) + _INFO + json_line({"rows": rows})
 
-@dataclass(frozen=True)
-class ReadShard:
-    """A shard that is whole.
 
-    Attributes
-    ----------
-    annotations : list of str
-        Their lines.
-    images : list of dict
-    labels : list of str
-        Its categories, in the order of their ids from 1.
-    said : mapping
-        What `CocoShard.note` was told.
-    report : CocoReport
-    """
-
-    annotations: list[str]
-    images: list[dict[str, Any]]
-    labels: list[str]
-    said: Mapping[str, Any]
-    report: CocoReport
+def _block(lines: list[str]) -> str:
+    return "\n" + ",\n".join(lines) if lines else ""
 
 
-def read_shard(path: Path) -> ReadShard | None:
-    """The shard at a path; None where there is none, or one that is damaged.
+def read_shard(path: Path) -> Shard | None:
+    """Return the shard at a path; None where there is none, or one that is damaged.
 
     Raises
     ------
     InputError
         If it can't be read.
     """
+    body = _body(path)
+    try:
+        return None if body is None else _shard(body.decode())
+    except MALFORMED:
+        return None
+
+
+def _shard(text: str) -> Shard:
+    annotations, _, text = text.removeprefix(FILE_START).partition(_IMAGES)
+    images, _, text = text.partition(_CATEGORIES)
+    categories, _, info = text.partition(_INFO)
+    rows = json.loads(info)["rows"]
+    return Shard(
+        keys=_keys(rows),
+        lines=rows["lines"],
+        image_of=rows["images"],
+        ends=list(accumulate(rows["annotations"])),
+        notes={int(row): note for row, note in rows["notes"].items()},
+        images=[(i["file_name"], i["width"], i["height"]) for i in json.loads(f"[{images}]")],
+        labels=[item["name"] for item in json.loads(categories)],
+        categories=rows["categories"],
+        # Lines of a list, without the three numbers at their beginning.
+        texts=[line.split(", ", 3)[3] for line in annotations[1:].split(",\n") if line],
+        warnings=[(name, text) for name, text in rows["warnings"]],
+    )
+
+
+def read_keys(path: Path) -> tuple[bytes, list[int]] | None:
+    """Return the keys of a shard's rows, one after the other, and the rows that have no image.
+
+    None where there is no shard, or one that is damaged.
+    """
+    body = _body(path)
+    if body is None:
+        return None
+    try:
+        rows = json.loads(body[body.rindex(_INFO.encode()) + len(_INFO) :])["rows"]
+        keys, images = bytes.fromhex(rows["keys"]), rows["images"]
+        failed = [row for row, image in enumerate(images) if image < 0]
+    except MALFORMED:
+        return None
+    return (keys, failed) if len(keys) == KEY_SIZE * len(images) else None
+
+
+def _body(path: Path) -> bytes | None:
+    """Return everything before the checksum, where that fits."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -127,98 +270,260 @@ def read_shard(path: Path) -> ReadShard | None:
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
     body, last = data[:-_LAST_SIZE], data[-_LAST_SIZE:]
-    if last != _LAST % zlib.crc32(body):
-        return None
-    text = body.decode()
-    annotations, _, text = text.removeprefix(FILE_START).partition(_IMAGES)
-    images, _, text = text.partition(_CATEGORIES)
-    categories, _, info = text.partition(_INFO)
-    said = json.loads(info)["shard"]
-    return ReadShard(
-        annotations=list(_rows(annotations)),
-        images=[json.loads(line) for line in _rows(images)],
-        labels=[item["name"] for item in json.loads(categories)],
-        said=said,
-        report=CocoReport(**said["report"] | {"unmapped": Counter(said["report"]["unmapped"])}),
-    )
+    return body if last == _LAST % zlib.crc32(body) else None
 
 
-def _rows(block: str) -> Iterator[str]:
-    """The objects of a list that stands one a line; text has no bare line breaks in JSON."""
-    if block:
-        yield from block.removeprefix("\n").split(",\n")
+def _keys(rows: Mapping[str, Any]) -> list[bytes]:
+    data = bytes.fromhex(rows["keys"])
+    return [data[start : start + KEY_SIZE] for start in range(0, len(data), KEY_SIZE)]
 
 
-class MergingCocoWriter(CocoWriter):
-    """A `CocoWriter` that takes shards: the file is the one that it would have written itself.
+class ShardBuilder:
+    """Fills shards with what was detected.
+
+    Parameters
+    ----------
+    options : CocoOptions
+        Those of the file that will be merged.
+
+    Attributes
+    ----------
+    shard : Shard
+    """
+
+    def __init__(self, options: CocoOptions) -> None:
+        self._form = options.form
+        self._wanted = options.map()
+        self._begin()
+
+    def take(self) -> Shard:
+        """Return the shard, and begin another."""
+        shard = self.shard
+        self._begin()
+        return shard
+
+    def add(self, keys: Sequence[bytes], result: Result) -> None:
+        """Add rows; keys are only needed where the shard will be saved.
+
+        Raises
+        ------
+        InputError
+            For a label without a category, where that is an error.
+        """
+        shard, detections = self.shard, result.detections
+        first, before = len(shard), len(shard.texts)
+        reports: defaultdict[int, CocoReport] = defaultdict(CocoReport)  # by image
+        counts = [0] * len(result.rows)
+        for found in annotations_of(detections, self._category_of, self._form, reports.__getitem__):
+            counts[found.image] += 1
+            shard.categories.append(found.category)
+            shard.texts.append(found.text())
+        images = [-1] * len(result.names)
+        ends = [0] * len(result.names)
+        sizes = detections.sizes.tolist()
+        for row, count, size in zip(result.rows, counts, sizes, strict=True):
+            image = (result.names[row], size[0], size[1])
+            images[row] = _index(self._images, shard.images, image)
+            ends[row] = count
+        shard.keys += keys
+        shard.lines += result.lines
+        shard.image_of += images
+        shard.ends += list(accumulate(ends, initial=before))[1:]
+        for row, note in sorted(self._notes(result, reports).items()):
+            shard.notes[first + row] = note
+
+    def _begin(self) -> None:
+        self.shard = Shard()
+        self._category: dict[str, int | None] = {}  # by label
+        self._labels: dict[str, int] = {}
+        self._images: dict[tuple[str, int, int], int] = {}
+
+    def _category_of(self, label: str) -> int | None:
+        """Return a category for every label that the merged file will not skip.
+
+        A shard can't know which labels come before it, so each is a category of its own.
+        """
+        if label not in self._category:
+            number = None
+            if self._wanted.id_of(label) is not None:
+                number = _index(self._labels, self.shard.labels, label or UNLABELLED) + 1
+            self._category[label] = number
+        return self._category[label]
+
+    def _notes(self, result: Result, reports: Mapping[int, CocoReport]) -> dict[int, Note]:
+        notes: defaultdict[int, Note] = defaultdict(Note)
+        for row, reason in result.reasons.items():
+            notes[row]["reason"] = reason
+        for row in set(result.reasons).difference(result.rows):
+            notes[row]["name"] = result.names[row]
+        for image, issue in result.detections.issues:
+            issues = notes[result.rows[image]].setdefault("issues", {})
+            issues[issue.kind.value] = issues.get(issue.kind.value, 0) + 1
+        for image, report in reports.items():
+            note = notes[result.rows[image]]
+            note["report"] = {name: count for name, count in vars(report).items() if count}
+            if report.empty_boxes:
+                of_image = (result.detections.image_index == image).nonzero()[0].tolist()
+                found = (self._category[result.detections.labels[row]] for row in of_image)
+                note["labels"] = [number for number in found if number is not None]
+        return notes
+
+
+def _index(numbers: dict[_Item, int], items: list[_Item], item: _Item) -> int:
+    """Return the index of an item in a list, to which it is added where it is new."""
+    if item not in numbers:
+        numbers[item] = len(items)
+        items.append(item)
+    return numbers[item]
+
+
+class Merger:
+    """Writes the COCO file that rows of shards make: as a `CocoWriter` given all of them would.
+
+    Rows are added within its ``with`` block. Without any image there is no file.
 
     Parameters
     ----------
     path : str or path
+    options : CocoOptions
+    info : mapping
+        More for the dataset's ``info``.
     once : bool
-        No image may come in two shards.
-    **options
-        Those of `CocoWriter`.
+        No image may come twice.
+    failed_by : {"image", "line"}
+        How skipped rows are listed.
+    kept : bool
+        Finished work survives a full disk; the error message mentions it.
+
+    Attributes
+    ----------
+    path : Path
+    writer : CocoWriter
+    issues : Counter of str
+        Kinds of parse issues.
+    failed : list of dict
+        Rows that were skipped, or a part of them.
+    rows : int
+        Rows that were added.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, once: bool = False, **options: Any) -> None:
-        super().__init__(path, **options)
-        self._once = once
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: CocoOptions,
+        info: Mapping[str, Any],
+        *,
+        once: bool = False,
+        failed_by: Literal["image", "line"] = "image",
+        kept: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.writer = CocoWriter(
+            path,
+            categories=options.categories,
+            match=options.match,
+            unmapped=options.unmapped,
+            aliases=options.aliases,
+            info=info,
+        )
+        self.issues: Counter[str] = Counter()
+        self.failed: list[Failure] = []
+        self.rows = 0
+        self._once, self._failed_by, self._kept = once, failed_by, kept
+        self._warned: set[tuple[str, str]] = set()
         self._sizes = array("q")  # width and height, in the order of the images' numbers
 
-    def add_shard(self, shard: ReadShard) -> list[tuple[int, str]]:
-        """Write a shard's images and annotations under new numbers.
+    def __enter__(self) -> Merger:
+        self.writer.__enter__()
+        return self
 
-        Returns
-        -------
-        list of (int, str)
-            Images of the shard that are left out, by their place in it, and why: they came in
-            an earlier shard, with another size or though they should come once.
+    def __exit__(self, *problem: Any) -> None:
+        if problem[0] is None and not self.writer.report.images:
+            problem = (Exception, Exception(), None)  # discards the file
+        try:
+            self.writer.__exit__(*problem)
+        except InputError as error:  # the disk is full: anything else only passes through
+            raise InputError(f"{error}; {KEPT}" if self._kept else error) from error.__cause__
+
+    def add(self, shard: Shard, first: int, stop: int) -> None:
+        """Write rows of a shard under new numbers, and repeat its warnings once.
+
+        A row whose image came before with another size, or came before though it must not, is
+        skipped and listed.
         """
-        left_out: list[tuple[int, str]] = []
-        images: list[int | None] = []
-        for place, image in enumerate(shard.images):
-            name, size = image["file_name"], (image["width"], image["height"])
-            first = self._size_of(name)
-            reason = ""
-            if first is not None and self._once:
-                reason = f"a picture named {name!r} came before"
-            elif first is not None and first != size:
-                earlier = f"{first[0]}×{first[1]} in an earlier row"
-                reason = f"{name!r} is {size[0]}×{size[1]} here but {earlier}"
+        for name, text in shard.warnings:
+            if (name, text) not in self._warned:
+                self._warned.add((name, text))
+                mismatch = name == CodecMismatchWarning.__name__
+                warnings.warn(text, CodecMismatchWarning if mismatch else UserWarning, stacklevel=2)
+        start, ids = first, list[int]()
+        for row in range(first, stop):
+            self.rows += 1
+            image, reason = 0, ""
+            if shard.image_of[row] >= 0:
+                image, reason = self._image(shard.images[shard.image_of[row]])
             if reason:
-                left_out.append((place, reason))
-                images.append(None)
-                continue
-            if first is None:
-                self._sizes.extend(size)
-            images.append(self._add_image(image))
-        self._add_annotations(shard, images)
-        report, added = self.report, shard.report
-        for count in ("empty_boxes", "empty_masks", "small_parts", "crowds"):
-            setattr(report, count, getattr(report, count) + getattr(added, count))
-        report.unmapped.update(added.unmapped)
-        return left_out
+                self._write(shard, start, row, ids)
+                start, ids = row + 1, []
+            else:
+                ids.append(image)
+            note = shard.notes.get(row)
+            if note is not None and not reason:
+                reason = note.get("reason", "")
+                self.issues.update(note.get("issues", {}))
+                counts = note.get("report", {})
+                unmapped: Counter[str] = Counter(counts.get("unmapped"))
+                self.writer.report.add(CocoReport(**counts | {"unmapped": unmapped}))
+            if reason:
+                self.failed.append(self._failure(shard, row, reason))
+        self._write(shard, start, stop, ids)
 
-    def _size_of(self, name: str) -> tuple[int, int] | None:
-        """Of an image that is written."""
-        number = self._ids.get(name)
+    def _image(self, image: tuple[str, int, int]) -> tuple[int, str]:
+        """Return the id of an image, or why it is skipped."""
+        name, size = image[0], image[1:]
+        number = self.writer.ids.get(name)
         if number is None:
-            return None
-        return self._sizes[2 * number - 2], self._sizes[2 * number - 1]
+            self._sizes.extend(size)
+            return self.writer.add_image(name, size), ""
+        if self._once:
+            return 0, f"a picture named {name!r} came before"
+        first = self._sizes[2 * number - 2], self._sizes[2 * number - 1]
+        return number, "" if first == size else other_size(name, size, first)
 
-    def _add_annotations(self, shard: ReadShard, images: Sequence[int | None]) -> None:
-        categories = [self._mapping.id_of(label) for label in shard.labels]
-        written = self.report.annotations
-        for line in shard.annotations:
-            found = _NUMBERS.match(line)
-            if found is None:
-                raise InputError(f"not an annotation of a shard: {line[:60]}")
-            image, category = images[int(found[1]) - 1], categories[int(found[2]) - 1]
-            if image is None:
-                continue
-            written += 1
-            start = ",\n" if written > 1 else "\n"
-            numbers = f'{{"id": {written}, "image_id": {image}, "category_id": {category}, '
-            self._file.write(start + numbers + line[found.end() :])
-        self.report.annotations = written
+    def _failure(self, shard: Shard, row: int, reason: str) -> Failure:
+        if self._failed_by == "line":
+            return {"line": (shard.lines and shard.lines[row]) or self.rows, "reason": reason}
+        image = shard.image_of[row]
+        name = shard.images[image][0] if image >= 0 else shard.notes[row]["name"]
+        return {"image": name, "reason": reason}
+
+    def _write(self, shard: Shard, first: int, stop: int, images: Sequence[int]) -> None:
+        """Write the annotations of rows; `images` are the ids of their images."""
+        if first == stop:
+            return
+        ends = shard.ends[first:stop]
+        starts = [shard.ends[first - 1] if first else 0, *ends[:-1]]
+        part = slice(starts[0], ends[-1])
+        category: dict[int, int] = {}
+        for number in _in_order(shard, first, stop):
+            found = self.writer.categories.id_of(shard.labels[number - 1])
+            assert found is not None  # a shard has no label that is skipped
+            category[number] = found
+        self.writer.add_annotations(
+            chain.from_iterable(map(repeat, images, map(sub, ends, starts))),
+            [category[number] for number in shard.categories[part]],
+            shard.texts[part],
+        )
+
+
+def _in_order(shard: Shard, first: int, stop: int) -> dict[int, None]:
+    """Categories of some rows in the order in which they appear, those of skipped boxes too."""
+    order: dict[int, None] = {}
+    done = shard.ends[first - 1] if first else 0
+    for row in range(first, stop):
+        labels = shard.notes[row].get("labels") if row in shard.notes else None
+        if labels is not None:
+            before = shard.ends[row - 1] if row else 0
+            order |= dict.fromkeys(shard.categories[done:before]) | dict.fromkeys(labels)
+            done = shard.ends[row]
+    return order | dict.fromkeys(shard.categories[done : shard.ends[stop - 1]])

@@ -1,4 +1,4 @@
-"""COCO JSON out of detections: datasets, results lists, large files. `coco_reading` reads them."""
+"""Write detections as COCO JSON: datasets, results lists, and files larger than memory."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from palidecode.coco.categories import CategoryMap, Match, Unmapped
+from palidecode.coco.categories import CategoryMap, Match, Unmapped, check_categories
 from palidecode.coco.skips import Skip
 from palidecode.detections import Detections
 from palidecode.errors import InputError
@@ -29,19 +29,20 @@ Categories: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[str] | Mapping[st
 
 _KINDS = ("polygons", "exact", "rle", "none")
 FILE_START = '{"annotations": ['
-_CHUNK = 512  # rows; `Detections` keeps the fields of as many
+_CHUNK = 512  # objects; `Detections` keeps the fields of as many
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 @dataclass
 class CocoReport:
-    """What a conversion left out or changed; everything else is in the file.
+    """Counts of a conversion: what was written, and what was skipped or changed.
 
     Attributes
     ----------
     images, annotations : int
-        How many were written.
+        Images and annotations that were written.
     empty_boxes : int
-        Inverted and empty boxes, left out: COCO can't say them.
+        Objects skipped because their box is inverted, empty or infinite: COCO can't represent it.
     empty_masks : int
         Objects whose mask has no pixel; their box is kept.
     small_parts : int
@@ -49,7 +50,7 @@ class CocoReport:
     crowds : int
         Crowd annotations that were not read.
     unmapped : Counter of str
-        Labels without a category that were left out.
+        Labels without a category whose objects were skipped.
     skipped : list of Skip
         Rows that `from_coco` or `from_coco_results` could not read, with examples.
     """
@@ -63,8 +64,16 @@ class CocoReport:
     unmapped: Counter[str] = field(default_factory=Counter)
     skipped: list[Skip] = field(default_factory=list)
 
+    def add(self, other: CocoReport) -> None:
+        """Add the counts of another report."""
+        for name in ("images", "annotations", "empty_boxes", "empty_masks", "small_parts"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.crowds += other.crowds
+        self.unmapped.update(other.unmapped)
+        self.skipped += other.skipped
+
     def left_out(self) -> dict[str, Any]:
-        """What isn't 0, for messages and for ``info.left_out`` of a dataset."""
+        """Counts that aren't 0, for messages and for ``info.left_out`` of a dataset."""
         counts: dict[str, Any] = {
             "empty_boxes": self.empty_boxes,
             "empty_masks": self.empty_masks,
@@ -78,7 +87,7 @@ class CocoReport:
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """How masks are written.
+    """Format of the masks in a COCO file.
 
     Attributes
     ----------
@@ -97,6 +106,27 @@ class MaskFormat:
             raise InputError(
                 f"segmentation must be one of {', '.join(_KINDS)}, got {self.segmentation!r}"
             )
+
+
+@dataclass(frozen=True)
+class CocoOptions:
+    """Options of a COCO file; see `to_coco`. Plain values, so that a run's header can hold them."""
+
+    categories: Categories | None = None
+    match: Match = "exact"
+    unmapped: Unmapped = "keep"
+    aliases: Mapping[str, str] | None = None
+    form: MaskFormat = field(default_factory=MaskFormat)
+
+    def __post_init__(self) -> None:
+        if self.categories is not None:
+            object.__setattr__(self, "categories", check_categories(self.categories))
+
+    def map(self) -> CategoryMap:
+        """Return the categories that labels are mapped to."""
+        return CategoryMap(
+            self.categories, match=self.match, unmapped=self.unmapped, aliases=self.aliases
+        )
 
 
 def to_coco(
@@ -132,7 +162,7 @@ def to_coco(
     simplify, min_area : float
         For polygons, in pixels and square pixels.
     report : CocoReport, optional
-        What was left out is added to it; it also stands in ``info.left_out``.
+        Counts are added to it. They are also in ``info.left_out``.
 
     Returns
     -------
@@ -149,10 +179,11 @@ def to_coco(
     mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
     images = images_of(detections, file_names, image_ids)
     form = MaskFormat(segmentation, simplify, min_area)
-    ids = [image["id"] for image in images]
     annotations: list[dict[str, Any]] = []
-    for annotation in annotations_of(detections, ids, mapping, form, report):
-        annotations.append({"id": len(annotations) + 1, **annotation, "iscrowd": 0})
+    for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
+        ids = {"image_id": images[found.image]["id"], "category_id": found.category}
+        annotations.append({"id": len(annotations) + 1, **ids, **found.fields(), "iscrowd": 0})
+    report.annotations += len(annotations)
     report.images += len(images)
     return {
         "info": _info(report),
@@ -181,7 +212,7 @@ def to_coco_results(
     detections, categories, segmentation, image_ids, match, aliases, report
         As for `to_coco`. Give the categories and image ids of the ground truth.
     unmapped : {"drop", "keep", "error"}
-        Evaluators don't know new categories, so the default is to leave those rows out,
+        Evaluators don't know new categories, so by default those rows are skipped and
         counted in `report`.
     default_score : float
         For rows whose score isn't known: results must have one.
@@ -196,11 +227,13 @@ def to_coco_results(
     mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
     ids = [image["id"] for image in images_of(detections, None, image_ids)]
     results = []
-    for found in annotations_of(detections, ids, mapping, MaskFormat(segmentation), report):
-        if not found["segmentation"]:
-            del found["segmentation"]
-        found.setdefault("score", default_score)
-        results.append(found)
+    form = MaskFormat(segmentation)
+    for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
+        row = {"image_id": ids[found.image], "category_id": found.category, **found.fields()}
+        if not row["segmentation"]:
+            del row["segmentation"]
+        results.append({**row, "score": row.get("score", default_score)})
+    report.annotations += len(results)
     return results
 
 
@@ -225,47 +258,89 @@ def images_of(
     ]
 
 
+class Annotation(NamedTuple):
+    """An object as COCO writes it, without ids of an output.
+
+    Attributes
+    ----------
+    image : int
+        Index of its image in the detections.
+    category : int
+    bbox : list of 4 float
+        x, y, width, height in pixels.
+    area : float
+    segmentation : list or dict
+        Polygons, RLE, or [] without a mask.
+    score : float or None
+    """
+
+    image: int
+    category: int
+    bbox: list[float]
+    area: float
+    segmentation: Any
+    score: float | None
+
+    def fields(self) -> dict[str, Any]:
+        """The values that an annotation shares with a result, without its ids."""
+        found = {"bbox": self.bbox, "area": self.area, "segmentation": self.segmentation}
+        return found if self.score is None else {**found, "score": self.score}
+
+    def text(self) -> str:
+        """JSON of `fields` and ``iscrowd``, without the opening brace: ids go before it."""
+        x, y, width, height = self.bbox
+        segmentation = json_line(self.segmentation) if self.segmentation else "[]"
+        score = "" if self.score is None else f', "score": {self.score!r}'
+        return (
+            f'"bbox": [{x!r}, {y!r}, {width!r}, {height!r}], "area": {self.area!r}, '
+            f'"segmentation": {segmentation}{score}, "iscrowd": 0}}'
+        )
+
+
 def annotations_of(
     detections: Detections,
-    image_ids: Sequence[int],
-    mapping: CategoryMap,
+    category_of: Callable[[str], int | None],
     form: MaskFormat,
-    report: CocoReport,
-) -> Iterator[dict[str, Any]]:
-    """What annotations and results share, row by row; rows that can't be said are counted."""
+    report_of: Callable[[int], CocoReport],
+) -> Iterator[Annotation]:
+    """Objects in order; those that COCO can't represent are skipped and counted.
+
+    `category_of` a label is None where its objects are skipped. `report_of` an image counts what
+    is skipped or changed in it.
+    """
     sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
-    solid = (sides > 0).all(axis=1) if len(detections) else np.zeros(0, np.bool_)
-    ids = [mapping.id_of(label) for label in detections.labels]
-    report.empty_boxes += int((~solid).sum())
-    report.unmapped.update(mapping.left_out)
-    mapping.left_out.clear()
-    kept = np.flatnonzero(solid & np.fromiter((i is not None for i in ids), np.bool_, len(ids)))
+    solid = np.asarray(((sides > 0) & (sides < np.inf)).all(axis=1))
+    ids = list(map(category_of, detections.labels))
+    known = np.fromiter((number is not None for number in ids), np.bool_, len(ids))
+    for row in np.flatnonzero(~(solid & known)).tolist():
+        report = report_of(int(detections.image_index[row]))
+        report.empty_boxes += not solid[row]
+        if not known[row]:
+            report.unmapped[detections.labels[row]] += 1
+    kept = np.flatnonzero(solid & known)
     for start in range(0, len(kept), _CHUNK):
         rows = kept[start : start + _CHUNK]
         part = detections.select(rows)
-        masks, areas = _segmentations(part, form, report)
+        masks, areas = _segmentations(part, form, report_of)
         corners = np.round(part.xyxy.astype(np.float64), 3).tolist()
-        scores = part.scores.tolist()
-        for row, place in enumerate(rows.tolist()):
-            x1, y1, x2, y2 = corners[row]
+        images, scores = part.image_index.tolist(), part.scores.tolist()
+        columns = zip(images, rows.tolist(), corners, masks, areas, scores, strict=True)
+        for image, row, (x1, y1, x2, y2), mask, area, score in columns:
             width, height = round(x2 - x1, 3), round(y2 - y1, 3)
-            found: dict[str, Any] = {
-                "image_id": image_ids[int(part.image_index[row])],
-                "category_id": ids[place],
-                "bbox": [x1, y1, width, height],
-                "area": round(width * height, 3) if areas[row] is None else areas[row],
-                "segmentation": masks[row],
-            }
-            if not math.isnan(scores[row]):
-                found["score"] = scores[row]
-            report.annotations += 1
-            yield found
+            yield Annotation(
+                image,
+                ids[row],
+                [x1, y1, width, height],
+                round(width * height, 3) if area is None else area,
+                mask,
+                score if math.isfinite(score) else None,
+            )
 
 
 def _segmentations(
-    part: Detections, form: MaskFormat, report: CocoReport
+    part: Detections, form: MaskFormat, report_of: Callable[[int], CocoReport]
 ) -> tuple[list[Any], list[float | None]]:
-    """COCO's ``segmentation`` and the mask's area of every row; [] and None without a mask."""
+    """COCO's ``segmentation`` and the mask's area of every object; [] and None without a mask."""
     areas: list[float | None] = [None] * len(part)
     masks: list[Any] = [[] for _ in areas]
     if form.segmentation == "none" or not part.has_mask.any():
@@ -283,10 +358,13 @@ def _segmentations(
         if rle is None:
             continue
         area = areas[row] = float(coco_mask.area(rle))
-        report.empty_masks += area == 0
         rings = polygons[row]
         masks[row] = rle if rings is None else rings.to_coco()
-        report.small_parts += 0 if rings is None else rings.dropped
+        dropped = 0 if rings is None else rings.dropped
+        if area == 0 or dropped:
+            report = report_of(int(part.image_index[row]))
+            report.empty_masks += area == 0
+            report.small_parts += dropped
     return masks, areas
 
 
@@ -314,6 +392,14 @@ class CocoWriter:
     info : mapping, optional
         More for the dataset's ``info``.
 
+    Attributes
+    ----------
+    report : CocoReport
+    categories : CategoryMap
+        With those that were added.
+    ids : dict of str to int
+        Ids of the images that were written, by name.
+
     Examples
     --------
     >>> import os, tempfile
@@ -339,8 +425,8 @@ class CocoWriter:
         self.report = CocoReport()
         self._more = dict(info or {})
         self._form = form or MaskFormat()
-        self._mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
-        self._ids: dict[str, int] = {}
+        self.categories = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
+        self.ids: dict[str, int] = {}
         self._opening: AbstractContextManager[IO[Any]] = replacing(path)
         self._file: IO[str]
         self._images: IO[str]
@@ -359,47 +445,68 @@ class CocoWriter:
         one picture become annotations of one image.
         """
         names = file_names or [""] * len(detections.sizes)
-        ids = [self._add_image(image) for image in images_of(detections, names, None)]
-        written = self.report.annotations
-        for found in annotations_of(detections, ids, self._mapping, self._form, self.report):
-            written += 1
-            start = ",\n" if written > 1 else "\n"
-            self._file.write(start + _line({"id": written, **found, "iscrowd": 0}))
+        images = images_of(detections, names, None)
+        ids = [self.add_image(i["file_name"], (i["width"], i["height"])) for i in images]
+        of = self.categories.id_of
+        for found in annotations_of(detections, of, self._form, lambda image: self.report):
+            self.add_annotations([ids[found.image]], [found.category], [found.text()])
 
-    def _add_image(self, image: dict[str, Any]) -> int:
-        """The id of an image; it is written where its name is new."""
-        name = image["file_name"]
-        number = self._ids.get(name)
+    def add_image(self, name: str, size: tuple[int, int]) -> int:
+        """Return the id of an image; it is written where its name is new."""
+        number = self.ids.get(name)
         if number is None:
             number = self.report.images = self.report.images + 1
-            image |= {"id": number, "file_name": name or str(number)}
-            self._images.write((",\n" if number > 1 else "\n") + _line(image))
+            self._images.write(
+                f'{_start(number)}{{"id": {number}, "file_name": {json_line(name or str(number))}, '
+                f'"width": {size[0]}, "height": {size[1]}}}'
+            )
             if name:
-                self._ids[name] = number
+                self.ids[name] = number
         return number
+
+    def add_annotations(
+        self, images: Iterable[int], categories: Iterable[int], texts: Iterable[str]
+    ) -> None:
+        """Write annotations: ids of their images and categories, and each `Annotation.text`."""
+        first = self.report.annotations + 1
+        lines = [
+            f'{{"id": {number}, "image_id": {image}, "category_id": {category}, {text}'
+            for number, (image, category, text) in enumerate(
+                zip(images, categories, texts, strict=True), first
+            )
+        ]
+        if lines:
+            self._file.write(_start(first) + ",\n".join(lines))
+            self.report.annotations += len(lines)
 
     def __exit__(self, *problem: Any) -> None:
         try:
             if problem[0] is None:
                 self._write_rest()
         except OSError:
-            problem = sys.exc_info()  # a full disk is told of as anywhere else
+            problem = sys.exc_info()  # `replacing` turns a full disk into an InputError
         with suppress(OSError):
             self._images.close()
         self._opening.__exit__(*problem)
 
     def _write_rest(self) -> None:
-        """Everything after the annotations."""
+        """Write everything after the annotations."""
         self._file.write('],\n"images": [')
         self._images.seek(0)
         while block := self._images.read(1 << 20):
             self._file.write(block)
-        self._file.write(f'],\n"categories": {_line(self._mapping.categories)},\n')
-        self._file.write(f'"info": {_line(_info(self.report) | self._more)}}}\n')
+        self._file.write(f'],\n"categories": {json_line(self.categories.categories)},\n')
+        self._file.write(f'"info": {json_line(_info(self.report) | self._more)}}}\n')
 
 
-def _line(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+def _start(number: int) -> str:
+    """Return what goes before the element of a list with this number, from 1."""
+    return ",\n" if number > 1 else "\n"
+
+
+def json_line(value: Any) -> str:
+    """JSON in one line of text that is valid UTF-8."""
+    text = _ENCODER.encode(value)
     if not text.isascii():
         try:
             text.encode()

@@ -21,7 +21,7 @@ from palidecode.codec.weights import DEMO_ID
 from palidecode.detections import Detections, draw
 from palidecode.files import replacing
 from palidecode.geometry.boxes import box_iou
-from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows
+from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
 
 PICTURE, TRUTH, ANSWERS = "harbour.png", "truth.json", "answers.jsonl"
 
@@ -97,7 +97,7 @@ def run(output: Path) -> DemoReport:
     with resources.as_file(resources.files("palidecode.demo")) as folder:
         codec = load_codec(DEMO_ID)
         rows = read_rows(folder / ANSWERS, folder)
-        ((answers, decoded, _),) = decode_rows(rows, DecodeOptions(codec=codec))
+        ((answers, decoded, _),) = decode_rows(rows, AnswerDecoder(codec))
         detections, names = by_picture(answers, decoded)
         truth = from_coco(folder / TRUTH)
         picture = draw(folder / PICTURE, detections)

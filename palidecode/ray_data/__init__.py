@@ -1,8 +1,8 @@
-"""The same jobs on a Ray cluster: `predict` and `decode` a million pictures, shard by shard.
+"""The jobs of one machine on a Ray cluster: `predict` and `decode` millions of pictures.
 
-Rows come from folders, COCO files, Parquet, JSON Lines or WebDataset, in order; actors that load
-their model or mask codec once do one shard after the other; what is written is what a single
-machine writes, and a run that died goes on with the shards that are missing.
+Rows come from folders, COCO files, Parquet, JSON Lines or WebDataset, in order. Actors load their
+model or mask codec once, and each works on one block of rows after the other. The output is the
+file that one machine writes, and an interrupted run resumes with the rows that are missing.
 
 Needs ``pip install 'palidecode[ray]'``.
 """
@@ -11,38 +11,37 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from palidecode.coco.categories import Match, Unmapped, category_names
 from palidecode.coco.reading import Source
-from palidecode.coco.writing import Categories, MaskFormat, Segmentation
-from palidecode.codec.weights import find_weights
-from palidecode.errors import InputError, WeightsError
+from palidecode.coco.writing import Categories, CocoOptions, MaskFormat, Segmentation
+from palidecode.errors import InputError
 from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
-from palidecode.pipeline.checkpoint import describe
-from palidecode.pipeline.decoder import AskOptions
-from palidecode.prompts import Task, what_to_ask
-from palidecode.ray_data.cluster import Workers, connected, gpus_there, need_ray
-from palidecode.ray_data.jobs import DecodeJob, PredictJob, RowsJob
-from palidecode.ray_data.running import CocoOptions, Found, WrittenCoco, write
+from palidecode.pipeline import AskOptions, GrammarOptions
+from palidecode.pipeline.checkpoint import ModelOptions
+from palidecode.pipeline.decoder import DEFAULT_TOKENS
+from palidecode.pipeline.scoring import DEFAULT_SCORE, Score
+from palidecode.prompts import Task
+from palidecode.ray_data.cluster import Workers, connected
+from palidecode.ray_data.running import DECODED, PREDICTED, Found, found_in, write
 from palidecode.ray_data.sources import (
     Paths,
-    read_any,
     read_coco,
     read_jsonl,
     read_parquet,
     read_pictures,
     read_webdataset,
 )
-from palidecode.runs.answers import CHUNK
-from palidecode.runs.journal import Header, hash_files
-from palidecode.runs.prediction import PredictOptions, coco_info, header_of
+from palidecode.runs.answers import CHUNK, DecodeJob, DecodeOptions
+from palidecode.runs.local import RunOptions, WrittenCoco
+from palidecode.runs.pictures import PredictJob, predict_options
+from palidecode.runs.rows import RowsJob
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -62,9 +61,6 @@ __all__ = [
     "write_coco",
     "write_parquet",
 ]
-
-PREDICTED = 64  # pictures in a shard: what is lost when an actor dies
-DECODED = 1024  # answers
 
 
 def predict(
@@ -87,8 +83,16 @@ def predict(
     concurrency: int | tuple[int, int] | None = None,
     num_cpus: float = 1.0,
     num_gpus: float | None = None,
-    memory: float | None = None,
-    **ask: Any,
+    grammar: bool | GrammarOptions = True,
+    over: Literal["vocabulary", "allowed"] = "allowed",
+    score: Score = DEFAULT_SCORE,
+    sub_bin: bool = False,
+    divisor: int = DEFAULT_DIVISOR,
+    clip: bool = False,
+    max_new_tokens: int = DEFAULT_TOKENS,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -100,21 +104,21 @@ def predict(
     model, dtype, device, quantize, tokenizer
         See `PaliDecoder.from_pretrained`. Files must be seen by every machine.
     prompt, task, classes, per_class
-        What to look for: ``"segment cat ; dog"``, or a task and names (or a COCO dataset that
-        has them), in one prompt or one each; by default all that the model is known to find.
+        ``"segment cat ; dog"``, or a task and names (or a COCO dataset that has them), in one
+        prompt or one each; by default all classes that the model's folder lists.
     min_score : float
-        Objects below it are left out.
+        Objects below it are skipped.
     batch_size : int
-        Pictures that the model sees at once.
+        Pictures that the model sees together.
     shard_size : int
         Pictures that are finished, and lost, together; rounded up to whole batches.
     weights : path, optional
         Of the mask codec.
-    concurrency, num_cpus, num_gpus, memory
-        Actors and what each is given. By default as many actors as fit, with a GPU each where
-        the cluster has any and `device` isn't ``"cpu"``.
-    **ask
-        More options: see `palidecode.pipeline.AskOptions`.
+    concurrency, num_cpus, num_gpus
+        Number of actors, and what each is given. By default as many actors as fit, with a GPU
+        each where the cluster has any and `device` isn't ``"cpu"``.
+    grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+        See `palidecode.pipeline.AskOptions`.
 
     Returns
     -------
@@ -126,42 +130,41 @@ def predict(
     InputError
         For a source, model or prompt that can't be used, and where Ray isn't installed.
     """
-    need_ray()
-    if num_gpus is None:
-        num_gpus = float(gpus_there() and device != "cpu")
-    workers = Workers(concurrency, num_cpus, num_gpus, memory)
-    notes = describe(model)
-    wanted = category_names(classes)
-    task, prompts, names = what_to_ask(task, prompt, wanted, notes.classes, per_class)
-    options = PredictOptions(task, prompts, min_score, AskOptions(**ask))
-    _, _, commit = notes.source.rpartition("@") if notes.source != os.fspath(model) else ("",) * 3
-    job = PredictJob(
-        os.fspath(model),
-        options,
-        _checked("batch_size", batch_size),
-        dtype,
-        device,
-        quantize,
-        _text(weights),
-        _text(tokenizer),
-        commit or None,
+    options = ModelOptions(
+        os.fspath(model), dtype, device, quantize, _text(tokenizer), _text(weights)
     )
-    return Found(
-        source=read_any(source, images, pictures=True),
-        job=job,
-        workers=workers,
-        header=header_of(
-            notes,
+    ask = AskOptions(
+        grammar=grammar,
+        over=over,
+        score=score,
+        sub_bin=sub_bin,
+        divisor=divisor,
+        clip=clip,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    job = PredictJob(
+        predict_options(
             options,
-            model,
-            tokenizer=tokenizer,
-            weights=weights,
-            dtype=dtype,
-            quantize=quantize,
-        ),
-        shard_size=_whole(shard_size, batch_size),
-        info=coco_info(notes.source, options, names),
-        categories=names or None,
+            prompt=prompt,
+            task=task,
+            classes=category_names(classes),
+            per_class=per_class,
+            min_score=min_score,
+            ask=ask,
+            batch_size=batch_size,
+        )
+    )
+    return found_in(
+        job,
+        source,
+        images=images,
+        concurrency=concurrency,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        shard_size=shard_size,
     )
 
 
@@ -180,28 +183,23 @@ def decode(
     label_from_prompt: bool = False,
     concurrency: int | tuple[int, int] | None = None,
     num_cpus: float = 1.0,
-    memory: float | None = None,
 ) -> Found:
-    """Answers of any runtime to boxes and masks.
+    """Decode answers of any runtime to boxes and masks.
 
     Parameters
     ----------
     source : path, sequence of paths, or ray.data.Dataset
         ``.jsonl``, ``.parquet`` or WebDataset ``.tar`` files, or a Dataset of such rows.
     images, size
-        Where the pictures' sizes come from, if rows don't say them: see `read_jsonl`.
+        Folder of the pictures, or a size for all, if rows have no sizes: see `read_jsonl`.
     batch_size : int
         Answers that are decoded together.
     shard_size : int
         Answers that are finished, and lost, together; rounded up to whole batches.
-    weights, backend, tokenizer
-        See `palidecode.runs.answers.load_options`. Files must be seen by every machine.
-    divisor, clip
-        See `palidecode.decode`.
-    label_from_prompt : bool
-        Objects without a label get what the prompt asked for.
-    concurrency, num_cpus, memory
-        Actors and what each is given. By default as many actors as fit.
+    weights, backend, tokenizer, divisor, clip, label_from_prompt
+        See `palidecode.runs.answers.DecodeOptions`. Files must be seen by every machine.
+    concurrency, num_cpus
+        Number of actors, and what each is given. By default as many actors as fit.
 
     Returns
     -------
@@ -213,31 +211,19 @@ def decode(
     InputError
         For a source that can't be used, and where Ray isn't installed.
     """
-    need_ray()
-    workers = Workers(concurrency, num_cpus, 0.0, memory)
-    job = DecodeJob(
-        _text(images),
-        size,
-        _checked("batch_size", batch_size),
+    options = DecodeOptions(
         _text(weights),
         backend,
         divisor,
         clip,
         _text(tokenizer),
         label_from_prompt,
+        _text(images),
+        size,
+        batch_size,
     )
-    files = {} if tokenizer is None else {"tokenizer": Path(tokenizer)}
-    with suppress(WeightsError):  # which is only an error when there is a mask
-        files["mask codec"] = find_weights(weights)
-    said = ("images", "size", "backend", "divisor", "clip", "label_from_prompt")
-    settings = {name: getattr(job, name) for name in said}
-    return Found(
-        source=read_any(source, images, size),
-        job=job,
-        workers=workers,
-        header=Header("decode", settings, hash_files(files)),
-        shard_size=_whole(shard_size, batch_size),
-    )
+    job = DecodeJob(options)
+    return found_in(job, source, concurrency=concurrency, num_cpus=num_cpus, shard_size=shard_size)
 
 
 def write_coco(
@@ -256,10 +242,9 @@ def write_coco(
 ) -> WrittenCoco:
     """Run it, and write the COCO file that one machine would write.
 
-    Workers write shards, COCO files themselves, into ``<path>.shards``, which all machines must
-    see; then they are merged, one in memory at a time. ``<path>.journal.jsonl`` says which run
-    it is. If anything dies, the same call does the shards that are missing. What could not be
-    read is listed in ``failures.jsonl``.
+    Workers write shards into ``<path>.shards``, which all machines must see; then they are
+    merged, one in memory at a time. After an interruption the same call does the rows that are
+    missing. Rows that could not be used are listed in ``failures.jsonl``.
 
     Parameters
     ----------
@@ -271,9 +256,9 @@ def write_coco(
         How masks are written: see `MaskFormat`. Masks of a Dataset are RLE, so polygons follow
         their pixels' edges.
     restart : bool
-        Forget what an earlier run has finished.
+        Discard what an earlier run has finished.
     keep_journal : bool
-        Leave shards and journal when all is done: then only new pictures are looked at.
+        Keep the shards when all is done: the next run then looks at new and changed rows only.
 
     Returns
     -------
@@ -282,24 +267,25 @@ def write_coco(
     Raises
     ------
     InputError
-        For another run's journal, a disk that is full, and where nothing could be read.
+        For another run's shards, a full disk, and where nothing could be read.
     """
     if not isinstance(found, Found):
-        found = Found(found, RowsJob(), Workers(), Header("rows", {}, {}), DECODED)
+        found = Found(found, RowsJob(), Workers(), DECODED)
+    names = list(found.job.names) or None
+    form = MaskFormat(segmentation, simplify, min_area)
     options = CocoOptions(
-        found.categories if categories is None else categories,
-        match,
-        unmapped,
-        aliases,
-        MaskFormat(segmentation, simplify, min_area),
+        names if categories is None else categories, match, unmapped, aliases, form
     )
-    return write(found, path, options, restart=restart, keep_journal=keep_journal)
+    written = write(found, Path(path), options, RunOptions(restart, keep_journal))
+    if not written.report.images:
+        raise InputError(f"nothing could be read; {path} was not written")
+    return written
 
 
 def write_parquet(found: Found | Dataset, path: str | os.PathLike[str]) -> None:
     """Run it, and write the rows of `Found.dataset`, RLE included, as Parquet files in a folder.
 
-    Ray writes them; a run that dies begins anew.
+    Ray writes them; an interrupted run starts over.
 
     Raises
     ------
@@ -308,7 +294,7 @@ def write_parquet(found: Found | Dataset, path: str | os.PathLike[str]) -> None:
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there; name a new folder for Parquet files")
+        raise InputError(f"{folder}: exists; name a new folder for Parquet files")
     rows = found.dataset() if isinstance(found, Found) else found
     rows.write_parquet(os.path.abspath(folder))
 
@@ -319,9 +305,16 @@ def evaluate(
     iou_type: IouType = "bbox",
     *,
     path: str | os.PathLike[str] | None = None,
-    **options: Any,
+    categories: Sequence[str | int] | None = None,
+    match: Match = "exact",
+    merge_duplicates: float | None = None,
+    scores: Literal["file", "ignore"] = "file",
+    orders: int = 10,
+    bootstrap: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> CocoEvaluation:
-    """Run it, and evaluate what was found against COCO ground truth.
+    """Run it, and evaluate the predictions against COCO ground truth.
 
     Parameters
     ----------
@@ -330,28 +323,26 @@ def evaluate(
     found : Found or ray.data.Dataset
     iou_type : {"bbox", "segm"}
     path : path, optional
-        Keep the predictions there; a run that died then goes on.
-    **options
-        More of `evaluate_coco`.
+        Keep the predictions there; an interrupted run then resumes.
+    categories, match, merge_duplicates, scores, orders, bootstrap, confidence, seed
+        See `evaluate_coco`.
     """
-    if path is not None:
-        return evaluate_coco(gt, write_coco(found, path).path, iou_type, **options)
     with tempfile.TemporaryDirectory() as folder:
+        written = write_coco(found, Path(folder) / "coco.json" if path is None else path)
         return evaluate_coco(
-            gt, write_coco(found, Path(folder) / "coco.json").path, iou_type, **options
+            gt,
+            written.path,
+            iou_type,
+            categories=categories,
+            match=match,
+            merge_duplicates=merge_duplicates,
+            scores=scores,
+            orders=orders,
+            bootstrap=bootstrap,
+            confidence=confidence,
+            seed=seed,
         )
 
 
 def _text(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.fspath(path)
-
-
-def _checked(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
-    return value
-
-
-def _whole(shard_size: int, batch_size: int) -> int:
-    """As many as asked for, rounded up to whole batches."""
-    return -(-_checked("shard_size", shard_size) // batch_size) * batch_size

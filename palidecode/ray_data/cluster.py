@@ -1,4 +1,4 @@
-"""Ray itself: imported when it is used, connected to, and how many workers fit."""
+"""Connection to Ray, which is imported when it is used, and the number of workers that fit."""
 
 from __future__ import annotations
 
@@ -18,30 +18,26 @@ if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
 
 LOCAL = "local"
-# Names of Ray Data's threads, and seconds that they are given to end in.
-_THREADS = ("StreamingExecutor", "iter_threaded")
-_PATIENCE = 60
+_THREADS = ("StreamingExecutor", "iter_threaded")  # names of Ray Data's threads
+_PATIENCE = 60  # seconds that they may take to end
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many actors, and what each is given.
+    """Number of actors, and the resources of each.
 
     Attributes
     ----------
     concurrency : int or (int, int), optional
-        Actors, or the fewest and the most of a pool that grows with the cluster. By default as
-        many as fit, with one CPU left for reading.
+        Number of actors, or the smallest and the largest number of a pool that grows with the
+        cluster. By default as many as fit, with one CPU left for reading.
     num_cpus, num_gpus : float
         Of each. A CPU worker computes in ``num_cpus`` threads.
-    memory : float, optional
-        Bytes of each, for the scheduler.
     """
 
     concurrency: int | tuple[int, int] | None = None
     num_cpus: float = 1.0
     num_gpus: float = 0.0
-    memory: float | None = None
 
     def __post_init__(self) -> None:
         few, many = self._bounds() or (1, 1)
@@ -55,11 +51,11 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """That a worker computes in."""
+        """Number of threads that a worker computes in."""
         return max(1, int(self.num_cpus))
 
     def strategy(self) -> ActorPoolStrategy:
-        """The pool, for Ray Data."""
+        """Return the pool of actors for Ray Data."""
         from ray.data import ActorPoolStrategy
 
         bounds, fitting = self._bounds(), self._fitting()
@@ -74,13 +70,9 @@ class Workers:
         return ActorPoolStrategy(min_size=few, max_size=many, max_tasks_in_flight_per_actor=2)
 
     def remote_args(self) -> dict[str, Any]:
-        """What each actor asks of the scheduler."""
-        asked: dict[str, Any] = {"num_cpus": self.num_cpus}
-        if self.num_gpus:
-            asked["num_gpus"] = self.num_gpus
-        if self.memory is not None:
-            asked["memory"] = self.memory
-        return asked
+        """Return what each actor asks of the scheduler."""
+        asked = {"num_cpus": self.num_cpus}
+        return asked | ({"num_gpus": self.num_gpus} if self.num_gpus else {})
 
     def _bounds(self) -> tuple[int, int] | None:
         if self.concurrency is None:
@@ -93,7 +85,7 @@ class Workers:
         import ray
 
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # Actors keep their CPUs: with none left, nothing would ever be read for them.
+        # Actors keep their CPUs: without a free one, nothing would ever be read for them.
         fitting = (there.get("CPU", 1) - 1) / self.num_cpus
         if self.num_gpus:
             fitting = min(fitting, there.get("GPU", 0) / self.num_gpus)
@@ -101,7 +93,7 @@ class Workers:
 
 
 def need_ray() -> None:
-    """Import Ray, or an `InputError` that says how to get it; connect, if nobody has.
+    """Import Ray, and start one on this machine unless the process is connected.
 
     Raises
     ------
@@ -114,7 +106,7 @@ def need_ray() -> None:
 
 
 def gpus_there() -> bool:
-    """Whether the cluster has any."""
+    """Return whether the cluster has GPUs."""
     return bool(_import().cluster_resources().get("GPU"))
 
 
@@ -129,20 +121,20 @@ def _import() -> Any:
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """A Ray for the ``with`` block: the one there is, a cluster's, or one on this machine.
+    """Connect to Ray for the ``with`` block: a running one, a cluster's, or one on this machine.
 
     Parameters
     ----------
     address : str, optional
         ``"auto"`` finds the cluster that this machine belongs to; ``"host:port"`` and
         ``"ray://host:port"`` name one. ``"local"``, the default, starts one with a CPU more
-        than there are cores, for the readers; it ends with the block. Where the process is
-        already connected, that is used.
+        than there are cores, for the readers; it ends with the block. A process that is
+        connected already stays connected as it is.
 
     Raises
     ------
     InputError
-        If Ray isn't installed, or there is no such cluster.
+        If Ray isn't installed, or the cluster can't be reached.
     """
     ray = _import()
     if ray.is_initialized():
@@ -158,7 +150,7 @@ def connected(address: str | None = None) -> Iterator[None]:
 def _start(address: str | None) -> None:
     import ray
 
-    # Nothing is sent anywhere, and warnings of Ray's own start are nobody's here.
+    # Disable usage reporting, and silence Ray's warnings about its own start.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"address": address or LOCAL, "log_to_driver": False}
@@ -176,9 +168,9 @@ def _start(address: str | None) -> None:
 
 @contextmanager
 def in_order() -> Iterator[None]:
-    """Datasets that are made inside read their files in order."""
+    """Make Datasets in the ``with`` block read their files in order."""
     with warnings.catch_warnings():
-        # Of fields of Ray's own that it fills in itself when this is first called.
+        # About fields of Ray's own, which it fills in itself at the first call.
         warnings.simplefilter("ignore", DeprecationWarning)
         from ray.data import DataContext
 
@@ -194,7 +186,7 @@ def in_order() -> Iterator[None]:
 
 
 def ordered(dataset: Dataset) -> Dataset:
-    """The dataset, set to give its rows in order and without bars of its own."""
+    """Return the dataset, set to yield its rows in order and to show no progress bars."""
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset
@@ -202,10 +194,10 @@ def ordered(dataset: Dataset) -> Dataset:
 
 @contextmanager
 def reading(dataset: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
-    """The rows; after the ``with`` block no thread of Ray Data's is at work for them.
+    """Yield the rows; after the ``with`` block no thread of Ray Data works for them.
 
-    Ray Data 2.60 doesn't wait for the threads of an iteration that is left early. One that
-    calls Ray after `ray.shutdown` has it started anew, or the process ended with exit code 1.
+    Ray Data 2.60 doesn't wait for the threads of an iteration that ends early. A thread that
+    calls Ray after `ray.shutdown` starts Ray again, or ends the process with exit code 1.
     """
     before = set(threading.enumerate())
     rows = cast("Generator[dict[str, Any], None, None]", iter(dataset.iter_rows()))

@@ -1,21 +1,21 @@
-"""Where rows come from: folders, COCO files, Parquet, JSON Lines, WebDataset.
+"""Sources of rows: folders, COCO files, Parquet, JSON Lines, WebDataset.
 
-Every reader gives a Ray Dataset of rows in the source's order. Columns, where there is something
-to say:
+Every reader returns a Ray Dataset of rows in the source's order, with these columns (null or
+absent where unknown):
 
 ====================  ===========================================================================
 ``image``             the picture's name in the output
-``path``, ``bytes``   where it lies, or its file's content
-``width``, ``height`` of the picture, in pixels
-``output``            an answer's text; or ``token_ids``, its ids
-``prompt``            what was asked
+``path``, ``bytes``   its file, or the content of its file
+``width``, ``height`` its size in pixels
+``output``            an answer's text; or ``token_ids``, its token ids
+``prompt``            the prompt of the answer
 ``scores``            one per box
 ``codec``             the weights that the answer's codes belong to
 ``line``              the row's number in its source
-``problem``           why a row can't be used: it is listed, not dropped
+``problem``           why a row can't be used; it is listed as a failure
 ====================  ===========================================================================
 
-Any other Dataset with these columns does as well.
+Any other Dataset with these columns can be used, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside
 from palidecode.ray_data.cluster import in_order, need_ray
-from palidecode.runs.prediction import each_picture
+from palidecode.runs.pictures import each_picture
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ _BLOCK = 4096  # rows
 
 
 def source_schema() -> pa.Schema:
-    """The columns of a source."""
+    """Return the columns of a source."""
     import pyarrow as pa
 
     return pa.schema(
@@ -67,7 +67,7 @@ def source_schema() -> pa.Schema:
 
 
 def read_pictures(paths: Paths) -> Dataset:
-    """Pictures of files and folders, and the folders in them, in order of their names.
+    """Read the pictures of files and folders (and the folders in them), in order of their names.
 
     Rows hold paths, so the workers must see the same folder. Pictures in an object store
     (``s3://…``) are read with ``ray.data.read_binary_files(…, include_paths=True)`` and renamed.
@@ -108,25 +108,21 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
     return _dataset((name, os.path.join(folder, name)) for name in names)
 
 
-def read_parquet(paths: Paths, columns: Mapping[str, str] | None = None) -> Dataset:
-    """Rows of Parquet files, in the order of the files' names.
+def read_parquet(paths: Paths) -> Dataset:
+    """Read rows of Parquet files, in the order of the files' names.
+
+    Columns of other names are renamed with `ray.data.Dataset.rename_columns`.
 
     Parameters
     ----------
     paths : path, or sequence of paths
         Files or folders, also of an object store.
-    columns : mapping of str to str, optional
-        Column of the schema, and the file's name for it: ``{"bytes": "jpg", "image": "key"}``.
     """
     need_ray()
     import ray.data
 
-    names = dict(columns or {})
     with in_order():
-        dataset = ray.data.read_parquet(_files(paths, (".parquet",)))
-        if names:
-            dataset = dataset.rename_columns({theirs: ours for ours, theirs in names.items()})
-        return dataset
+        return ray.data.read_parquet(_files(paths, (".parquet",)))
 
 
 def read_jsonl(
@@ -136,7 +132,7 @@ def read_jsonl(
     *,
     pictures: bool = False,
 ) -> Dataset:
-    """Rows of JSON Lines, as `palidecode decode` reads them: see `AnswerRow`.
+    """Read rows of JSON Lines, as `palidecode decode` does: see `AnswerRow`.
 
     Ray's own reader ends at the first broken line and infers types from some; this one hands
     byte ranges of the files to Ray, and a broken line is one row with a ``problem``.
@@ -178,7 +174,7 @@ def read_jsonl(
 
 
 def read_webdataset(paths: Paths) -> Dataset:
-    """Samples of WebDataset tar files: the picture, and what ``.json`` and ``.txt`` say.
+    """Read samples of WebDataset tar files: pictures, and the answers in ``.json`` or ``.txt``.
 
     A sample's name is its key and the picture's ending. A ``.json`` has the keys of an
     `AnswerRow`; a ``.txt`` is the answer.
@@ -198,7 +194,7 @@ def read_any(
     *,
     pictures: bool = False,
 ) -> Dataset:
-    """Whatever it is, by the endings of the files; a Dataset stays what it is."""
+    """Read a source by the endings of its files; a Dataset is returned as it is."""
     if not isinstance(source, str | os.PathLike | Sequence):
         return source
     endings = {Path(path).suffix.lower() for path in _listed(source)}
@@ -229,7 +225,7 @@ def _listed(paths: Paths) -> list[str | os.PathLike[str]]:
 
 
 def _files(paths: Paths, endings: tuple[str, ...]) -> list[str]:
-    """Files, and those of folders, in order of their names; addresses stay as they are."""
+    """List files, and those in folders, in order of their names; addresses stay as they are."""
     found: list[str] = []
     for path in [os.fspath(item) for item in _listed(paths)]:
         if os.path.isdir(path):
@@ -245,7 +241,7 @@ def _files(paths: Paths, endings: tuple[str, ...]) -> list[str]:
 
 
 def _dataset(files: Iterator[tuple[str, str]]) -> Dataset:
-    """Names and paths, which go to Ray block by block."""
+    """Return a Dataset of names and paths, which go to Ray block by block."""
     need_ray()
     import pyarrow as pa
     import ray.data
@@ -260,7 +256,7 @@ def _dataset(files: Iterator[tuple[str, str]]) -> Dataset:
 
 
 def _ranges(paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Byte ranges of whole lines."""
+    """Yield byte ranges of whole lines."""
     number = 0
     for path in paths:
         try:
@@ -310,8 +306,8 @@ def _picture(line: int, row: Mapping[str, Any], images: str) -> dict[str, Any]:
 def _columns(row: AnswerRow) -> dict[str, Any]:
     answer = {"output" if isinstance(row.answer, str) else "token_ids": row.answer}
     size = {"width": row.size[0], "height": row.size[1]}
-    said = {"prompt": row.prompt or None, "scores": row.scores, "codec": row.codec or None}
-    return {"line": row.line, "image": row.name, **size, **answer, **said}
+    values = {"prompt": row.prompt or None, "scores": row.scores, "codec": row.codec or None}
+    return {"line": row.line, "image": row.name, **size, **answer, **values}
 
 
 def _read_samples(frame: Any) -> pa.Table:
@@ -326,21 +322,21 @@ def _read_samples(frame: Any) -> pa.Table:
         if ending is not None:
             row |= {"image": f"{sample['__key__']}.{ending}", "bytes": files[ending]}
         try:
-            said = read_object(files["json"]) if "json" in files else {}
+            values = read_object(files["json"]) if "json" in files else {}
             if "txt" in files:
-                said["output"] = files["txt"].decode()
-            if not said.keys().isdisjoint(ANSWER_KEYS):
-                row |= _typed(said, row["image"])
+                values["output"] = files["txt"].decode()
+            if not values.keys().isdisjoint(ANSWER_KEYS):
+                row |= _typed(values, row["image"])
         except (InputError, UnicodeDecodeError) as error:
             row["problem"] = str(error)
         rows.append(row)
     return pa.Table.from_pylist(rows, source_schema())
 
 
-def _typed(said: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The columns of an answer; without a size where it says none: the picture may have it."""
-    found = _columns(read_row(1, {**said, "image": name}, default=(1, 1)))
-    if said.keys().isdisjoint(("width", "height", "size", "image_size_wh")):
+def _typed(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the columns of an answer; no size where the answer has none but its picture may."""
+    found = _columns(read_row(1, {**values, "image": name}, default=(1, 1)))
+    if values.keys().isdisjoint(("width", "height", "size", "image_size_wh")):
         del found["width"], found["height"]
     del found["line"]
     return found

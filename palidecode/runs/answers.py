@@ -1,31 +1,79 @@
-"""Answers to detections, chunk by chunk."""
+"""Rows of answers to detections, and the job that decodes them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from palidecode.answers.jsonl import AnswerRow, Problem
+from palidecode.answers.jsonl import AnswerRow, Problem, each_row, read_row
 from palidecode.answers.parsing import Detokenize
+from palidecode.coco.shards import Result, key_of
 from palidecode.codec import MaskCodec, load_codec
-from palidecode.codec.weights import GOOGLE_ID
+from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.detections import Detections, decode
 from palidecode.errors import InputError, WeightsError
+from palidecode.files import picture_size
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
+from palidecode.runs.jobs import FailedBy, Record, Worker
 
 CHUNK = 256
+_SIZES = ("width", "height", "size", "image_size_wh")
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What `decode_rows` needs beside the rows; see `palidecode.decode`."""
+    """Options of decoding answers; plain values only.
+
+    Attributes
+    ----------
+    weights : str, optional
+        Mask codec that the codes belong to, a file or an id. By default it is loaded when a mask
+        is asked for, and codes count as Google's.
+    backend : {"auto", "onnx", "torch"}
+        Of the mask codec.
+    divisor, clip
+        See `palidecode.decode`.
+    tokenizer : str, optional
+        A ``tokenizer.json``, for labels of token ids.
+    label_from_prompt : bool
+        Label unlabelled objects with the one thing that their prompt asked for.
+    images : str, optional
+        Folder of the pictures; their sizes are read where the rows don't have them.
+    size : tuple of 2 int, optional
+        Width and height for rows that have neither a size nor a picture.
+    batch_size : int
+        Answers that are decoded together, which decides the last bits of masks.
+    """
+
+    weights: str | None = None
+    backend: Literal["auto", "onnx", "torch"] = "auto"
+    divisor: int = DEFAULT_DIVISOR
+    clip: bool = False
+    tokenizer: str | None = None
+    label_from_prompt: bool = False
+    images: str | None = None
+    size: tuple[int, int] | None = None
+    batch_size: int = CHUNK
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class AnswerDecoder:
+    """Decodes rows of answers with what was loaded; see `palidecode.decode`."""
 
     codec: MaskCodec | None = None
     divisor: int = DEFAULT_DIVISOR
@@ -34,54 +82,79 @@ class DecodeOptions:
     detokenize: Detokenize | None = None
     label_from_prompt: bool = False
 
+    @classmethod
+    def load(cls, options: DecodeOptions, threads: int | None = None) -> AnswerDecoder:
+        """Load the mask codec and the tokenizer.
 
-def load_options(
-    weights: str | os.PathLike[str] | None = None,
-    backend: Literal["auto", "onnx", "torch"] = "auto",
-    *,
-    divisor: int = DEFAULT_DIVISOR,
-    clip: bool = False,
-    tokenizer: str | os.PathLike[str] | None = None,
-    label_from_prompt: bool = False,
-    threads: int | None = None,
-) -> DecodeOptions:
-    """What `decode_rows` needs, loaded from files.
+        `threads` are those of the codec; by default as many as there are cores.
 
-    Parameters
-    ----------
-    weights : str or path, optional
-        The mask codec that the codes belong to. Without it the default one is loaded when a
-        mask is asked for, and codes count as Google's.
-    backend : {"auto", "onnx", "torch"}
-        Of the codec.
-    tokenizer : str or path, optional
-        A ``tokenizer.json``, for labels of token ids.
-    threads : int, optional
-        Of the codec; by default as many as there are cores.
+        Raises
+        ------
+        InputError, WeightsError
+            For files that can't be used.
+        """
+        codec = None
+        if options.weights or options.backend != "auto":
+            codec = load_codec(options.weights, options.backend, threads=threads)
+        elif threads is not None:
+            with suppress(WeightsError):  # which is only an error when there is a mask
+                codec = load_codec(threads=threads)
+        return cls(
+            codec,
+            options.divisor,
+            options.clip,
+            # Weights that were named are what the codes belong to; the default ones may not be.
+            None if options.weights else GOOGLE_ID,
+            _detokenizer(options.tokenizer),
+            options.label_from_prompt,
+        )
 
-    Raises
-    ------
-    InputError, WeightsError
-        For files that can't be used.
-    """
-    codec = None
-    if weights or backend != "auto":
-        codec = load_codec(weights, backend, threads=threads)
-    elif threads is not None:
-        with suppress(WeightsError):  # which is only an error when there is a mask
-            codec = load_codec(threads=threads)
-    return DecodeOptions(
-        codec=codec,
-        divisor=divisor,
-        clip=clip,
-        # Weights that were named are what the codes belong to; the default ones may not be.
-        codes_id=None if weights else GOOGLE_ID,
-        detokenize=_detokenizer(tokenizer),
-        label_from_prompt=label_from_prompt,
-    )
+    def decode(self, rows: Sequence[AnswerRow]) -> tuple[Detections, dict[int, str]]:
+        """Decode answers together.
+
+        Returns
+        -------
+        tuple of (Detections, dict of int to str)
+            An image for each row; and the rows of which a part was skipped, and why.
+        """
+        codecs = {row.codec for row in rows} - {""}
+        found = decode(
+            [row.answer for row in rows],
+            [row.size for row in rows],
+            self.codec,
+            self.divisor,
+            clip=self.clip,
+            # What the rows say goes first, where they agree.
+            codes_id=codecs.pop() if len(codecs) == 1 else self.codes_id,
+            detokenize=self.detokenize,
+        )
+        if self.label_from_prompt:
+            for index, label in enumerate(found.labels):
+                if not label:
+                    found.labels[index] = asked_for(rows[int(found.image_index[index])].prompt)
+        return found, _add_scores(found, rows)
 
 
-def _detokenizer(path: str | os.PathLike[str] | None) -> Callable[[list[int]], str] | None:
+def _add_scores(found: Detections, rows: Sequence[AnswerRow]) -> dict[int, str]:
+    """Give objects the scores of their rows; rows whose scores don't fit, and why."""
+    reasons: dict[int, str] = {}
+    counts = np.bincount(found.image_index, minlength=len(rows)).tolist()
+    for index, row in enumerate(rows):
+        if row.scores is None:
+            continue
+        if len(row.scores) != counts[index]:
+            reasons[index] = (
+                f"{len(row.scores)} scores for {counts[index]} boxes; written without scores"
+            )
+            continue
+        if not all(map(math.isfinite, row.scores)):
+            reasons[index] = "a score is NaN or no number; that object is written without a score"
+        scores = np.asarray(row.scores, np.float32)
+        found.scores[found.image_index == index] = np.where(np.isfinite(scores), scores, np.nan)
+    return reasons
+
+
+def _detokenizer(path: str | None) -> Callable[[list[int]], str] | None:
     if path is None:
         return None
     try:
@@ -89,80 +162,132 @@ def _detokenizer(path: str | os.PathLike[str] | None) -> Callable[[list[int]], s
     except ImportError as error:
         raise InputError("a tokenizer needs: pip install 'palidecode[runtime]'") from error
     try:
-        tokenizer = Tokenizer.from_file(os.fspath(path))
+        tokenizer = Tokenizer.from_file(path)
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{path}: can't be read as a tokenizer.json: {error}") from error
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def decode_rows(
-    rows: Iterable[AnswerRow | Problem], options: DecodeOptions, chunk: int = CHUNK
+    rows: Iterable[AnswerRow | Problem], decoder: AnswerDecoder, chunk: int = CHUNK
 ) -> Iterator[tuple[list[AnswerRow], Detections, list[Problem]]]:
-    """Rows to detections, `chunk` rows at a time: rows, their objects, what was left out.
+    """Decode `chunk` rows at a time: the rows that could be used, their objects, and problems.
 
-    Rows that can't be used count, too: so it is their place in the input alone that decides
-    which answers are decoded together.
+    Rows that can't be used count, too: their position alone decides what is decoded together.
     """
-    held: list[AnswerRow] = []
-    problems: list[Problem] = []
-    for row in rows:
-        if isinstance(row, Problem):
-            problems.append(row)
-        else:
-            held.append(row)
-        if len(held) + len(problems) == chunk:
-            yield _decode_chunk(held, options, problems)
-            held, problems = [], []
-    if held or problems:
-        yield _decode_chunk(held, options, problems)
+    for part in batches(rows, chunk):
+        answers = [row for row in part if isinstance(row, AnswerRow)]
+        problems = [row for row in part if isinstance(row, Problem)]
+        found, reasons = decoder.decode(answers)
+        problems += [Problem(answers[index].line, reason) for index, reason in reasons.items()]
+        yield answers, found, problems
 
 
-def _decode_chunk(
-    rows: list[AnswerRow], options: DecodeOptions, problems: list[Problem]
-) -> tuple[list[AnswerRow], Detections, list[Problem]]:
-    said = {row.codec for row in rows} - {""}
-    found = decode(
-        [row.answer for row in rows],
-        [row.size for row in rows],
-        options.codec,
-        options.divisor,
-        clip=options.clip,
-        # What the rows say goes first, where they agree.
-        codes_id=said.pop() if len(said) == 1 else options.codes_id,
-        detokenize=options.detokenize,
-    )
-    if options.label_from_prompt:
-        _label_from_prompts(found, rows)
-    counts = np.bincount(found.image_index, minlength=len(rows)).tolist()
-    for place, row in enumerate(rows):
-        if row.scores is None:
-            continue
-        if len(row.scores) != counts[place]:
-            reason = f"{len(row.scores)} scores for {counts[place]} boxes; written without scores"
-            problems.append(Problem(row.line, reason))
-            continue
-        if not all(map(math.isfinite, row.scores)):
-            reason = "a score is NaN or no number; that object is written without a score"
-            problems.append(Problem(row.line, reason))
-        scores = np.asarray(row.scores, np.float32)
-        found.scores[found.image_index == place] = np.where(np.isfinite(scores), scores, np.nan)
-    return rows, found, problems
-
-
-def _label_from_prompts(found: Detections, rows: list[AnswerRow]) -> None:
-    """Give unlabelled objects the one thing that was asked for, where it was one."""
-    for place, label in enumerate(found.labels):
-        if not label:
-            found.labels[place] = asked_for(rows[int(found.image_index[place])].prompt)
+def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Yield `size` items at a time, fewer at the end."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def by_picture(rows: list[AnswerRow], found: Detections) -> tuple[Detections, list[str]]:
-    """Put several answers about one picture together: detections per picture, and the names."""
-    place: dict[str, int] = {}
-    image_of = np.array([place.setdefault(row.name, len(place)) for row in rows], np.int64)
-    first = [int(np.flatnonzero(image_of == number)[0]) for number in range(len(place))]
+    """Put answers about the same picture together: detections per picture, and the names."""
+    numbers: dict[str, int] = {}
+    image_of = np.array([numbers.setdefault(row.name, len(numbers)) for row in rows], np.int64)
+    first = [int(np.flatnonzero(image_of == number)[0]) for number in range(len(numbers))]
     index = image_of[found.image_index] if len(found) else found.image_index
     order = np.argsort(index, kind="stable")
     issues = [(int(image_of[answer]), issue) for answer, issue in found.issues]
     merged = replace(found, image_index=index, sizes=found.sizes[first], issues=issues)
-    return merged.select(order), list(place)
+    return merged.select(order), list(numbers)
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """Decodes answers."""
+
+    options: DecodeOptions
+
+    command: ClassVar[str] = "decode"
+    columns: ClassVar[tuple[str, ...]] = (
+        *("image", "path", "bytes", *_SIZES, "output", "token_ids", "suffix", "prompt"),
+        *("prefix", "scores", "codec", "line", "problem"),
+    )
+    once: ClassVar[bool] = False
+    failed_by: ClassVar[FailedBy] = "line"
+    names: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def batch_size(self) -> int:
+        return self.options.batch_size
+
+    def settings(self) -> dict[str, Any]:
+        settings = asdict(self.options)
+        # Rows say the size of their picture; files are known by their hashes.
+        for name in ("images", "size", "weights", "tokenizer", "batch_size"):
+            del settings[name]
+        return settings
+
+    def files(self) -> dict[str, Path]:
+        files = {}
+        if self.options.tokenizer is not None:
+            files["tokenizer"] = Path(self.options.tokenizer)
+        with suppress(WeightsError):  # which is only an error when there is a mask
+            files["mask codec"] = find_weights(self.options.weights)
+        return files
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+    def items(self, path: str | os.PathLike[str]) -> Iterator[AnswerRow | Problem]:
+        """Read a file of answers.
+
+        Raises
+        ------
+        InputError
+            If it can't be read, or the folder of pictures doesn't exist.
+        """
+        images = self.options.images
+        if images is not None and not os.path.isdir(images):
+            raise InputError(f"{images}: no such directory of pictures")
+        return each_row(path, images, self.options.size)
+
+    def item(self, record: Record) -> AnswerRow | Problem:
+        line, size = record.get("line", 0), self.options.size
+        try:
+            if "problem" in record:
+                raise InputError(record["problem"])
+            if not line and "image" not in record:
+                raise InputError("needs 'image', a name")
+            if "bytes" in record and record.keys().isdisjoint(_SIZES):
+                size = picture_size(record.get("image", f"line {line}"), record["bytes"])
+            return read_row(line, record, self.options.images, size)
+        except InputError as error:
+            return Problem(line, str(error))
+
+    def key(self, item: AnswerRow | Problem) -> bytes:
+        return key_of(*(item if isinstance(item, Problem) else vars(item).values()))
+
+    def mended(self, item: AnswerRow | Problem) -> bool:
+        return False  # the same row would fail again
+
+    def load(self, threads: int | None = None) -> Worker[AnswerRow | Problem]:
+        if threads is not None and self.options.backend == "torch":
+            import torch
+
+            torch.set_num_threads(threads)
+        return _Decoder(AnswerDecoder.load(self.options, threads))
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    decoder: AnswerDecoder
+
+    def __call__(self, items: Sequence[AnswerRow | Problem]) -> Result:
+        reasons = {row: item.reason for row, item in enumerate(items) if isinstance(item, Problem)}
+        rows = [row for row in range(len(items)) if row not in reasons]
+        answers = [item for item in items if isinstance(item, AnswerRow)]
+        found, partly = self.decoder.decode(answers)
+        reasons |= {rows[index]: reason for index, reason in partly.items()}
+        names = ["" if isinstance(item, Problem) else item.name for item in items]
+        return Result(found, rows, names, reasons, [item.line for item in items])

@@ -1,55 +1,56 @@
-"""The journal of a long run: what is finished, on disk, so that a killed run can go on.
+"""The folder of an unfinished run: which run it is, what is finished, and a lock.
 
-One JSON object per line, each with the CRC-32 of the rest of its line. The first says which run
-it is; every other is one finished piece of it. Rows of a batch are written and synced together,
-so after a crash only the last batch can be unfinished, and the line that was being written has
-no line break: it is cut off. Any other line that doesn't fit its checksum is an error.
+``coco.json.shards`` holds a header, one line with a checksum, and the run's shards. It goes when
+the output is written.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from palidecode.coco.shards import SUFFIX, Failure, Shard, read_shard
 from palidecode.codec.weights import sha256_of
 from palidecode.errors import InputError
-from palidecode.files import replacing, unwritten
+from palidecode.files import aside_of, replacing, unwritten
+from palidecode.version import __version__
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock: two runs at once are not noticed there
+except ImportError:  # Windows has no flock: two runs of one output are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-SCHEMA = 1
+HEADER = "header.jsonl"
 FAILURES = "failures.jsonl"
-
-Row = dict[str, Any]
+TRIES = ".tries"
+"""Suffix of the attempt counter of an unfinished shard on Ray (one byte per attempt)."""
 
 _CRC = b'{"crc":"%08x",'
 _HEAD = len(_CRC % 0)
 _SHOWN = 3  # differences between two runs
 _LONGEST_VALUE = 60
-_WAY_OUT = "write to another -o, or forget that run with --restart"
+_WAY_OUT = "write to another -o, or discard that run with --restart"
 
 
 @dataclass(frozen=True)
 class Header:
-    """Which run a journal belongs to; runs that differ in any of it never mix.
+    """Identity of a run; runs that differ in any of it never mix.
 
     Attributes
     ----------
     command : str
         ``predict`` or ``decode``.
     settings : mapping
-        Everything beside the inputs that decides a number of the output; JSON values.
+        Options that decide a number of the output, as `dataclasses.asdict` gives them.
     hashes : mapping of str to str
         Name and SHA-256 of the files that do: the model's, the mask codec's.
     """
@@ -58,12 +59,9 @@ class Header:
     settings: Mapping[str, Any]
     hashes: Mapping[str, str]
 
-    def as_row(self) -> Row:
-        """The first row."""
-        from palidecode.version import __version__
-
+    def as_row(self) -> dict[str, Any]:
+        """Return it as JSON values."""
         return {
-            "palidecode_journal": SCHEMA,
             "version": __version__,
             "command": self.command,
             # As they will be read again: tuples are lists there.
@@ -72,13 +70,13 @@ class Header:
         }
 
 
-def journal_path(output: str | os.PathLike[str]) -> Path:
-    """Where the journal of an output file lies: ``coco.json.journal.jsonl``."""
-    return Path(output).with_name(Path(output).name + ".journal.jsonl")
+def shards_folder(output: str | os.PathLike[str]) -> Path:
+    """Return the folder of an output's unfinished run: ``coco.json.shards``."""
+    return Path(output).with_name(Path(output).name + ".shards")
 
 
 def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
-    """SHA-256 of each file, several at once: a model's shards are many gigabytes.
+    """SHA-256 of each file, several together: a model's files are many gigabytes.
 
     Raises
     ------
@@ -93,194 +91,159 @@ def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 class Journal:
-    """One run's journal, locked while the ``with`` block lasts.
+    """Folder of one output's unfinished run, locked during the ``with`` block.
 
-    `begin` says which run it is and cuts off what a killed one left half written; then rows can
-    be read and added. A journal without rows leaves no file, and is nobody's.
+    A folder without shards is deleted at the end, and can be used by any run.
 
     Parameters
     ----------
-    path : str or path
+    output : str or path
+
+    Attributes
+    ----------
+    folder : Path
 
     Raises
     ------
     InputError
-        If the file can't be written, or another process has it (where the system has flock).
+        If the folder can't be written, or another process uses it (where the system has flock).
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, output: str | os.PathLike[str]) -> None:
+        self._output = Path(output)
+        self.folder = shards_folder(output)
+        self._path = self.folder / HEADER
         self._file: IO[bytes]
-        self._reader: IO[bytes] | None = None
-        self._here = True  # until it is removed
-        self._end = 0  # everything before it is whole and synced
-        self._first = 0  # where the rows begin
+        self._shard = lru_cache(maxsize=4)(read_shard)
 
     def __enter__(self) -> Journal:
+        if self._output.is_dir():
+            raise InputError(f"{self._output}: is a directory; name a file to write")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._locked()
         except OSError as error:
-            raise InputError(f"{self.path}: can't be written: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise InputError(f"{self.folder}: can't be written: {reason}") from error
         return self
 
-    def __exit__(self, *problem: Any) -> None:
-        with suppress(OSError):
-            if self._here and os.fstat(self._file.fileno()).st_size <= self._first:
-                self.path.unlink()
-        if self._reader is not None:
-            self._reader.close()
+    def __exit__(self, *problem: object) -> None:
+        self._shard.cache_clear()
+        if not self.shards():
+            self.remove()
         self._file.close()
 
-    def begin(self, header: Header, *, restart: bool = False) -> bool:
-        """Make sure that this is the journal of that run; returns whether it has rows.
+    def begin(self, header: Header, *, restart: bool = False) -> None:
+        """Make sure that the shards are those of this run, or that there are none.
 
         Raises
         ------
         InputError
-            If it is another run's, naming what differs, or damaged, naming the line.
+            If they are another run's, naming what differs, or the header is damaged or can't be
+            written.
         """
-        wanted, whole = header.as_row(), _whole_lines(self._file)
-        if whole and not restart:
-            with self.path.open("rb") as file:
-                line = file.readline()
-            found = self._row(line, 1)
-            parts = (found.get("settings", {}), found.get("hashes", {}))
-            if "palidecode_journal" not in found or not all(isinstance(p, dict) for p in parts):
-                raise InputError(f"{self.path}: line 1 is not a journal's; {_WAY_OUT}")
-            if whole > len(line):
-                self._check_header(found, wanted)
-                self._first = len(line)
-                self._cut(whole)
-                return True
-        self._cut(0)
-        self._write([encode_row(wanted)], sync=False)  # it lasts when the first rows do
-        self._first = self._end
-        return False
+        wanted = header.as_row()
+        for left in self.folder.iterdir():
+            stale = restart and left.suffix == SUFFIX
+            if stale or left.suffix in (".part", TRIES):
+                left.unlink(missing_ok=True)
+        if self.shards():
+            self._check(wanted)
+            return
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+            data = memoryview(encode_row(wanted))
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritten(self._path, error) from error
+        sync_folder(self.folder)
+        sync_folder(self.folder.parent)
 
-    @property
-    def has_rows(self) -> bool:
-        """Whether anything is finished, once it has begun."""
-        return self._end > self._first
+    def shards(self) -> list[Path]:
+        """Return the files of the shards."""
+        try:
+            return [path for path in self.folder.iterdir() if path.suffix == SUFFIX]
+        except FileNotFoundError:
+            return []
 
-    def restart(self) -> None:
-        """Forget all rows; the header stays."""
-        self._cut(self._first)
-
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """Every row after the header, with its place for `read`.
+    def shard(self, name: str) -> Shard:
+        """Read a shard; the last few are kept in memory.
 
         Raises
         ------
         InputError
-            At the first damaged line, with its number.
+            If it was damaged since the run began.
         """
-        place = self._first
-        with self.path.open("rb") as file:
-            file.seek(place)
-            for number, line in enumerate(file, 2):
-                yield place, self._row(line, number)
-                place += len(line)
-
-    def read(self, place: int) -> Row:
-        """The row at a place that `rows` gave."""
-        if self._reader is None:
-            self._reader = self.path.open("rb")
-        self._reader.seek(place)
-        return self._row(self._reader.readline(), None)
-
-    def append(self, rows: Iterable[Row]) -> list[int]:
-        """Write the rows of one batch and sync them to the disk; returns their places.
-
-        Raises
-        ------
-        InputError
-            If the disk is full or fails; what was written before stays whole.
-        """
-        return self.append_encoded([encode_row(row) for row in rows])
-
-    def append_encoded(self, lines: list[bytes]) -> list[int]:
-        """The same of rows that went through `encode_row` before."""
-        first = not self.has_rows
-        places = list(accumulate(map(len, lines), initial=self._end))[:-1]
-        self._write(lines)
-        if first:
-            sync_folder(self.path.parent)
-        return places
+        shard = self._shard(self.folder / name)
+        if shard is None:
+            raise InputError(
+                f"{self.folder / name}: is damaged; run the same command again to redo it"
+            )
+        return shard
 
     def remove(self, output: Path | None = None) -> None:
-        """Delete it: the run is over. `output` is what has to be on the disk before."""
+        """Delete it: the run is over. `output` is made to last before."""
         if output is not None:
             with output.open("rb") as file:
                 os.fsync(file.fileno())
             sync_folder(output.parent)
-        self.path.unlink(missing_ok=True)
-        self._here = False
-
-    def _write(self, lines: list[bytes], *, sync: bool = True) -> None:
-        whole = b"".join(lines)
-        data = memoryview(whole)
-        try:
-            self._file.seek(self._end)
-            while data:
-                data = data[self._file.write(data) :]
-            if sync:
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            self._cut(self._end)
-            raise unwritten(self.path, error) from error
-        self._end += len(whole)
+        # Out of the way in one step: a run that finds half of the shards would redo the others.
+        aside = aside_of(self.folder.with_suffix(""))
+        with suppress(OSError):  # Windows renames no folder of open files
+            os.replace(self.folder, aside)
+        for folder in (aside, self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _locked(self) -> IO[bytes]:
         while True:
-            number = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            file = os.fdopen(number, "r+b", buffering=0)
-            try:
-                if fcntl is not None:
-                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.close()
-                raise InputError(
-                    f"{self.path}: another process is writing it; wait for it, or write to "
-                    "another -o"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-            # The other one may have finished and deleted it between our opening and locking.
+            self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(number), self.path.stat()):
-                    return file
-            file.close()
+                number = os.open(
+                    self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
+                )
+                file = os.fdopen(number, "r+b", buffering=0)
+                try:
+                    if fcntl is not None:
+                        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    file.close()
+                    raise InputError(
+                        f"{self.folder}: another process is writing it; wait for it, or write to "
+                        "another -o"
+                    ) from error
+                except OSError:
+                    pass  # a file system without locks
+                # The other one may have finished and deleted it between opening and locking.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(number), self._path.stat()):
+                        return file
+                file.close()
 
-    def _cut(self, size: int) -> None:
-        with suppress(OSError):
-            self._file.truncate(size)
-        self._end = size
-
-    def _row(self, line: bytes, number: int | None) -> Row:
-        row = _parse(line)
-        if row is None:
-            where = "a line" if number is None else f"line {number}"
-            raise InputError(
-                f"{self.path}: {where} is damaged; delete it and all after it to go on from "
-                "there, or begin anew with --restart"
-            )
-        return row
-
-    def _check_header(self, found: Row, wanted: Row) -> None:
-        differences = list(_differences(found, wanted))
+    def _check(self, wanted: Mapping[str, Any]) -> None:
+        self._file.seek(0)
+        found = _parse(self._file.read())
+        if found is None:
+            raise InputError(f"{self._path}: is damaged; {_WAY_OUT}")
+        if not all(isinstance(found.get(part), dict) for part in ("settings", "hashes")):
+            raise InputError(f"{self._path}: is not the header of a run; {_WAY_OUT}")
+        try:
+            differences = list(_differences(found, wanted))
+        except RecursionError:
+            differences = ["its settings are nested too deeply"]
         if differences:
-            said = "; ".join(differences[:_SHOWN])
+            listed = "; ".join(differences[:_SHOWN])
             more = len(differences) - _SHOWN
-            said += f"; and {more} more" if more > 0 else ""
-            raise InputError(f"{self.path}: is the journal of another run: {said}. {_WAY_OUT}")
+            listed += f"; and {more} more" if more > 0 else ""
+            raise InputError(f"{self.folder}: belongs to another run: {listed}. {_WAY_OUT}")
 
 
-def write_failures(output: Path, failures: Iterable[Row]) -> Path | None:
+def write_failures(output: Path, failures: Iterable[Failure]) -> Path | None:
     """List what failed in ``failures.jsonl`` beside the output; None where nothing did.
 
     Every row names its output: those of other outputs in the folder are kept, and the file is
-    absent when none are left.
+    deleted when there are none.
 
     Raises
     ------
@@ -302,7 +265,11 @@ def remove_leftovers(output: Path) -> None:
     """Delete what killed processes left of `output`: ``.coco.json.1234.part``."""
     for path in output.parent.glob(f".{output.name}.*.part"):
         number = path.name.removesuffix(".part").rpartition(".")[2]
-        if number.isdecimal() and not _runs(int(number)):
+        if not number.isdecimal() or _runs(int(number)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -335,14 +302,14 @@ def _is_of(line: bytes, name: str) -> bool:
     return isinstance(row, dict) and row.get("output") == name
 
 
-def encode_row(row: Row) -> bytes:
-    """A row as its line, with the checksum."""
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """Return a row as its line, with the checksum."""
     body = json.dumps(row, allow_nan=False, separators=(",", ":")).encode("ascii")[1:]
     return _CRC % zlib.crc32(body) + body + b"\n"
 
 
-def _parse(line: bytes) -> Row | None:
-    """The row of a line that fits its checksum; None for any other."""
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the row of a line that fits its checksum; None for any other."""
     body = line[_HEAD:-1]
     if not line.endswith(b"\n") or line[:_HEAD] != _CRC % zlib.crc32(body):
         return None
@@ -353,32 +320,24 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def _whole_lines(file: IO[bytes]) -> int:
-    """How many bytes of it are whole lines."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - (1 << 16))
-        file.seek(start)
-        block = file.read(end - start)
-        found = block.rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _differences(found: Row, wanted: Row) -> Iterator[str]:
-    if found["palidecode_journal"] != wanted["palidecode_journal"]:
-        yield f"its schema is {found['palidecode_journal']}, not {wanted['palidecode_journal']}"
-        return
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     for name in ("version", "command"):
         if found.get(name) != wanted[name]:
             yield f"{name} was {found.get(name)}, now {wanted[name]}"
     for part, show in (("settings", _value), ("hashes", _hash)):
-        old, new = found.get(part, {}), wanted[part]
-        for name in [*new, *(name for name in old if name not in new)]:
-            if old.get(name) != new.get(name):
-                yield f"{name} was {show(old.get(name))}, now {show(new.get(name))}"
+        old, new = dict(_leaves(found[part])), dict(_leaves(wanted[part]))
+        for path in [*new, *(path for path in old if path not in new)]:
+            if old.get(path) != new.get(path):
+                yield f"{path[-1]} was {show(old.get(path))}, now {show(new.get(path))}"
+
+
+def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """Values of nested options, each with the path of its name."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
 
 
 def _value(value: Any) -> str:
@@ -387,11 +346,11 @@ def _value(value: Any) -> str:
 
 
 def _hash(value: Any) -> str:
-    return "not there" if value is None else f"sha256 {str(value)[:8]}"
+    return "missing" if value is None else f"sha256 {str(value)[:8]}"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new, renamed or deleted name last through a power cut, where folders can be synced."""
+    """Make new, renamed and deleted names last through a power cut, where folders can be synced."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a long run: a clean stop after the present batch."""
+"""SIGINT and SIGTERM during a long run: a clean stop after the current batch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-_STOPPING = b"palidecode: stopping after this batch (Ctrl-C again: at once)\n"
+_STOPPING = b"palidecode: stopping after this batch (Ctrl-C again: immediately)\n"
 
 
 class StopAsked(Exception):
-    """Unwinds a run that was asked to stop; `run_stoppable` catches it."""
+    """Unwinds an interrupted run; `run_stoppable` catches it."""
 
 
 class Stopping:
-    """Notes the first SIGINT or SIGTERM; a SIGINT after it raises KeyboardInterrupt at once.
+    """Notes the first SIGINT or SIGTERM; a SIGINT after it raises KeyboardInterrupt immediately.
 
-    Signals are only heard in the main thread, so in any other this does nothing.
+    Only the main thread receives signals, so in any other this does nothing.
 
     Attributes
     ----------
     signal : int
-        What was heard; 0 for nothing.
+        Number of the signal; 0 before any.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Stopping:
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -48,14 +48,14 @@ class Stopping:
         Raises
         ------
         StopAsked
-            If a signal was heard.
+            If a signal was received.
         """
         if self.signal:
             raise StopAsked
 
-    def _hear(self, number: int, _: object) -> None:
+    def _receive(self, number: int, _: object) -> None:
         if self.signal == 0:
-            # print() could be what was interrupted; it can't be entered twice.
+            # The signal may have interrupted print(), which can't be entered twice.
             with suppress(OSError):
                 os.write(2, _STOPPING)
         self.signal = self.signal or number
@@ -63,7 +63,7 @@ class Stopping:
 
 
 def run_stoppable(work: Callable[[Stopping], int], hint: str) -> int:
-    """Do the work; its exit code, or 128 and the signal's number where it was stopped."""
+    """Do the work and return its exit code, or 128 plus the signal's number if it was stopped."""
     with Stopping() as stopping:
         try:
             return work(stopping)

@@ -16,7 +16,7 @@ from palidecode.coco.writing import to_coco
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.geometry.rle import check_rle, rle_to_crop, rle_to_window
-from palidecode.runs.answers import DecodeOptions, decode_rows
+from palidecode.runs.answers import AnswerDecoder, decode_rows
 from palidecode.vocab import loc_token, seg_token
 from tests.fuzzing import Target, folder, refused, written
 from tests.fuzzing.mutation import TEXTS, change_bytes, change_rows
@@ -194,7 +194,7 @@ def _rows() -> list[bytes]:
 def run_rows(data: bytes) -> None:
     """A file of answers to COCO: every row is in it or is a problem with its line."""
     path = written("answers.jsonl", data)
-    options = DecodeOptions(detokenize=_detokenize, label_from_prompt=True)
+    options = AnswerDecoder(detokenize=_detokenize, label_from_prompt=True)
     rows = list(read_rows(path, folder() if data[:1] == b"#" else None, (32, 32)))
     lines = [row.line for row in rows]
     assert lines == sorted(set(lines))

@@ -28,7 +28,7 @@ from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.refcoco import read_refcoco
 from palidecode.files import open_picture, read_json
 from palidecode.geometry.rle import check_rle
-from palidecode.runs.answers import DecodeOptions, decode_rows
+from palidecode.runs.answers import AnswerDecoder, decode_rows
 from palidecode.runtime.big_vision import BigVisionNpz
 from palidecode.runtime.config import config_from_hf
 from palidecode.runtime.tokenizer import Tokenizer
@@ -118,7 +118,7 @@ def answers(**row: object) -> Path:
 def decoded(path: Path) -> list[object]:
     """All of a file of answers, with masks."""
     parts = []
-    for _, found, _ in decode_rows(read_rows(path), DecodeOptions()):
+    for _, found, _ in decode_rows(read_rows(path), AnswerDecoder()):
         parts += found.to_rle()
     return parts
 

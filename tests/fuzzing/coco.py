@@ -6,21 +6,27 @@ import json
 import pickle
 import random
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image
 
 from palidecode.answers.parsing import parse
 from palidecode.coco.detections import from_coco
+from palidecode.coco.shards import Merger, Result, ShardBuilder, key_of
 from palidecode.coco.skips import SkippedRowsWarning
-from palidecode.detections import draw
+from palidecode.coco.writing import CocoOptions, MaskFormat
+from palidecode.codec import load_codec
+from palidecode.codec.weights import DEMO_ID
+from palidecode.detections import decode, draw
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.referring.evaluate import evaluate_referring
 from palidecode.evaluation.referring.refcoco import load_refs, read_refcoco
 from palidecode.finetune.rows import to_finetuning_rows
-from palidecode.runs.journal import Header, Journal, encode_row
-from palidecode.runs.prediction import FinishedPictures, detections_of
+from palidecode.runs.finished import Finished, Segment
+from palidecode.runs.journal import HEADER, Header, Journal, encode_row
+from palidecode.runs.local import merge
 from tests.fuzzing import Target, folder, refused, written
 from tests.fuzzing.guard import watched
 from tests.fuzzing.mutation import (
@@ -187,51 +193,66 @@ def run_refs(data: bytes) -> None:
 
 
 _HEADER = Header("predict", {"prompts": ["detect cat"], "min_score": 0.0}, {"model": "ab"})
+_OPTIONS = CocoOptions(["cat"], form=MaskFormat("rle"))
+_INFO = b',\n"info": '
 
 
 def _journals() -> list[bytes]:
-    row = {
-        "image": "a.jpg",
-        "width": 64,
-        "height": 48,
-        "boxes": [[1.0, 2.0, 3.0, 4.0]],
-        "labels": ["cat"],
-    }
-    row |= {"scores": [0.5], "masks": ["00" * 16], "issues": [["truncated", [0, 5], "x"]]}
-    rows = [
-        row,
-        row | {"image": "b.jpg", "masks": [_RLE], "scores": [None]},
-        {"image": "c.jpg", "reason": "?"},
+    """A header, and a shard of four rows: odd, broken, of an empty box, and without a mask."""
+    texts = [
+        f"{answer('cat', codes=CODES)} ; oh",
+        f"{answer('dog', (9, 9, 3, 3))} ; {answer('cat')}",
+        answer("dog"),
     ]
-    return [b"".join(map(encode_row, [_HEADER.as_row(), *rows]))]
+    builder = ShardBuilder(_OPTIONS)
+    found = decode(texts, (64, 48), load_codec(DEMO_ID))
+    names = ["a.jpg", "b.jpg", "c.jpg", "a.jpg"]
+    builder.add([key_of(row) for row in range(4)], Result(found, [0, 2, 3], names, {1: "cut"}))
+    shard = builder.take()
+    shard.save(folder())
+    data = (folder() / shard.name).read_bytes()
+    (folder() / shard.name).unlink()
+    return [encode_row(_HEADER.as_row()) + data]
 
 
 def _change_journal(rng: random.Random, data: bytes) -> bytes:
-    """A row changed under a checksum that fits, as often as a byte."""
-    lines = data.split(b"\n")
-    place = rng.randrange(len(lines))
+    """The header, or what the shard says of its rows, changed under a checksum that fits."""
+    header, _, shard = data.partition(b"\n")
     try:
-        row = json.loads(lines[place])
-        del row["crc"]
-        row = changed_value(rng, row)
-        lines[place] = encode_row(row)[:-1]
+        if rng.random() < 0.3:
+            row = json.loads(header)
+            del row["crc"]
+            return encode_row(changed_value(rng, row)) + shard
+        body, _, info = shard.rpartition(b",\n")[0].rpartition(_INFO)
+        if rng.random() < 0.8:
+            info = json.dumps(changed_value(rng, json.loads(info))).encode()
+        else:
+            body = change_bytes(rng, body)
+        body += _INFO + info
+        return header + b"\n" + body + b',\n"crc32": "%08x"}\n' % zlib.crc32(body)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return change_bytes(rng, data)
-    return change_bytes(rng, data) if rng.random() < 0.3 else b"\n".join(lines)
 
 
 def run_journal(data: bytes) -> None:
-    """A changed journal is refused with one line, or read."""
-    path = written("out.json.journal.jsonl", data)
-    with watched(folder()), Journal(path) as journal:
+    """A changed header is refused with one line; a changed shard too, or done again, or merged."""
+    output = folder() / "out.json"
+    with watched(folder()), Journal(output) as journal:
+        for path in journal.shards():
+            path.unlink()
+        header, _, shard = data.partition(b"\n")
+        (journal.folder / HEADER).write_bytes(header + b"\n")
+        (journal.folder / "0123.json").write_bytes(shard)
         if refused(journal.begin, _HEADER) is not None:
             return
-        if refused(FinishedPictures, journal) is not None:
-            return
-        done = FinishedPictures(journal)
-        rows = [journal.read(place) for place in done.places.values()]
-        if refused(detections_of, rows) is None:
-            detections_of(rows)
+        finished = Finished.read(journal.shards())
+        segments = [
+            Segment(finished.shards[shard].decode(), row, row + 1)
+            for shard, row in zip(finished.shard.tolist(), finished.row.tolist(), strict=True)
+        ]
+        with Merger(output, _OPTIONS, {}) as merger, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            refused(merge, merger, journal, segments)
 
 
 TARGETS = {

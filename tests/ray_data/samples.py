@@ -174,6 +174,11 @@ MAKE = {"decoded": decoded, "predicted": predicted}
 WORDS_OF = {"decoded": decode_words, "predicted": predict_words}
 
 
+def printed(capsys):
+    """The JSON of a command; Ray prints what it has to say of killed workers before it."""
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
 def same(place, folder, name):
     assert (folder / f"{name}.json").read_bytes() == one(place, name)[0]
     assert failures(folder, name) == one(place, name)[1]

@@ -29,7 +29,7 @@ def test_workers_that_can_not_be(options, told):
 
 def test_what_a_worker_asks_for():
     assert Workers().remote_args() == {"num_cpus": 1.0}
-    assert Workers(2, 0.5, 1, 1e9).remote_args() == {"num_cpus": 0.5, "num_gpus": 1, "memory": 1e9}
+    assert Workers(2, 0.5, 1).remote_args() == {"num_cpus": 0.5, "num_gpus": 1}
     assert [Workers(num_cpus=cpus).threads for cpus in (0.5, 1, 3.9)] == [1, 1, 3]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -19,13 +18,15 @@ import pytest
 
 from palidecode import ray_data
 from palidecode.cli import main
-from palidecode.coco.writing import MaskFormat
+from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.errors import InputError
-from palidecode.ray_data.running import CocoOptions, shards_folder, write
-from palidecode.runs.journal import FAILURES, journal_path
+from palidecode.ray_data.running import write
+from palidecode.runs.journal import FAILURES, HEADER, shards_folder
+from palidecode.runs.local import Watch
 from palidecode.runs.stopping import StopAsked
 from tests.ray_data.samples import (
     ANSWERS,
+    BATCH,
     MAKE,
     MARKS,
     PICTURES,
@@ -35,6 +36,7 @@ from tests.ray_data.samples import (
     pictures_of,
     predict_words,
     predicted,
+    printed,
     ray_processes,
     same,
 )
@@ -58,8 +60,8 @@ def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
             killed.append(left[0])
 
     found = MAKE[name](place)
-    options = CocoOptions(found.categories, form=MaskFormat("rle"))
-    written = write(found, tmp_path / f"{name}.json", options, on_shard=kill)
+    options = CocoOptions(list(found.job.names) or None, form=MaskFormat("rle"))
+    written = write(found, tmp_path / f"{name}.json", options, watch=Watch(rows=kill))
     assert len(killed) == 2
     assert written.kept == 0
     same(place, tmp_path, name)
@@ -102,7 +104,7 @@ def test_a_driver_that_is_killed_goes_on(place, orphans, tmp_path, capsys):
     assert gone(pid for pid, title in processes.items() if "MapWorker" in title)
     orphans |= processes  # what else there is takes longer
     assert main([*words, "local", *more, "--worker-cpus", "0.5", "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
+    said = printed(capsys)
     assert said["resumed"] >= 12
     assert said["resumed"] % 4 == 0
     same(place, tmp_path, "predicted")
@@ -152,7 +154,12 @@ def test_a_stopped_run_leaves_no_thread_that_calls_ray(place, tmp_path, monkeypa
     monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", slow)
     found = decoded(place, shard_size=2)
     with pytest.raises(StopAsked):
-        write(found, tmp_path / "a.json", CocoOptions(form=MaskFormat("rle")), on_shard=stop)
+        write(
+            found,
+            tmp_path / "a.json",
+            CocoOptions(form=MaskFormat("rle")),
+            watch=Watch(rows=stop),
+        )
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("StreamingExecutor", "iter_threaded"))]
 
@@ -169,7 +176,7 @@ class Full:
             raise AttributeError(name)  # while it is unpickled
         return getattr(self.job, name)
 
-    def load(self, threads):
+    def load(self, threads=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit,) * 2)
         return self.job.load(threads)
 
@@ -177,10 +184,10 @@ class Full:
 def test_a_full_disk_is_one_clear_error(place, tmp_path):
     output = tmp_path / "decoded.json"
     found = decoded(place)
-    options = CocoOptions(found.categories, form=MaskFormat("rle"))
+    options = CocoOptions(list(found.job.names) or None, form=MaskFormat("rle"))
     full = replace(found, job=Full(found.job, 3_000))
     for _ in range(4):  # more often than an input may kill its worker
-        with pytest.raises(InputError, match="can't be written: File too large; what is finished"):
+        with pytest.raises(InputError, match="can't be written: File too large; finished work"):
             write(full, output, options)
         assert not output.exists()
     shards = {path: path.stat().st_size for path in shards_folder(output).glob("*.json")}
@@ -194,25 +201,22 @@ def test_a_full_disk_is_one_clear_error(place, tmp_path):
 def test_a_disk_that_is_full_when_shards_are_merged(place, tmp_path):
     output = tmp_path / "decoded.json"
     found = decoded(place)
-    options = CocoOptions(found.categories, form=MaskFormat("rle"))
+    options = CocoOptions(list(found.job.names) or None, form=MaskFormat("rle"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     done = []
 
-    def fill(row):
-        done.append(row)
-        if sum(row["rows"] for row in done) >= ANSWERS:
+    def fill(rows):
+        done.append(rows)
+        if sum(done) >= ANSWERS:
             limit = len(one(place, "decoded")[0]) // 2
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
     try:
         with pytest.raises(InputError, match="File too large; finished work is kept: free some"):
-            write(found, output, options, on_shard=fill)
+            write(found, output, options, watch=Watch(rows=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        journal_path(output).name,
-        shards_folder(output).name,
-    }
+    assert [path.name for path in tmp_path.iterdir()] == [shards_folder(output).name]
     written = write(found, output, options)
     assert written.kept == written.rows
     same(place, tmp_path, "decoded")
@@ -225,48 +229,57 @@ def test_only_what_is_missing_is_done(place, tmp_path, capsys):
     output = out / "predicted.json"
     first = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
     assert first.kept == 0
-    shards = {path: path.stat().st_mtime_ns for path in shards_folder(output).iterdir()}
+    shards = {path: path.stat().st_mtime_ns for path in shards_folder(output).glob("*.json")}
     assert len(shards) == 6
     (damaged,) = [path for path in shards if b'"000.png"' in path.read_bytes()]
     damaged.write_bytes(damaged.read_bytes().replace(b"bbox", b"xobb", 1))
     (broken,) = pictures.rglob("013.png")
     shutil.copy(next(pictures.rglob("012.png")), broken)
     second = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
-    made = [path for path, when in shards.items() if path.stat().st_mtime_ns != when]
+    made = [
+        path
+        for path in shards_folder(output).glob("*.json")
+        if path.stat().st_mtime_ns != shards.get(path)
+    ]
     assert damaged in made
     assert len(made) == 2
-    assert second.kept == PICTURES - 2 * 8
+    assert second.kept == PICTURES - 8 - BATCH
     assert len(second.failed) == len(first.failed) - 1
     words = predict_words(place, tmp_path / "mended" / "predicted.json")
     words[1] = str(pictures)
     assert main(words) == 1
     capsys.readouterr()
     assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
-    # Another prompt is another run, and so is the single machine's.
-    kept = journal_path(output).read_bytes()
+    # Another prompt is another run; the single machine's is not.
+    header = shards_folder(output) / HEADER
+    kept = header.read_bytes()
     with pytest.raises(InputError, match=r'prompts was .*"segment cat ; dog".*now .*"segment cat"'):
         ray_data.write_coco(predicted(place, pictures, prompt="segment cat"), output)
+    assert header.read_bytes() == kept
     words[-1] = str(output)
-    assert main(words) == 2
-    assert "command was predict on ray, now predict" in capsys.readouterr().err
-    assert journal_path(output).read_bytes() == kept
+    assert main([*words, "--keep-journal", "--json"]) == 1
+    assert printed(capsys)["resumed"] == PICTURES
+    assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
+    assert header.read_bytes() == kept
     third = ray_data.write_coco(predicted(place, pictures), output, restart=True)
     assert third.kept == 0
     assert {path.name for path in out.iterdir()} == {"predicted.json", FAILURES}
     assert output.read_bytes() == (tmp_path / "mended" / "predicted.json").read_bytes()
 
 
-class Deadly:
+@dataclass
+class Deadly(Full):
     """A job that kills its process."""
 
-    columns, one_row_each = ("image",), True
+    limit: int = 0
 
-    def load(self, threads):
+    def load(self, threads=None):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_kills_every_actor_is_named(place, tmp_path):
-    found = replace(predicted(place, concurrency=1), job=Deadly())
+    found = predicted(place, concurrency=1)
+    found = replace(found, job=Deadly(found.job))
     names = [name for name, _ in pictures_of(place)]
     with pytest.raises(Exception, match="killed its worker 3 times") as caught:
         write(found, tmp_path / "coco.json", CocoOptions())

@@ -96,11 +96,10 @@ def test_jsonl_in_pieces_and_parquet_give_the_same(place, tmp_path):
         rows = lines[start : start + 50]
         (tmp_path / "pieces" / f"{number}.jsonl").write_text("\n".join(rows) + "\n")
         table = pa.Table.from_pylist([json.loads(row) for row in rows])
-        table = table.rename_columns({"output": "answer", "image": "key"})
         pq.write_table(table, tmp_path / "parquet" / f"{number}.parquet", row_group_size=7)
     pieces = ray_data.read_jsonl(tmp_path / "pieces")
     assert [row["line"] for row in pieces.take_all()] == list(range(1, len(lines) + 1))
-    parquet = ray_data.read_parquet(tmp_path / "parquet", {"output": "answer", "image": "key"})
+    parquet = ray_data.read_parquet(tmp_path / "parquet")
     for source in (pieces, parquet):
         written = ray_data.write_coco(decoded(place, source), tmp_path / "coco.json")
         assert written.failed == []
@@ -181,7 +180,7 @@ def test_parquet_and_datasets_have_the_same_objects(place, tmp_path, name):
 
     found = MAKE[name](place)
     ray_data.write_parquet(found, tmp_path / "rows")
-    with pytest.raises(InputError, match="is there; name a new folder"):
+    with pytest.raises(InputError, match="exists; name a new folder"):
         ray_data.write_parquet(found, tmp_path / "rows")
     rows = pq.read_table(tmp_path / "rows").to_pylist()
     assert len(rows) == {"decoded": ANSWERS, "predicted": PICTURES}[name]
@@ -286,7 +285,7 @@ def test_sources_that_can_not_be(place, tmp_path):
             ray_data.decode(source)
     with pytest.raises(InputError, match="where are the pictures of the COCO file"):
         predicted(place, place / "one" / "decoded.json")
-    (tmp_path / "bad.json").write_text(json.dumps({"images": [{"file_name": "../a.png"}]}))
+    (tmp_path / "bad.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "../a.png"}]}))
     with pytest.raises(InputError, match="leads out of the folder"):
         predicted(place, tmp_path / "bad.json", images=place / "pictures")
 
@@ -301,7 +300,9 @@ def test_what_a_cluster_does_not_do_is_said(place, tmp_path, more, capsys):
 def test_a_coco_file_on_the_command_line(place, tmp_path, capsys):
     names = [name for name, _ in pictures_of(place)]
     listed = tmp_path / "truth.json"
-    listed.write_text(json.dumps({"images": [{"file_name": name} for name in names]}))
+    listed.write_text(
+        json.dumps({"images": [{"id": n, "file_name": name} for n, name in enumerate(names)]})
+    )
     words = predict_words(place, tmp_path / "out" / "predicted.json")
     words[1] = str(listed)
     ray = ["--ray", "auto", "--workers", "2", "--worker-cpus", "0.5"]

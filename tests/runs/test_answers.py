@@ -1,7 +1,7 @@
 import math
 
 from palidecode.answers.jsonl import read_rows
-from palidecode.runs.answers import DecodeOptions, by_picture, decode_rows
+from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
 from tests.samples import CODES, answer, written
 
 CAT = answer("cat")
@@ -10,7 +10,7 @@ CAT = answer("cat")
 def test_rows_are_decoded_in_chunks_in_order(tmp_path):
     rows = [{"output": answer(str(n)), "width": 9, "height": 9} for n in range(10)]
     rows[4] = "broken"
-    chunks = list(decode_rows(read_rows(written(tmp_path, rows)), DecodeOptions(), chunk=3))
+    chunks = list(decode_rows(read_rows(written(tmp_path, rows)), AnswerDecoder(), chunk=3))
     labels = [label for _, found, _ in chunks for label in found.labels]
     assert labels == ["0", "1", "2", "3", "5", "6", "7", "8", "9"]
     # A broken row has its place: what is decoded together doesn't depend on it.
@@ -20,7 +20,7 @@ def test_rows_are_decoded_in_chunks_in_order(tmp_path):
 
 def test_a_file_of_problems_still_tells_them(tmp_path):
     ((answers, found, problems),) = decode_rows(
-        read_rows(written(tmp_path, ["x"])), DecodeOptions()
+        read_rows(written(tmp_path, ["x"])), AnswerDecoder()
     )
     assert (answers, len(found), len(problems)) == ([], 0, 1)
 
@@ -33,7 +33,7 @@ def test_scores_that_fit_are_used_and_others_are_problems(tmp_path):
         f'{{"output": "{CAT}", "scores": [NaN], "width": 9, "height": 9}}',
         {"output": CAT, "scores": ["high"], **size},
     ]
-    ((_, found, problems),) = decode_rows(read_rows(written(tmp_path, rows)), DecodeOptions())
+    ((_, found, problems),) = decode_rows(read_rows(written(tmp_path, rows)), AnswerDecoder())
     assert found.scores[:2].tolist() == [0.5, 0.25]
     assert all(map(math.isnan, found.scores[2:]))
     assert [problem.line for problem in problems] == [2, 3, 4]
@@ -42,10 +42,10 @@ def test_scores_that_fit_are_used_and_others_are_problems(tmp_path):
 def test_rows_say_which_codec_their_codes_belong_to(tmp_path):
     size = {"width": 9, "height": 9}
     rows = [{"output": answer("a", codes=CODES), "codec": name, **size} for name in ("x", "x", "y")]
-    options = DecodeOptions(codes_id="google-oid")
-    chunks = decode_rows(read_rows(written(tmp_path, rows)), options, chunk=2)
+    decoder = AnswerDecoder(codes_id="google-oid")
+    chunks = decode_rows(read_rows(written(tmp_path, rows)), decoder, chunk=2)
     assert [found.codes_id for _, found, _ in chunks] == ["x", "y"]
-    ((_, mixed, _),) = decode_rows(read_rows(written(tmp_path, rows)), options)
+    ((_, mixed, _),) = decode_rows(read_rows(written(tmp_path, rows)), decoder)
     assert mixed.codes_id == "google-oid"
 
 
@@ -54,7 +54,7 @@ def test_unlabelled_objects_can_take_the_prompt(tmp_path):
     rows = [{"output": text, "prompt": "segment cow", "width": 9, "height": 9}]
     path = written(tmp_path, rows)
     for option, label in ((True, "cow"), (False, "")):
-        ((_, found, _),) = decode_rows(read_rows(path), DecodeOptions(label_from_prompt=option))
+        ((_, found, _),) = decode_rows(read_rows(path), AnswerDecoder(label_from_prompt=option))
         assert found.labels == [label]
 
 
@@ -63,7 +63,7 @@ def test_answers_about_one_picture_come_together(tmp_path):
         {"image": name, "output": answer(label), "width": 9, "height": 9}
         for name, label in (("b", "1"), ("a", "2"), ("b", "3; junk"))
     ]
-    ((answers, found, _),) = decode_rows(read_rows(written(tmp_path, rows)), DecodeOptions())
+    ((answers, found, _),) = decode_rows(read_rows(written(tmp_path, rows)), AnswerDecoder())
     merged, names = by_picture(answers, found)
     assert names == ["b", "a"]
     assert merged.labels == ["1", "3", "2"]

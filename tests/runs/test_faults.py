@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from palidecode.coco.shards import read_shard
 from palidecode.codec.weights import DEMO_ID, load_weights, shipped_path
-from palidecode.runs.journal import FAILURES, journal_path
+from palidecode.runs.journal import FAILURES, HEADER, shards_folder
 from tests.runtime.tiny_models import write_folder
 from tests.samples import CODES, answer
 
@@ -36,9 +37,9 @@ PICTURES = 500
 BATCH = 10
 PREDICT = ["--dtype", "float32", "--max-new-tokens", "14", "--max-objects", "1"]
 PREDICT += ["--batch-size", str(BATCH), "--prompt"]
-LOADED = ["torch", "palidecode.cli", "palidecode.pipeline.checkpoint", "palidecode.runs.prediction"]
+LOADED = ["torch", "palidecode.cli", "palidecode.pipeline.checkpoint", "palidecode.cli.predict"]
 LOADED += ["palidecode.runtime.generate", "palidecode.runtime.weights", "palidecode.codec.onnx"]
-LOADED += ["palidecode.runs.resuming", "palidecode.answers.jsonl", "tests.runs.test_faults"]
+LOADED += ["palidecode.cli.decode", "palidecode.answers.jsonl", "tests.runs.test_faults"]
 
 
 def child(arguments, log, limit):
@@ -80,9 +81,9 @@ class Run:
         if self.process.is_alive():
             os.kill(self.process.pid, number)
 
-    def wait_for(self, path, size):
-        """Until the file is larger."""
-        while not (path.exists() and path.stat().st_size > size):
+    def wait_for(self, folder, shards=3):
+        """Until so many shards are there."""
+        while len(shards_of(folder)) < shards:
             assert self.process.is_alive(), self.log.read_text()
             time.sleep(0.001)
 
@@ -158,21 +159,24 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def rows_of(journal):
-    lines = journal.read_bytes().split(b"\n")[1:-1]
-    return [json.loads(line) for line in lines]
+def shards_of(folder):
+    return list(shards_folder(folder / "coco.json").glob("*.json"))
 
 
-def interrupted(words, folder, size=3000):
-    """A run that was killed in the middle; its journal."""
+def rows_of(folder):
+    """Keys of all rows that are finished."""
+    return [key for path in shards_of(folder) for key in read_shard(path).keys]
+
+
+def interrupted(words, folder):
+    """A run that was killed in the middle; its shards."""
     folder.mkdir()
-    journal = journal_path(folder / "coco.json")
     running = Run(words, folder)
-    running.wait_for(journal, size)
+    running.wait_for(folder)
     running.signal(signal.SIGKILL)
     assert running.wait()[0] == -signal.SIGKILL
     assert not (folder / "coco.json").exists()
-    return journal
+    return shards_of(folder)
 
 
 @pytest.mark.parametrize(("name", "kills"), [("predict", 8), ("decode", 12)])
@@ -185,10 +189,10 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(place, undisturb
         assert series <= kills
         folder = place / f"killed-{name}-{series}"
         folder.mkdir()
-        journal = journal_path(folder / "coco.json")
+        shards = shards_folder(folder / "coco.json")
         words = command(name, place, folder / "coco.json")
         finished = -1
-        while not (folder / "coco.json").exists() or journal.exists():
+        while not (folder / "coco.json").exists() or shards.exists():
             running = Run(words, folder)
             if hits < kills:
                 running.process.join(rng.uniform(0, 0.4 * seconds))
@@ -199,12 +203,10 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(place, undisturb
                 assert f"{PICTURES - PICTURES // 10} pictures in" in said
                 continue
             hits += 1
-            if journal.exists() and not (folder / "coco.json").exists():
-                before, finished = finished, len(rows_of(journal))
+            if shards.exists() and not (folder / "coco.json").exists():
+                before, finished = finished, len(rows_of(folder))
                 assert finished >= before
-                if name == "predict":
-                    names = [row["image"] for row in rows_of(journal)]
-                    assert len(set(names)) == len(names)
+                assert len(set(rows_of(folder))) == finished
         assert contents(folder) == wanted
 
 
@@ -213,16 +215,15 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(place, undisturb
 def test_a_signal_stops_it_cleanly(place, undisturbed, tmp_path, name, number):
     folder = tmp_path / "out"
     folder.mkdir()
-    journal = journal_path(folder / "coco.json")
     words = command(name, place, folder / "coco.json")
     running = Run(words, folder)
-    running.wait_for(journal, 3000)
+    running.wait_for(folder)
     running.signal(number)
     code, said = running.wait()
     assert code == 128 + number
     assert said.splitlines()[-1] == "palidecode: stopped; run the same command again to resume"
     assert "Traceback" not in said
-    done = len(rows_of(journal))
+    done = len(rows_of(folder))
     code, said = run(words, folder)
     assert code == 1
     assert said.startswith("palidecode: resuming: ")
@@ -234,17 +235,17 @@ def test_a_signal_stops_it_cleanly(place, undisturbed, tmp_path, name, number):
 def test_a_full_disk_is_one_clear_error(place, undisturbed, tmp_path, name):
     folder = tmp_path / "out"
     folder.mkdir()
-    journal = journal_path(folder / "coco.json")
     words = command(name, place, folder / "coco.json")
     limit = len(undisturbed[name, False][0]["coco.json"]) // 4
     code, said = run(words, folder, limit)
-    full = journal if name == "predict" else folder / "coco.json"
+    full = folder / "coco.json"
     errors = [line for line in said.splitlines() if "resuming" not in line]
     assert code == 2
     assert len(errors) == 1
     assert errors[0].startswith(f"palidecode: {full}: can't be written: File too large; finished")
-    assert journal.read_bytes().endswith(b"\n")
-    assert len(rows_of(journal)) > 0
+    assert not list(shards_folder(full).glob("*.part"))
+    assert all(read_shard(path) is not None for path in shards_of(folder))
+    assert len(rows_of(folder)) > 0
     code, said = run(words, folder, limit)  # still full
     assert code == 2
     assert "can't be written: File too large" in said
@@ -259,7 +260,7 @@ def test_a_disk_that_is_full_at_the_very_end(place, undisturbed, tmp_path):
     output = folder / "coco.json"
     words = command("predict", place, output, few=True)
     wanted = undisturbed["predict", True][0]
-    # The journal first, so that only the output is to be written.
+    # The shards first, so that only the output is to be written.
     assert run([*words, "--keep-journal"], folder)[0] == 1
     output.unlink()
     (folder / FAILURES).unlink()
@@ -267,7 +268,7 @@ def test_a_disk_that_is_full_at_the_very_end(place, undisturbed, tmp_path):
     assert code == 2
     last = said.splitlines()[-1]
     assert last.startswith(f"palidecode: {output}: can't be written: File too large; finished")
-    assert sorted(contents(folder)) == ["coco.json.journal.jsonl"]
+    assert [path.name for path in folder.iterdir()] == ["coco.json.shards"]
     assert run(words, folder)[0] == 1
     assert contents(folder) == wanted
 
@@ -298,25 +299,27 @@ def test_a_picture_that_was_mended_is_tried_again(place, tmp_path):
         shutil.copy(pictures / "000.png", path)
     code, said = run([*words, "--overlay", tmp_path / "drawn"], tmp_path / "mended")
     assert code == 0, said
-    assert "54 of 60 pictures" in said
+    assert "resuming: 54 pictures are finished" in said
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     assert run([*words[:-1], fresh / "coco.json"], fresh)[0] == 0
     assert contents(tmp_path / "mended") == contents(fresh)
 
 
-def test_a_torn_line_is_cut_and_a_damaged_one_refused(place, undisturbed, tmp_path):
+def test_a_damaged_shard_is_done_again_and_a_damaged_header_refused(place, undisturbed, tmp_path):
     folder = tmp_path / "out"
     words = command("predict", place, folder / "coco.json", few=True)
-    journal = interrupted(words, folder)
-    whole = journal.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    journal.write_bytes(b"".join([*lines[:5], lines[5].replace(b"png", b"pgn"), *lines[6:]]))
+    shards = interrupted(words, folder)
+    header = shards_folder(folder / "coco.json") / HEADER
+    whole = header.read_bytes()
+    header.write_bytes(whole[:-20])
     code, said = run(words, folder)
     assert code == 2
-    assert said.startswith(f"palidecode: {journal}: line 6 is damaged; delete it and all after")
+    assert said.startswith(f"palidecode: {header}: is damaged; write to another -o, or discard")
     assert said.count("\n") == 1
-    journal.write_bytes(whole + lines[-1][: len(lines[-1]) // 2])
+    header.write_bytes(whole)
+    shards[0].write_bytes(shards[0].read_bytes()[:-300])  # as after a power cut
+    shards[1].write_bytes(shards[1].read_bytes().replace(b"png", b"pgn", 1))
     assert run(words, folder)[0] == 1
     assert contents(folder) == undisturbed["predict", True][0]
 
@@ -324,8 +327,8 @@ def test_a_torn_line_is_cut_and_a_damaged_one_refused(place, undisturbed, tmp_pa
 def test_other_runs_do_not_mix(place, undisturbed, tmp_path):
     folder = tmp_path / "out"
     words = command("predict", place, folder / "coco.json", few=True)
-    journal = interrupted(words, folder)
-    kept = journal.read_bytes()
+    interrupted(words, folder)
+    kept = contents(shards_folder(folder / "coco.json"))
     other = tmp_path / "other"
     shutil.copytree(place / "model", other)
     weights = bytearray((other / "model.safetensors").read_bytes())
@@ -348,21 +351,16 @@ def test_other_runs_do_not_mix(place, undisturbed, tmp_path):
         assert code == 2
         assert said.count("\n") == 1
         assert told in said
-        assert said.endswith("write to another -o, or forget that run with --restart\n")
-    assert journal.read_bytes() == kept
+        assert said.endswith("write to another -o, or discard that run with --restart\n")
+    assert contents(shards_folder(folder / "coco.json")) == kept
     assert run(words, folder)[0] == 1
     assert contents(folder) == undisturbed["predict", True][0]
 
 
-def test_other_answers_and_weights_do_not_mix(place, undisturbed, tmp_path):
+def test_other_weights_do_not_mix(place, undisturbed, tmp_path):
     folder = tmp_path / "out"
     words = command("decode", place, folder / "coco.json")
     interrupted(words, folder)
-    changed = tmp_path / "other.jsonl"
-    changed.write_bytes((place / "answers.jsonl").read_bytes().replace(b"thing 1", b"thing 2"))
-    code, said = run([words[0], changed, *words[2:]], folder)
-    assert code == 2
-    assert "another run: answers was sha256 " in said
     weights = tmp_path / "other.npz"
     arrays = {name: array * 1.01 for name, array in load_weights(shipped_path()).arrays.items()}
     np.savez(weights, **arrays)
@@ -375,20 +373,39 @@ def test_other_answers_and_weights_do_not_mix(place, undisturbed, tmp_path):
     assert sorted(contents(folder)) == ["coco.json", FAILURES]
 
 
+def test_of_other_answers_only_what_changed_is_done_again(place, tmp_path):
+    folder, fresh = tmp_path / "out", tmp_path / "fresh"
+    words = command("decode", place, folder / "coco.json")
+    interrupted(words, folder)
+    before = set(rows_of(folder))
+    changed = tmp_path / "other.jsonl"
+    lines = (place / "answers.jsonl").read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b"<loc", b"thing <loc", 1)
+    changed.write_bytes(b"\n".join([*lines, lines[0]]))
+    words[1] = changed
+    assert run([*words, "--keep-journal"], folder)[0] == 1
+    assert len(before - set(rows_of(folder))) <= 1
+    fresh.mkdir()
+    assert run([*words[:-1], fresh / "coco.json"], fresh)[0] == 1
+    shutil.rmtree(shards_folder(folder / "coco.json"))
+    assert contents(folder) == contents(fresh)
+
+
 @pytest.mark.parametrize("name", ["predict", "decode"])
 def test_two_processes_do_not_write_the_same(place, undisturbed, tmp_path, name):
     folder = tmp_path / "out"
     folder.mkdir()
-    journal = journal_path(folder / "coco.json")
     words = command(name, place, folder / "coco.json")
     first = Run(words, folder)
-    first.wait_for(journal, 1500)
+    first.wait_for(folder, 1)
     first.signal(signal.SIGSTOP)
     second = tmp_path / "second"
     second.mkdir()
     code, said = run(words, second)
     assert code == 2
-    assert said.startswith(f"palidecode: {journal}: another process is writing it")
+    assert said.startswith(
+        f"palidecode: {folder / 'coco.json'}.shards: another process is writing it"
+    )
     first.signal(signal.SIGCONT)
     assert first.wait()[0] == 1
     assert contents(folder) == undisturbed[name, False][0]

@@ -1,4 +1,4 @@
-"""The journal and its rows; whole runs are in test_faults."""
+"""The folder of an unfinished run; whole runs are in test_local and test_faults."""
 
 from __future__ import annotations
 
@@ -7,229 +7,245 @@ import os
 import threading
 import zlib
 
-import numpy as np
 import pytest
 
 from palidecode.cli import main
-from palidecode.detections import Detections, decode
+from palidecode.coco.shards import Result, ShardBuilder, key_of, read_shard
+from palidecode.coco.writing import CocoOptions, MaskFormat
+from palidecode.detections import decode
 from palidecode.errors import InputError
-from palidecode.geometry.rle import Rle
 from palidecode.runs.journal import (
     FAILURES,
+    HEADER,
+    TRIES,
     Header,
     Journal,
     encode_row,
     hash_files,
-    journal_path,
     remove_leftovers,
+    shards_folder,
     write_failures,
 )
-from palidecode.runs.prediction import PictureFile, detections_of, picture_rows
 from palidecode.version import __version__
-from tests.samples import CODES, answer
+from tests.samples import answer
 
-HEADER = Header("predict", {"task": "detect", "prompts": ("cat",)}, {"model": "00ff" * 16})
-ROWS = [{"image": f"{number}.jpg", "boxes": [[0.1, 2, 3, 4]]} for number in range(5)]
+RUN = Header(
+    "predict", {"prompts": ("cat",), "model": {"dtype": "float32"}}, {"model": "00ff" * 16}
+)
+OTHER = Header("decode", {}, {})
 
 
 @pytest.fixture
-def path(tmp_path):
-    return journal_path(tmp_path / "coco.json")
+def output(tmp_path):
+    return tmp_path / "coco.json"
 
 
-def written(path, rows=ROWS, header=HEADER):
-    with Journal(path) as journal:
-        journal.begin(header)
-        journal.append(rows)
-    return path
+@pytest.fixture
+def header(output):
+    return shards_folder(output) / HEADER
 
 
-def read(path, header=HEADER):
-    with Journal(path) as journal:
-        went_on = journal.begin(header)
-        rows = [row for _, row in journal.rows()]
-        assert went_on == bool(rows)
-        return rows
+def save(folder, name="a.jpg"):
+    """Write a shard of one picture."""
+    builder = ShardBuilder(CocoOptions(form=MaskFormat("none")))
+    builder.add([key_of(name)], Result(decode([answer("cat")], (64, 64)), [0], [name], {}))
+    shard = builder.take()
+    shard.save(folder)
+    return shard
 
 
-def refused(path, header=HEADER):
-    kept = path.read_bytes()
-    with pytest.raises(InputError) as caught:
-        read(path, header)
-    assert path.read_bytes() == kept
+def written(output, run=RUN):
+    with Journal(output) as journal:
+        journal.begin(run)
+        return save(journal.folder)
+
+
+def names(output):
+    return sorted(path.name for path in shards_folder(output).iterdir())
+
+
+def refused(output, run=RUN):
+    before = {path: path.read_bytes() for path in shards_folder(output).iterdir()}
+    with pytest.raises(InputError) as caught, Journal(output) as journal:
+        journal.begin(run)
+    assert {path: path.read_bytes() for path in shards_folder(output).iterdir()} == before
     return str(caught.value)
 
 
-# -- the file ----------------------------------------------------------------------------
+# -- the folder --------------------------------------------------------------------------
 
 
-def test_rows_come_back_and_more_can_be_added(path):
-    assert path.name == "coco.json.journal.jsonl"
-    written(path)
-    with Journal(path) as journal:
-        assert journal.begin(HEADER)
-        places = journal.append([{"image": "ü\udc80\n"}, {}])
-        found = list(journal.rows())
-        assert [row for _, row in found] == [*ROWS, {"image": "ü\udc80\n"}, {}]
-        assert [place for place, _ in found][-2:] == places
-        assert [journal.read(place) for place, _ in reversed(found)] == [
-            row for _, row in reversed(found)
-        ]
+def test_shards_come_back_and_more_can_be_added(output):
+    first = written(output)
+    assert shards_folder(output).name == "coco.json.shards"
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        second = save(journal.folder, "b.jpg")
+        assert {path.name for path in journal.shards()} == {first.name, second.name}
+        assert journal.shard(first.name) == first
+        (journal.folder / second.name).write_bytes(b"x")
+        with pytest.raises(InputError, match="is damaged; run the same command again"):
+            journal.shard(second.name)
 
 
-def test_every_line_is_json_with_a_checksum(path):
-    first, *others = written(path).read_bytes().splitlines()
-    assert [json.loads(line)["image"] for line in others] == [row["image"] for row in ROWS]
-    head = json.loads(first)
-    assert (head["palidecode_journal"], head["version"]) == (1, __version__)
-    assert head["settings"]["prompts"] == ["cat"]
-    for line in (first, *others):
-        assert int(json.loads(line)["crc"], 16) == zlib.crc32(line[len('{"crc":"00000000",') :])
+def test_the_header_is_json_with_a_checksum(output, header):
+    written(output)
+    line = header.read_bytes()
+    found = json.loads(line)
+    assert (found["command"], found["version"]) == ("predict", __version__)
+    assert found["settings"] == {"prompts": ["cat"], "model": {"dtype": "float32"}}
+    assert int(found["crc"], 16) == zlib.crc32(line[len('{"crc":"00000000",') : -1])
 
 
-@pytest.mark.parametrize("lost", [1, 7, 40])
-def test_the_torn_last_line_is_cut(path, lost):
-    data = written(path).read_bytes()
-    path.write_bytes(data[:-lost])
-    assert read(path) == ROWS[:-1]
-    assert path.read_bytes() == b"".join(data.splitlines(keepends=True)[:-1])
+def test_leftovers_of_a_killed_run_are_deleted(output):
+    shard = written(output)
+    for name in ("0123.part", f"0123{TRIES}"):
+        (shards_folder(output) / name).touch()
+    with Journal(output) as journal:
+        journal.begin(RUN)
+    assert names(output) == sorted([shard.name, HEADER])
 
 
-def test_a_torn_line_longer_than_a_block(path):
-    with written(path).open("ab") as file:
-        file.write(b'{"crc":"' + b"x" * 200_000)
-    assert read(path) == ROWS
+def test_a_run_killed_while_it_wrote_the_header_begins_anew(output, header):
+    written(output)
+    whole = header.read_bytes()
+    for path in shards_folder(output).glob("*.json"):
+        path.unlink()
+    header.write_bytes(whole[:50])
+    written(output, OTHER)
+    assert json.loads(header.read_bytes())["command"] == "decode"
 
 
-def test_a_run_killed_while_it_wrote_the_header_begins_anew(path):
-    path.write_bytes(written(path).read_bytes()[:50])
-    assert read(path) == []
-    written(path)
-    assert read(path) == ROWS
-
-
-@pytest.mark.parametrize("number", range(1, 7))
-@pytest.mark.parametrize("how", ["bit", "empty", "short", "zeros"])
-def test_any_damaged_line_is_an_error_with_its_number(path, number, how):
-    lines = written(path).read_bytes().splitlines(keepends=True)
-    line = bytearray(lines[number - 1])
-    line[len(line) // 2] ^= 4
-    lines[number - 1] = {
-        "bit": bytes(line),
-        "empty": b"\n",
-        "short": lines[number - 1][:-9] + b"\n",
-        "zeros": bytes(len(line) - 1) + b"\n",
-    }[how]
-    path.write_bytes(b"".join(lines))
-    assert refused(path).startswith(f"{path}: line {number} is damaged; delete it and all after")
-
-
-def test_a_line_deleted_or_swapped_is_still_a_row(path):
-    """Each row stands for itself: order and number are not the journal's business."""
-    lines = written(path).read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], lines[3], lines[1]]))
-    assert [row["image"] for row in read(path)] == ["2.jpg", "0.jpg"]
-
-
-def test_another_run_is_refused_and_what_differs_said(path):
-    written(path)
-    task = Header("predict", HEADER.settings | {"task": "segment"}, HEADER.hashes)
-    assert 'another run: task was "detect", now "segment". write to another -o' in refused(
-        path, task
+@pytest.mark.parametrize("how", ["bit", "empty", "short", "zeros", "foreign", "gone"])
+def test_a_damaged_header_is_refused(output, header, how):
+    written(output)
+    line = header.read_bytes()
+    middle = len(line) // 2
+    header.write_bytes(
+        {
+            "bit": line[:middle] + bytes([line[middle] ^ 4]) + line[middle + 1 :],
+            "empty": b"\n",
+            "short": line[:-9] + b"\n",
+            "zeros": bytes(len(line) - 1) + b"\n",
+            "foreign": b'{"image": "mine"}\n',
+            "gone": b"",
+        }[how]
     )
-    model = Header("predict", HEADER.settings, {"model": "11ff" * 16})
-    assert "model was sha256 00ff00ff, now sha256 11ff11ff" in refused(path, model)
-    other = Header("decode", {"prompts": ["x" * 99], "more": 1, "most": None}, {})
-    told = refused(path, other)
+    told = refused(output)
+    assert told.startswith(f"{header}: is damaged; write to another -o, or discard that run")
+
+
+def test_another_run_is_refused_with_what_differs(output):
+    written(output)
+    task = Header("predict", RUN.settings | {"task": "segment"}, RUN.hashes)
+    told = refused(output, task)
+    assert 'belongs to another run: task was null, now "segment". write to another -o' in told
+    dtype = Header("predict", RUN.settings | {"model": {"dtype": "float16"}}, RUN.hashes)
+    assert 'another run: dtype was "float32", now "float16".' in refused(output, dtype)
+    model = Header("predict", RUN.settings, {"model": "11ff" * 16})
+    assert "model was sha256 00ff00ff, now sha256 11ff11ff" in refused(output, model)
+    told = refused(output, Header("decode", {"prompts": ["x" * 99], "more": 1, "most": None}, {}))
     assert 'command was predict, now decode; prompts was ["cat"], now ["xxx' in told
     assert "…; more was null, now 1; and 2 more. write" in told
-    assert "now not there" in refused(path, Header("predict", HEADER.settings, {}))
+    assert "now missing" in refused(output, Header("predict", RUN.settings, {}))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("palidecode_journal", 2, "its schema is 2, not 1."),
         ("version", "0.0.0", f"version was 0.0.0, now {__version__}."),
-        ("settings", {}, 'task was null, now "detect"'),
+        ("settings", {}, 'prompts was null, now ["cat"]'),
+        ("settings", [], "is not the header of a run"),
     ],
 )
-def test_other_schemas_and_versions_are_refused(path, key, value, told):
-    row = HEADER.as_row() | {key: value}
-    path.write_bytes(encode_row(row) + encode_row(ROWS[0]))
-    assert told in refused(path)
+def test_other_versions_and_headers_are_refused(output, header, key, value, told):
+    written(output)
+    header.write_bytes(encode_row(RUN.as_row() | {key: value}))
+    assert told in refused(output)
 
 
-def test_what_is_no_journal_is_left_alone(path):
-    path.write_bytes(encode_row(ROWS[0]))
-    assert "line 1 is not a journal's" in refused(path)
-    path.write_text('{"image": "mine"}\n')
-    assert "line 1 is damaged" in refused(path)
+def test_what_is_no_header_is_left_alone(output, header):
+    written(output)
+    header.write_bytes(encode_row({"image": "a.jpg"}))
+    assert "is not the header of a run" in refused(output)
 
 
-def test_restart_forgets(path):
-    written(path)
-    other = Header("decode", {}, {})
-    with Journal(path) as journal:
-        assert not journal.begin(other, restart=True)
-    assert read(path, other) == []
+def test_restart_discards(output):
+    shard = written(output)
+    with Journal(output) as journal:
+        journal.begin(OTHER, restart=True)
+        assert journal.shards() == []
+        save(journal.folder)
+    assert names(output) == sorted([shard.name, HEADER])
+    with Journal(output) as journal:
+        journal.begin(OTHER)
 
 
-def test_two_at_once_are_refused(path):
-    with Journal(path) as journal:
-        journal.begin(HEADER)
-        with pytest.raises(InputError, match="another process is writing it"):
-            Journal(path).__enter__()
-    assert read(path) == []
+def test_two_at_once_are_refused(output):
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        with pytest.raises(InputError, match=r"coco\.json\.shards: another process is writing it"):
+            Journal(output).__enter__()
+        save(journal.folder)
+    assert len(names(output)) == 2
 
 
-def test_one_that_was_deleted_meanwhile_is_opened_again(path, monkeypatch):
+def test_one_that_was_deleted_meanwhile_is_opened_again(output, header, monkeypatch):
     """The other process may end between our opening of the file and our locking it."""
     import fcntl
 
-    written(path)
+    written(output)
     locked = []
 
     def flock(number, how):
         if not locked:
-            path.unlink()
+            for path in shards_folder(output).iterdir():
+                path.unlink()
+            shards_folder(output).rmdir()
         locked.append(number)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with Journal(path) as journal:
-        assert not journal.begin(HEADER)
-        journal.append(ROWS)
+    with Journal(output) as journal:
+        journal.begin(OTHER)
+        save(journal.folder)
     assert len(locked) == 2
-    assert len(path.read_bytes().splitlines()) == 6
+    assert json.loads(header.read_bytes())["command"] == "decode"
 
 
-def test_a_journal_without_rows_leaves_no_file_and_is_nobodys(path):
-    with Journal(path):
-        assert path.exists()
-    assert not path.exists()
-    with Journal(path) as journal:
-        journal.begin(HEADER)
-        kept = path.read_bytes()
-    assert not path.exists()
-    path.write_bytes(kept)  # as after a kill
-    with Journal(path) as journal:
-        assert not journal.begin(Header("decode", {}, {}))
-        journal.append(ROWS)
-    assert read(path, Header("decode", {}, {})) == ROWS
+def test_a_folder_without_shards_is_deleted_and_fits_any_run(output, header):
+    with Journal(output):
+        assert header.exists()
+    assert not shards_folder(output).exists()
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        kept = header.read_bytes()
+    assert not shards_folder(output).exists()
+    shards_folder(output).mkdir()
+    header.write_bytes(kept)  # as after a kill
+    written(output, OTHER)
+    with Journal(output) as journal:
+        journal.begin(OTHER)
 
 
-def test_a_removed_journal_is_not_the_next_ones(path):
-    with Journal(path) as journal:
-        journal.begin(HEADER)
-        journal.remove()
-        written(path)
-    assert read(path) == ROWS
+def test_a_removed_folder_is_not_the_next_ones(output):
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        save(journal.folder)
+        output.write_text("{}")
+        journal.remove(output)
+        assert sorted(path.name for path in output.parent.iterdir()) == ["coco.json"]
+        shard = written(output, OTHER)
+    assert names(output) == sorted([shard.name, HEADER])
+    assert read_shard(shards_folder(output) / shard.name) == shard
 
 
-def test_a_place_that_can_not_be_written(tmp_path):
+def test_a_folder_that_can_not_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"journal\.jsonl: can't be written: "):
-        Journal(journal_path(tmp_path / "file" / "coco.json")).__enter__()
+    with pytest.raises(InputError, match=r"coco\.json\.shards: can't be written: "):
+        Journal(tmp_path / "file" / "coco.json").__enter__()
+    with pytest.raises(InputError, match="is a directory; name a file to write"):
+        Journal(tmp_path).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_files_are_hashed(tmp_path):
@@ -269,72 +285,36 @@ def test_leftovers_of_dead_processes_are_deleted(tmp_path):
     )
     for file in (dead, living, foreign):
         file.touch()
+    folder = tmp_path / f".coco.json.{2**22 + 2}.part"
+    folder.mkdir()
+    (folder / "0123.json").touch()
     remove_leftovers(tmp_path / "coco.json")
     assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
-
-
-# -- rows of pictures ----------------------------------------------------------------------
-
-
-def same(found: Detections, other: Detections) -> bool:
-    arrays = ("xyxy", "scores", "image_index", "sizes", "codes", "has_mask")
-    return (
-        all(
-            np.array_equal(a := getattr(found, name), b := getattr(other, name), equal_nan=True)
-            and a.dtype == b.dtype
-            for name in arrays[:2]
-        )
-        and all(
-            np.array_equal(getattr(found, name), getattr(other, name))
-            and getattr(found, name).dtype == getattr(other, name).dtype
-            for name in arrays[2:]
-        )
-        and (found.labels, found.rles, found.issues) == (other.labels, other.rles, other.issues)
-    )
-
-
-def test_detections_to_rows_and_back_exactly():
-    texts = [f"{answer('cat', codes=CODES)} ; {answer('dog')} ; oh", "", answer("ü \u2028")]
-    found = decode(texts, [(333, 77), (64, 64), (1000, 3)], scores=[[0.1, 1 / 3], [], None])
-    pictures = [PictureFile(None, f"{number}.jpg") for number in range(3)]
-    rows = json.loads(json.dumps(picture_rows(pictures, found), allow_nan=False))
-    assert same(detections_of(rows, codes_id=found.codes_id), found)
-    assert [row["image"] for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert rows[0]["masks"] == [bytes(CODES).hex(), None]
-    assert rows[0]["issues"][0][0] == "stray_text"
-    assert rows[2]["scores"] == [None]
-    assert same(detections_of([]), decode([], []))
-
-
-def test_rows_with_rle():
-    rle = Rle(size=[64, 64], counts="PPP1")
-    found = decode([f"{answer('cat')} ; {answer('dog')}"], [(64, 64)])
-    found.has_mask[0] = True
-    given = Detections(**{**vars(found), "rles": [rle, None]})
-    rows = json.loads(json.dumps(picture_rows([PictureFile(None, "a")], given)))
-    assert same(detections_of(rows), given)
 
 
 # -- the command ---------------------------------------------------------------------------
 
 
-def test_a_kept_journal_of_decode(tmp_path, capsys):
+def test_kept_shards_of_decode(tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
     row = {"output": answer("cat"), "width": 64, "height": 64}
     answers.write_text(json.dumps(row) + "\n{\n")
     words = ["decode", str(answers), "-o", str(tmp_path / "coco.json"), "--keep-journal"]
     assert main(words) == 1
     first = (tmp_path / "coco.json").read_bytes()
-    kept = journal_path(tmp_path / "coco.json").read_bytes()
-    assert json.loads(kept.splitlines()[-1])["rows"] == 2
+    (kept,) = shards_folder(tmp_path / "coco.json").glob("*.json")
+    assert len(read_shard(kept)) == 2
+    before = kept.stat().st_mtime_ns
     assert main(words) == 1
+    assert kept.stat().st_mtime_ns == before
+    assert "resuming: 1 rows are finished" in capsys.readouterr().err
     assert (tmp_path / "coco.json").read_bytes() == first
     failed = json.loads((tmp_path / FAILURES).read_text())
     assert (failed["output"], failed["line"]) == ("coco.json", 2)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "answers.jsonl",
         "coco.json",
-        "coco.json.journal.jsonl",
+        "coco.json.shards",
         FAILURES,
     ]
 

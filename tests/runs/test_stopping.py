@@ -21,7 +21,7 @@ def test_the_first_signal_is_noted_the_second_interrupts(number, capfd):
             os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     assert capfd.readouterr().err == (
-        "palidecode: stopping after this batch (Ctrl-C again: at once)\n"
+        "palidecode: stopping after this batch (Ctrl-C again: immediately)\n"
     )
 
 

@@ -27,7 +27,7 @@ from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
 from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
-from palidecode.runs.prediction import find_pictures
+from palidecode.runs.pictures import find_pictures
 from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.weights import state_to_hf

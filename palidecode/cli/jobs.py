@@ -1,0 +1,169 @@
+"""Long runs: their options, and a job that runs in this process or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palidecode.cli.output import RESUMABLE, Output
+from palidecode.coco.shards import Result
+from palidecode.coco.writing import CocoOptions
+from palidecode.files import writes_through
+from palidecode.runs.journal import shards_folder
+from palidecode.runs.local import RunOptions, Watch, WrittenCoco, write_coco
+from palidecode.runs.stopping import run_stoppable
+
+if TYPE_CHECKING:
+    from palidecode.runs.answers import DecodeJob
+    from palidecode.runs.pictures import PredictJob
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Options of a run on a cluster.
+
+    Attributes
+    ----------
+    ray : str, optional
+        Address of the cluster; without it the run stays in this process.
+    workers, worker_cpus, worker_gpus
+        Number of workers, and the CPUs and GPUs of each.
+    shard_size : int, optional
+        Rows that are finished together.
+    pictures : str, optional
+        Directory of the pictures that a COCO or JSON Lines file names.
+    """
+
+    ray: str | None = None
+    workers: int | None = None
+    worker_cpus: float = 1.0
+    worker_gpus: float | None = None
+    shard_size: int | None = None
+    pictures: str | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End of a run that wasn't interrupted: what it wrote, and how long it took in seconds."""
+
+    written: WrittenCoco
+    seconds: float
+    loading: float
+
+
+def add_ray(parser: argparse.ArgumentParser, *, pictures: bool = False) -> None:
+    """Add the options of commands that can run on a cluster."""
+    group = parser.add_argument_group(
+        "cluster",
+        "With --ray, workers on a Ray cluster share the run. Every machine must see the input, "
+        "the model and the output's directory.",
+    )
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on the cluster of this machine (auto), on HOST:PORT, or without ADDRESS on all "
+        "cores of this machine",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="number of workers (default: as many as fit)"
+    )
+    group.add_argument(
+        "--worker-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default: 1)"
+    )
+    if pictures:
+        group.add_argument(
+            "--worker-gpus",
+            type=float,
+            metavar="N",
+            help="GPUs of each (default: 1 if the cluster has any)",
+        )
+        group.add_argument(
+            "--pictures",
+            metavar="DIR",
+            help="directory of the pictures, when a COCO .json or a .jsonl names them",
+        )
+    default = "64 pictures" if pictures else "1024 answers"
+    group.add_argument(
+        "--shard-size",
+        type=int,
+        metavar="N",
+        help=f"rows that are finished together (default: {default})",
+    )
+
+
+def run_job(
+    job: PredictJob | DecodeJob,
+    items: Iterable[Any],
+    source: Sequence[Path],
+    path: Path,
+    coco: CocoOptions,
+    run: RunOptions,
+    ray: RayOptions,
+    output: Output,
+    doing: str,
+    on_result: Callable[[Sequence[Any], Result], None] = lambda items, result: None,
+) -> Finish | int:
+    """Run a job on `items`, or with `ray` on the rows of `source`.
+
+    Returns
+    -------
+    Finish or int
+        The exit code where the run was interrupted.
+    """
+    if writes_through(path):  # a pipe or a device has no directory of its own
+        run = replace(run, no_journal=True)
+    loading, unit = [0.0], "pictures" if job.once else "rows"
+    finished: list[WrittenCoco] = []
+    began = time.perf_counter()
+
+    def work(check: Callable[[], None]) -> int:
+        def begin(rows: int) -> None:
+            if rows:
+                output.resumed(f"{rows} {unit}", shards_folder(path))
+
+        def count(rows: int) -> None:
+            bar.update(rows)
+            check()
+
+        with output.progress(doing, len(items) if isinstance(items, list) else None) as bar:
+            watch = Watch(begin, loading.append, on_result, count)
+            if ray.ray is None:
+                finished.append(write_coco(job, items, path, coco, run, watch))
+            else:
+                # Ray is an optional dependency, and not needed by most runs.
+                from palidecode.ray_data.running import found_in, write
+
+                found = found_in(
+                    job,
+                    source if len(source) > 1 else source[0],
+                    images=ray.pictures,
+                    concurrency=ray.workers,
+                    num_cpus=ray.worker_cpus,
+                    num_gpus=ray.worker_gpus,
+                    shard_size=ray.shard_size,
+                )
+                finished.append(write(found, path, coco, run, watch))
+        return 0
+
+    with ExitStack() as stack:
+        if ray.ray is not None:
+            from palidecode.ray_data.cluster import connected
+
+            if output.json:  # Ray prints what it reports of workers, which is no JSON
+                stack.enter_context(redirect_stdout(sys.stderr))
+            stack.enter_context(connected(ray.ray))
+        if run.no_journal:
+            work(lambda: None)
+        else:
+            code = run_stoppable(lambda stopping: work(stopping.check), RESUMABLE)
+            if not finished:
+                return code
+    return Finish(finished[0], time.perf_counter() - began - sum(loading), sum(loading))

@@ -1,0 +1,80 @@
+"""Jobs of a run: the interface of `PredictJob`, `DecodeJob` and `RowsJob`.
+
+A job is a few plain options that go to every process; what works there is loaded from it once.
+One process works through a job's rows in a loop (`palidecode.runs.local`), Ray's actors share
+them (`palidecode.ray_data`): everything that decides a number is in the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from palidecode.coco.shards import Result
+
+Record = Mapping[str, Any]
+"""A row of a Ray Dataset; values that are null are missing."""
+FailedBy = Literal["image", "line"]
+
+Item = TypeVar("Item")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+
+
+class Worker(Protocol[Item_contra]):
+    """Does the work of a job with what was loaded."""
+
+    def __call__(self, items: Sequence[Item_contra]) -> Result:
+        """Work on one batch; the result depends on its items alone, not on earlier ones."""
+
+
+class Job(Protocol[Item]):
+    """A job; small enough to be sent to every process.
+
+    Attributes
+    ----------
+    command : str
+        Of its header.
+    columns : tuple of str
+        Columns of a Dataset that decide the result.
+    once : bool
+        No picture may come twice.
+    failed_by : {"image", "line"}
+        How rows that failed are listed.
+    batch_size : int
+        Rows that are worked on together.
+    names : tuple of str
+        The names that are asked for, where these are known.
+    """
+
+    command: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    once: ClassVar[bool]
+    failed_by: ClassVar[FailedBy]
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options that decide a number of the output."""
+
+    def files(self) -> dict[str, Path]:
+        """Return the files that do, by a name for messages."""
+
+    def info(self) -> dict[str, Any]:
+        """Return the entries of the COCO file's ``info``."""
+
+    def item(self, record: Record) -> Item:
+        """Return the item of a row of a Dataset."""
+
+    def key(self, item: Item) -> bytes:
+        """Return the key of an item: other items, or changed ones, have other keys."""
+
+    def mended(self, item: Item) -> bool:
+        """Return whether an item that failed could be used now."""
+
+    def load(self, threads: int | None = None) -> Worker[Item]:
+        """Load what it takes; by default with as many threads as there are cores."""

@@ -1,0 +1,294 @@
+"""Pictures of files and folders, and the job that asks a model about them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from PIL import Image
+
+from palidecode.coco.shards import Result, key_of
+from palidecode.codec.weights import GOOGLE_ID, find_weights
+from palidecode.errors import InputError
+from palidecode.files import PICTURES, open_encoded, open_picture
+from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder
+from palidecode.pipeline.checkpoint import describe, locate
+from palidecode.prompts import Task, what_to_ask
+from palidecode.runs.jobs import FailedBy, Record, Worker
+from palidecode.runs.rows import detections_of
+
+
+class PictureFile(NamedTuple):
+    """A picture and its name in the output, which is its path within the folder given.
+
+    `data`, the content of its file, goes before `path`.
+    """
+
+    path: str
+    name: str
+    data: bytes | None = None
+
+    def open(self) -> Image.Image:
+        """Open the picture, as `open_picture` does."""
+        if self.data is None:
+            return open_picture(self.path)
+        return open_encoded(self.data, self.name)
+
+
+class Unread(NamedTuple):
+    """A picture that can't be used."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of a prediction; plain values only.
+
+    Attributes
+    ----------
+    model : ModelOptions
+    task : {"detect", "segment"}
+    prompts : tuple of str
+        All are asked of every picture, and their objects put together.
+    names : tuple of str
+        The names that they ask for, where these are known.
+    min_score : float
+        Objects below it are skipped.
+    ask : AskOptions
+    batch_size : int
+        Pictures that are predicted together, which decides the last bits.
+    """
+
+    model: ModelOptions
+    task: Task
+    prompts: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    min_score: float = 0.0
+    ask: AskOptions = field(default_factory=AskOptions)
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.ask.grammar is True:  # the same in a header, however it was asked for
+            object.__setattr__(self, "ask", replace(self.ask, grammar=GrammarOptions()))
+
+
+def predict_options(
+    model: ModelOptions,
+    *,
+    prompt: str | None = None,
+    task: Task | None = None,
+    classes: Sequence[str] | None = None,
+    per_class: bool = False,
+    min_score: float = 0.0,
+    ask: AskOptions | None = None,
+    batch_size: int = 8,
+) -> PredictOptions:
+    """Look at a checkpoint, and work out what to ask of it.
+
+    Parameters
+    ----------
+    model : ModelOptions
+        A hub model's revision is looked up and kept.
+    prompt, task, classes, per_class
+        See `what_to_ask`; by default all classes that the model's folder lists.
+    min_score, ask, batch_size
+        See `PredictOptions`.
+
+    Raises
+    ------
+    InputError
+        For a model or prompt that can't be used.
+    """
+    notes = describe(model.model, model.revision)
+    asked = what_to_ask(task, prompt, classes, notes.classes, per_class)
+    if notes.source != model.model:  # "name@commit"
+        model = replace(model, revision=notes.source.rpartition("@")[2])
+    return PredictOptions(
+        model,
+        asked.task,
+        asked.prompts,
+        tuple(asked.names),
+        min_score,
+        ask or AskOptions(),
+        batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Asks a model about pictures."""
+
+    options: PredictOptions
+
+    command: ClassVar[str] = "predict"
+    columns: ClassVar[tuple[str, ...]] = ("image", "path", "bytes", "line", "problem")
+    once: ClassVar[bool] = True
+    failed_by: ClassVar[FailedBy] = "image"
+
+    @property
+    def batch_size(self) -> int:
+        return self.options.batch_size
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.options.names
+
+    def settings(self) -> dict[str, Any]:
+        settings = asdict(self.options)
+        del settings["batch_size"]
+        # The hashes of their files say more than their names.
+        for name in ("model", "device", "tokenizer", "codec", "revision"):
+            del settings["model"][name]
+        return settings
+
+    def files(self) -> dict[str, Path]:
+        model = self.options.model
+        path, _ = locate(model.model, model.revision)
+        if path.is_dir():
+            found = [*path.glob("*.json"), *path.glob("*.safetensors")]
+        else:
+            beside = (path.parent / name for name in ("tokenizer.json", "palidecode.json"))
+            found = [path, *(file for file in beside if file.exists())]
+        files = {file.name: file for file in sorted(found)}
+        if model.tokenizer is not None:
+            files["tokenizer.json"] = Path(model.tokenizer)
+        if self.options.task == "segment":
+            codes_id = describe(model.model, model.revision).codes_id
+            files["mask codec"] = find_weights(
+                model.codec or (None if codes_id == GOOGLE_ID else codes_id)
+            )
+        return files
+
+    def info(self) -> dict[str, Any]:
+        options = self.options
+        source = describe(options.model.model, options.model.revision).source
+        info = {"model": source, "task": options.task, "prompts": list(options.prompts)}
+        return info | ({"asked": list(options.names)} if options.names else {})
+
+    def item(self, record: Record) -> PictureFile | Unread:
+        path, data = record.get("path"), record.get("bytes")
+        name = record.get("image") or (path and Path(path).name) or f"row {record.get('line', '?')}"
+        if "problem" in record:
+            return Unread(name, record["problem"])
+        if path is None and data is None:
+            return Unread(name, f"{name}: has neither 'path' nor 'bytes'")
+        return PictureFile(path or name, name, data)
+
+    def key(self, item: PictureFile | Unread) -> bytes:
+        if isinstance(item, Unread):
+            return key_of("unread", *item)
+        if item.data is not None:
+            return key_of("bytes", item.name, hashlib.blake2b(item.data).hexdigest())
+        try:
+            found = os.stat(item.path)
+        except OSError:
+            return key_of("missing", item.name)
+        return key_of("file", item.name, found.st_size, found.st_mtime_ns)
+
+    def mended(self, item: PictureFile | Unread) -> bool:
+        if isinstance(item, Unread):
+            return False
+        try:
+            item.open()
+        except InputError:
+            return False
+        return True
+
+    def load(self, threads: int | None = None) -> Worker[PictureFile | Unread]:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        decoder = PaliDecoder.from_options(self.options.model, threads=threads)
+        return _Predictor(decoder, self.options)
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    decoder: PaliDecoder
+    options: PredictOptions
+
+    def __call__(self, items: Sequence[PictureFile | Unread]) -> Result:
+        opened, rows, reasons = [], [], {}
+        for row, item in enumerate(items):
+            try:
+                if isinstance(item, Unread):
+                    raise InputError(item.reason)
+                opened.append(item.open())
+                rows.append(row)
+            except InputError as error:
+                reasons[row] = str(error)
+        options, found = self.options, detections_of([])
+        # Features kept from another batch differ from this one's in their last bits.
+        self.decoder.forget_pictures()
+        if opened:
+            found = self.decoder.ask(
+                options.task, opened, options.prompts, options.ask, options.batch_size
+            )
+            found = found.select(~(found.scores < options.min_score))  # an unknown score stays
+        return Result(found, rows, [item.name for item in items], reasons)
+
+
+def find_pictures(inputs: Sequence[str | os.PathLike[str]]) -> list[PictureFile]:
+    """List the pictures of files and folders (and the folders in them), in order of their names.
+
+    Raises
+    ------
+    InputError
+        If one doesn't exist or holds no picture, or two would have the same name.
+    """
+    return list(each_picture(inputs))
+
+
+def each_picture(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[PictureFile]:
+    """Yield what `find_pictures` lists: of a folder of millions only the names are held."""
+    names: set[str] = set()
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found = _inside(os.fspath(path), "")
+        elif path.is_file():
+            found = iter([PictureFile(os.fspath(path), path.name)])
+        else:
+            raise InputError(f"{path}: no such picture or folder")
+        none = True
+        for item in found:
+            none = False
+            if len(inputs) > 1:  # within one folder names differ
+                if item.name in names:
+                    text = f"two pictures would be named {item.name!r}: predict their folders apart"
+                    raise InputError(text)
+                names.add(item.name)
+            yield item
+        if none:
+            raise InputError(f"{path}: no picture in it ({', '.join(PICTURES)})")
+
+
+def _inside(folder: str, prefix: str) -> Iterator[PictureFile]:
+    """Pictures of a folder and the folders in it, by name; links to folders aren't followed."""
+    folders: set[str] = set()
+    names: list[str] = []
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() not in PICTURES:
+                continue
+            elif not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
+                continue  # a pipe, a link to nothing or to itself
+            names.append(entry.name)
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        if name in folders:
+            yield from _inside(path, f"{prefix}{name}/")
+        else:
+            yield PictureFile(path, prefix + name)

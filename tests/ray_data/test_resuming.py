@@ -1,0 +1,138 @@
+"""A run that was begun on one machine is finished on Ray, and the other way round."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from palidecode import ray_data
+from palidecode.cli import main
+from palidecode.coco.writing import CocoOptions, MaskFormat
+from palidecode.errors import InputError
+from palidecode.ray_data.running import write
+from palidecode.runs.journal import shards_folder
+from palidecode.runs.local import RunOptions, Watch
+from palidecode.runs.stopping import StopAsked
+from tests.ray_data.samples import (
+    BATCH,
+    MAKE,
+    MARKS,
+    PICTURES,
+    WORDS_OF,
+    one,
+    pictures_of,
+    predict_words,
+    predicted,
+    printed,
+    same,
+)
+
+pytestmark = MARKS
+KEEP = RunOptions(keep_journal=True)
+
+
+def shards_of(output):
+    return list(shards_folder(output).glob("*.json"))
+
+
+def options_of(found):
+    return CocoOptions(list(found.job.names) or None, form=MaskFormat("rle"))
+
+
+def stopped_on_ray(found, output, most):
+    """Rows that were done when it stopped."""
+    done = []
+
+    def count(rows):
+        done.append(rows)
+        if sum(done) >= most:
+            raise StopAsked
+
+    with pytest.raises(StopAsked):
+        write(found, output, options_of(found), watch=Watch(rows=count))
+    return sum(done)
+
+
+@pytest.mark.parametrize("name", ["decoded", "predicted"])
+def test_killed_on_one_machine_and_finished_on_ray(place, tmp_path, name, capsys):
+    output = tmp_path / f"{name}.json"
+    words = WORDS_OF[name](place, output)
+    log = tmp_path.parent / f"{name}.log"
+    with log.open("wb") as file:
+        alone = subprocess.Popen([sys.executable, "-m", "palidecode", *words], stderr=file)
+        while len(shards_of(output)) < 2:
+            assert alone.poll() is None, log.read_text()
+            time.sleep(0.001)
+        alone.send_signal(signal.SIGKILL)
+        alone.wait()
+    assert not output.exists()
+    assert main([*words, "--ray", "auto", "--workers", "2", "--worker-cpus", "0.5", "--json"]) == 1
+    assert printed(capsys)["resumed"] >= 2 * BATCH
+    same(place, tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["decoded", "predicted"])
+def test_stopped_on_ray_and_finished_on_one_machine(place, tmp_path, name, capsys):
+    output = tmp_path / f"{name}.json"
+    done = stopped_on_ray(MAKE[name](place), output, 16)
+    assert main([*WORDS_OF[name](place, output), "--json"]) == 1
+    assert printed(capsys)["resumed"] >= done
+    same(place, tmp_path, name)
+
+
+@pytest.mark.parametrize("size", [4, 12, 100])
+def test_another_shard_size(place, tmp_path, size):
+    output = tmp_path / "predicted.json"
+    done = stopped_on_ray(predicted(place, shard_size=8), output, 16)
+    found = predicted(place, shard_size=size)
+    written = write(found, output, options_of(found), KEEP)
+    assert written.kept >= done
+    assert output.read_bytes() == one(place, "predicted")[0]
+    found = predicted(place, shard_size=20)
+    written = write(found, output, options_of(found))
+    assert written.kept == PICTURES
+    same(place, tmp_path, "predicted")
+
+
+def test_another_batch_size(place, tmp_path):
+    output = tmp_path / "predicted.json"
+    found = predicted(place)
+    write(found, output, options_of(found), KEEP)
+    found = predicted(place, batch_size=3)
+    assert write(found, output, options_of(found)).kept == PICTURES
+    assert output.read_bytes() == one(place, "predicted")[0]
+
+
+def test_a_picture_that_sorts_first_keeps_the_others(place, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(place / "pictures", pictures)
+    output = tmp_path / "out" / "predicted.json"
+    first = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    assert first.kept == 0
+    shutil.copy(pictures_of(place)[0][1], pictures / "!.png")
+    second = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    assert (second.rows, second.kept) == (PICTURES + 1, PICTURES + 1 - BATCH)
+    names = [image["file_name"] for image in json.loads(output.read_text())["images"]]
+    assert names[0] == "!.png"
+    assert names[1:] == [
+        image["file_name"] for image in json.loads(one(place, "predicted")[0])["images"]
+    ]
+    words = predict_words(place, output)
+    words[1] = str(pictures)
+    whole = output.read_bytes()
+    assert main([*words, "--json"]) == 1
+    assert printed(capsys)["resumed"] == PICTURES + 1
+    assert output.read_bytes() == whole
+
+
+def test_keywords_that_do_not_exist_are_refused_before_anything_starts(tmp_path):
+    with pytest.raises(TypeError, match="scroe"):
+        ray_data.predict(tmp_path, model="nowhere", scroe="box")
+    with pytest.raises(InputError, match="score"):
+        ray_data.predict(tmp_path, model="nowhere", score="bxo")

@@ -7,13 +7,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from palidecode.answers.jsonl import AnswerRow
 from palidecode.cli.jobs import RayOptions, add_ray, run_job
 from palidecode.cli.options import (
     add_answers,
     add_journal,
     add_output,
-    decode_one,
-    decoding,
     fill,
 )
 from palidecode.cli.output import DONE, SKIPPED, Output, counted
@@ -88,7 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode decode``."""
-    output, ray, options = fill(Output, args), fill(RayOptions, args), decoding(args)
+    output, ray, options = fill(Output, args), fill(RayOptions, args), fill(DecodeOptions, args)
     form = fill(MaskFormat, args)
     coco = fill(CocoOptions, args, categories=read_categories(args.categories), form=form)
     if (args.text is None) == (args.answers is None):
@@ -155,10 +154,11 @@ def _decode_text(
     """Decode one answer to a table, and to a COCO file where one is asked for."""
     if options.size is None:
         raise InputError("--text needs the picture's size: --size 640x480")
-    found = decode_one(text, options.size, AnswerDecoder.load(options))
+    row = AnswerRow(1, "", options.size, text)
+    detections, _ = AnswerDecoder.load(options).decode([row])
     report = CocoReport()
     dataset = to_coco(
-        found,
+        detections,
         categories=coco.categories,
         segmentation=coco.form.segmentation,
         match=coco.match,
@@ -170,9 +170,11 @@ def _decode_text(
     if path is not None:
         with replacing(path) as file:
             json.dump(dataset, file, ensure_ascii=False)
-    issues = [{"kind": i.kind.value, "span": i.span, "text": i.text} for _, i in found.issues]
+    issues = [{"kind": i.kind.value, "span": i.span, "text": i.text} for _, i in detections.issues]
     lines = []
-    for label, box, mask in zip(found.labels, found.xyxy.tolist(), found.has_mask, strict=True):
+    for label, box, mask in zip(
+        detections.labels, detections.xyxy.tolist(), detections.has_mask, strict=True
+    ):
         corners = "  ".join(f"{value:8.1f}" for value in box)
         lines.append(f"{corners}  {'mask' if mask else '    '}  {label}")
     if lines or output.json:

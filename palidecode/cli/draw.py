@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from palidecode.answers.jsonl import AnswerRow, Problem
-from palidecode.cli.options import add_answers, add_output, answers_in, decode_one, decoding, fill
+from palidecode.answers.jsonl import AnswerRow
+from palidecode.cli.options import add_answers, add_output, fill
 from palidecode.cli.output import DONE, SKIPPED, Output
 from palidecode.coco.detections import read_detections
 from palidecode.coco.skips import Skip
@@ -17,7 +16,7 @@ from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, open_picture, png_names, replacing
-from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
+from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions, by_picture, decode_rows
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _Problem: TypeAlias = tuple[int, str]
@@ -72,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Run ``palidecode draw``."""
     output, style = fill(Output, args), fill(_Style, args)
     if args.text is not None:
-        decoder = AnswerDecoder.load(decoding(args))
-        return _draw_text(args.text, args.source, args.output, decoder, style, output)
+        options = fill(DecodeOptions, args)
+        return _draw_text(args.text, args.source, args.output, options, style, output)
     if args.images is None:
         raise InputError("name the directory of the pictures: --images DIR")
     problems: list[_Problem] = []
@@ -81,11 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if args.source.suffix == ".json":
         detections, names, skipped = _from_coco(args.source)
     else:
-        rows = answers_in(args.source, args.images, args.size)
-        detections, names, problems = _from_answers(
-            args.source, rows, AnswerDecoder.load(decoding(args))
-        )
-    failed = _draw_all(detections, names, args.images, args.output, style, output)
+        detections, names, problems = _from_answers(args.source, fill(DecodeOptions, args))
+    failed = _draw_all(detections, names, Path(args.images), args.output, style, output)
     problems += failed
     written = len(names) - len(failed)
     data = {
@@ -107,13 +103,13 @@ def _from_coco(path: Path) -> tuple[Detections, list[str], list[Skip]]:
 
 
 def _from_answers(
-    path: Path, rows: Iterator[AnswerRow | Problem], decoder: AnswerDecoder
+    path: Path, options: DecodeOptions
 ) -> tuple[Detections, list[str], list[_Problem]]:
     """Decode answers; return their objects, the names of the pictures, and what was skipped."""
-    read = list(rows)
-    if not read:
+    rows = list(DecodeJob(options).items(path))
+    if not rows:
         raise InputError(f"{path}: no answers in this file")
-    ((answers, decoded, skipped),) = decode_rows(read, decoder, len(read) + 1)
+    ((answers, decoded, skipped),) = decode_rows(rows, AnswerDecoder.load(options), len(rows))
     detections, names = by_picture(answers, decoded)
     return detections, names, [(problem.line, problem.reason) for problem in skipped]
 
@@ -145,11 +141,12 @@ def _draw_all(
 
 
 def _draw_text(
-    text: str, source: Path, target: Path, decoder: AnswerDecoder, style: _Style, output: Output
+    text: str, source: Path, target: Path, options: DecodeOptions, style: _Style, output: Output
 ) -> int:
     """Draw one answer on its picture."""
     image = open_picture(source)
-    detections = decode_one(text, image.size, decoder)
+    row = AnswerRow(1, source.name, image.size, text)
+    detections, _ = AnswerDecoder.load(options).decode([row])
     drawn = draw(image, detections, alpha=style.alpha, font=style.font)
     if target.suffix.lower() not in _PICTURES:
         target /= f"{source.stem}.png"

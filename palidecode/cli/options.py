@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from palidecode.answers.jsonl import AnswerRow, Problem, read_rows
 from palidecode.coco.categories import Match
-from palidecode.detections import Detections, decode
 from palidecode.errors import InputError
 from palidecode.files import check_size
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
-from palidecode.runs.answers import AnswerDecoder, DecodeOptions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -75,9 +70,9 @@ def add_codec(parser: argparse.ArgumentParser, divisor: int = DEFAULT_DIVISOR) -
 
 
 def add_answers(parser: argparse.ArgumentParser) -> None:
-    """Add the options of commands that read answers."""
+    """Add the options of `DecodeOptions`, of commands that read answers."""
     group = parser.add_argument_group("pictures and labels")
-    group.add_argument("--images", type=Path, metavar="DIR", help="directory of the pictures")
+    group.add_argument("--images", metavar="DIR", help="directory of the pictures")
     group.add_argument(
         "--size",
         type=_size,
@@ -87,7 +82,6 @@ def add_answers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
     group.add_argument(
         "--tokenizer",
-        type=Path,
         metavar="FILE",
         help="tokenizer.json that turns token_ids into labels",
     )
@@ -173,32 +167,6 @@ def add_evaluation(
         help=f"number of resamples for 95%% intervals (default: {described})",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
-
-
-def decoding(args: argparse.Namespace) -> DecodeOptions:
-    """Return the options of `add_answers`."""
-    return fill(DecodeOptions, args, images=plain(args.images), tokenizer=plain(args.tokenizer))
-
-
-def plain(path: Path | None) -> str | None:
-    """Return a path as text, which options of a run hold."""
-    return None if path is None else str(path)
-
-
-def decode_one(text: str, size: tuple[int, int], decoder: AnswerDecoder) -> Detections:
-    """Decode one answer about one picture."""
-    return decode(
-        text, size, decoder.codec, decoder.divisor, clip=decoder.clip, codes_id=decoder.codes_id
-    )
-
-
-def answers_in(
-    path: Path, images: Path | None, size: tuple[int, int] | None
-) -> Iterator[AnswerRow | Problem]:
-    """Read the answers of a file, with the sizes of their pictures."""
-    if images is not None and not images.is_dir():
-        raise InputError(f"{images}: no such directory of pictures")
-    return read_rows(path, images, size)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from palidecode.cli.jobs import Finish, RayOptions, add_ray, run_job
-from palidecode.cli.options import add_journal, add_output, fill, plain
+from palidecode.cli.options import add_journal, add_output, fill
 from palidecode.cli.output import DONE, SKIPPED, Output, counted
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import read_detections
@@ -127,7 +127,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="mask codec: a weights file, or google-oid"
     )
     group.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: the model's own)"
+        "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
     )
 
 
@@ -171,7 +171,7 @@ def _job(args: argparse.Namespace) -> PredictJob:
     grammar = False if args.no_grammar else GrammarOptions(max_objects=args.max_objects)
     over = "vocabulary" if args.no_grammar else "allowed"
     options = predict_options(
-        fill(ModelOptions, args, tokenizer=plain(args.tokenizer), codec=args.weights),
+        fill(ModelOptions, args, codec=args.weights),
         prompt=args.prompt,
         task=args.task,
         classes=category_names(read_categories(args.classes)),

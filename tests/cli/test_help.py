@@ -1,5 +1,6 @@
 """`palidecode --help` and the help of every command."""
 
+import argparse
 import subprocess
 import sys
 
@@ -8,6 +9,31 @@ import pytest
 from palidecode.cli import COMMANDS, build_parser
 
 SLOW_TO_IMPORT = {"torch", "ray", "pyarrow", "transformers", "matplotlib", "onnxruntime"}
+
+
+def subcommands(parser):
+    """Return the parsers of a parser's commands by name; none if it has no commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return action.choices
+    return {}
+
+
+def options_of(command):
+    """Yield every option of a command, and of its actions."""
+    parser = subcommands(build_parser(command))[command]
+    for each in (parser, *subcommands(parser).values()):
+        yield from (a for a in each._actions if not isinstance(a, argparse._SubParsersAction))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_with_its_default(command):
+    options = list(options_of(command))
+    assert len(options) > 1
+    for option in options:
+        assert option.help, option.option_strings
+        if option.option_strings and option.default not in (None, False, [], argparse.SUPPRESS):
+            assert "default" in option.help, option.option_strings
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -27,6 +27,8 @@ from palidecode.runs.journal import (
     write_failures,
 )
 
+_SHOWN: dict[str | tuple[str, type[Warning], int], int] = {}  # warnings that shards don't keep
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -231,7 +233,11 @@ def work(
         builder.add(keys, result)
     for item in caught:
         warning = (item.category.__name__, str(item.message))
-        if issubclass(item.category, UserWarning) and warning not in builder.shard.warnings:
+        if not issubclass(item.category, UserWarning):
+            warnings.warn_explicit(
+                item.message, item.category, item.filename, item.lineno, registry=_SHOWN
+            )
+        elif warning not in builder.shard.warnings:
             builder.shard.warnings.append(warning)
     return result
 

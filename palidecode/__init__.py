@@ -31,6 +31,7 @@ if TYPE_CHECKING or not _SOURCE:
     from palidecode.coco.categories import CategoryMap as CategoryMap
     from palidecode.coco.detections import from_coco as from_coco
     from palidecode.coco.detections import from_coco_results as from_coco_results
+    from palidecode.coco.skips import SkippedRowsWarning as SkippedRowsWarning
     from palidecode.coco.writing import CocoReport as CocoReport
     from palidecode.coco.writing import CocoWriter as CocoWriter
     from palidecode.coco.writing import MaskFormat as MaskFormat

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from palidecode.coco.categories import Category
 from palidecode.coco.reading import (
     MAX_SCORE,
-    BoxRow,
+    AnyRow,
     ImageRow,
     Row,
     Xywh,
@@ -118,7 +118,7 @@ def from_coco_results(
         read = read_predictions(results, Row, skips)
         if not read.is_list:
             raise InputError(f"{read.where}: COCO results are a list; for a dataset use from_coco")
-        truth = read_dataset(dataset, BoxRow, Skips(), needs=("images", "categories"))
+        truth = read_dataset(dataset, AnyRow, skips, needs=("images", "categories"))
     images = sized_images(truth, skips)
     rows = read.annotations.numbered()
     detections = _detections(rows, images, truth.categories, "prediction", skips)

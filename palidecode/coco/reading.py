@@ -71,6 +71,10 @@ class ImageRow(msgspec.Struct, gc=False):
     asked: list[str] | None = None
 
 
+class AnyRow(msgspec.Struct):
+    """An annotation that is not read, whatever it contains."""
+
+
 class BoxRow(msgspec.Struct, kw_only=True, gc=False):
     """An annotation or a prediction with a box; its mask is not read."""
 

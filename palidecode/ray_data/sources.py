@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.answers.jsonl import AnswerRow, read_lines, read_object, read_row
-from palidecode.coco.reading import BoxRow, read_dataset
+from palidecode.coco.reading import AnyRow, read_dataset
 from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside
@@ -91,7 +91,7 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
         If it is no COCO file, or has no image with a usable name.
     """
     skips = Skips()
-    read = read_dataset(path, BoxRow, skips, needs=("images",))
+    read = read_dataset(path, AnyRow, skips, needs=("images",))
     folder, names = os.fspath(images), []
     for offset, image in read.images.numbered():
         try:

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from palidecode import CocoReport, InputError, from_coco, from_coco_results
-from palidecode.coco.skips import SkippedRowsWarning
+from palidecode import (
+    CocoReport,
+    InputError,
+    SkippedRowsWarning,
+    from_coco,
+    from_coco_results,
+)
 
 
 def test_real_coco_annotations_are_read(shared_data):

@@ -140,9 +140,12 @@ def unwritten(path: Path, error: OSError) -> InputError:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; an `InputError` names the file and the position."""
+    """Read a JSON file, with or without a byte order mark.
+
+    An `InputError` names the file and the position.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {_reason(error)}") from error
     except RecursionError as error:
@@ -244,8 +247,9 @@ def open_encoded(data: bytes, name: str) -> Image.Image:
 
 
 def check_size(size: object) -> tuple[int, int]:
-    """Check a width and a height: positive integers of at most `MAX_PIXELS` pixels."""
+    """Check a width and a height: positive whole numbers, at most `MAX_PIXELS` pixels."""
     sides = list(size) if isinstance(size, (list, tuple)) else []
+    sides = [int(side) if isinstance(side, float) and side.is_integer() else side for side in sides]
     whole = len(sides) == 2 and all(type(side) is int for side in sides)
     if not whole or not all(0 < side <= MAX_SIDE for side in sides):
         raise InputError(f"a size must be a width and a height in pixels, both ≥ 1, got {size!r}")

@@ -240,7 +240,7 @@ def read_categories(path: Path | None) -> list[Category] | None:
         skips.warn(str(path), 2)
         return categories
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {error}") from error
     return check_categories([name.strip() for name in names if name.strip()], where=str(path))

@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import reprlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ MAX_SCORE = float(np.finfo(np.float32).max)
 _Side = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 _DAMAGE = (msgspec.MsgspecError, UnicodeError, OverflowError, RecursionError)
 _LISTS = ("images", "annotations", "categories")
+_CROWD_TEXTS = {"": 0, "0": 0, "false": 0, "1": 1, "true": 1}
 _EXPECTED = {
     "bbox": "bbox must be four finite numbers (x, y, width, height), none above 1e9",
     "segmentation": "segmentation must be polygons or an RLE",
@@ -61,6 +63,7 @@ Outline: TypeAlias = RunLengths | list[list[float]] | None
 class ImageRow(msgspec.Struct, gc=False):
     """An image; a side of 0 is unknown.
 
+    Without a ``file_name``, it is the last part of ``coco_url`` (as in LVIS).
     ``asked`` are the categories that its prompt asked for, in files that contain them.
     """
 
@@ -69,6 +72,7 @@ class ImageRow(msgspec.Struct, gc=False):
     width: _Side = 0
     height: _Side = 0
     asked: list[str] | None = None
+    coco_url: object = None
 
 
 class AnyRow(msgspec.Struct):
@@ -318,7 +322,8 @@ def _fast(source: Source, kind: Any) -> Any:
     """Return the typed content; None if something is odd."""
     try:
         if isinstance(source, (str, os.PathLike)):
-            return msgspec.json.decode(Path(source).read_bytes(), type=kind)
+            content = Path(source).read_bytes()
+            return msgspec.json.decode(content.removeprefix(BOM_UTF8), type=kind)
         return msgspec.convert(source, kind)
     except OSError as error:
         raise InputError(f"{source}: can't be read: {error.strerror or error}") from error
@@ -388,6 +393,9 @@ def _file(
     info: object,
 ) -> CocoFile[R]:
     check_unique([image.id for image in images.rows], f"{where}: images")
+    for image in images.rows:
+        if not image.file_name and isinstance(image.coco_url, str):
+            image.file_name = image.coco_url.rpartition("/")[2] or None
     asked = info.get("asked") if isinstance(info, Mapping) else None
     try:
         asked = msgspec.convert(asked, list[str] | None)
@@ -443,8 +451,15 @@ def _loosened(item: Any) -> Any:
     if not isinstance(item, Mapping):
         return item
     row = {key: _native(value) for key, value in item.items()}
-    if row.get("iscrowd", 0) is None:
-        del row["iscrowd"]
+    for key in ("iscrowd", "width", "height"):
+        if row.get(key, 0) is None:
+            del row[key]
+    crowd = row.get("iscrowd")
+    if isinstance(crowd, str):
+        row["iscrowd"] = _CROWD_TEXTS.get(crowd.strip().lower(), crowd)
+    number = row.get("category_id")
+    if isinstance(number, str) and number.isdecimal():
+        row["category_id"] = int(number)
     for key in ("id", "image_id", "category_id", "iscrowd", "width", "height"):
         value = row.get(key)
         if isinstance(value, float) and value.is_integer():

@@ -53,7 +53,7 @@ def read_mask(outline: Outline, size: tuple[int, int]) -> tuple[Rle | None, int]
     InputError
         If the mask is damaged, of another size than the picture, or has no sound ring.
     """
-    if not outline:
+    if outline is None or is_none(outline):
         return None, 0
     width, height = size
     if isinstance(outline, RunLengths):
@@ -106,10 +106,10 @@ def read_masks(outlines: Sequence[Outline], sizes: Ints) -> Masks:
         if type(outline) is RunLengths and outline.size == shape and type(outline.counts) is str:
             read.masks[row] = {"size": [*shape], "counts": outline.counts}
             (compressed if min(shape) else odd).append(row)
-        elif type(outline) is list and outline:
+        elif type(outline) is list and any(outline):
             read.masks[row] = outline
             rings.append(row)
-        elif outline:
+        elif not is_none(outline):
             odd.append(row)
         else:
             missing[row] = True
@@ -137,6 +137,11 @@ def _damaged(rows: list[int], read: Masks) -> list[int]:
         return _damaged(rows[:half], read) + _damaged(rows[half:], read) if half else rows
     read.pixels[rows] = np.diff(np.append(0, np.cumsum(runs[:, 1]))[ends], prepend=0)
     return []
+
+
+def is_none(outline: Outline) -> bool:
+    """Return True for "no segmentation": None, no ring, or empty rings only."""
+    return not outline or (isinstance(outline, list) and not any(outline))
 
 
 def as_rle(mask: Mask, width: int, height: int) -> Rle:

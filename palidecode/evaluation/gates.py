@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 from palidecode.errors import InputError
 
+TOLERANCE = 1e-9
+"""A perfect AP is computed as 0.9999999999999998."""
+
 
 def read_limits(texts: Iterable[str], known: Collection[str]) -> dict[str, float]:
     """Parse limits such as ``AP=0.5``.
@@ -57,7 +60,7 @@ def below(numbers: Mapping[str, float | None], limits: Mapping[str, float]) -> d
     Returns
     -------
     dict of str to float
-        The missed ones of `limits`.
+        The missed ones of `limits`, each by more than `TOLERANCE`.
 
     Examples
     --------
@@ -67,6 +70,6 @@ def below(numbers: Mapping[str, float | None], limits: Mapping[str, float]) -> d
     missed = {}
     for name, limit in limits.items():
         number = numbers[name]
-        if number is None or not number >= limit:
+        if number is None or not number >= limit - TOLERANCE:
             missed[name] = limit
     return missed

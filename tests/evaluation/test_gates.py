@@ -34,3 +34,8 @@ def test_unknown_names_list_the_known_ones():
 def test_values_that_are_no_number_are_refused(text):
     with pytest.raises(InputError, match="not NAME=VALUE, for instance AP="):
         read_limits([text], KNOWN)
+
+
+def test_a_perfect_number_reaches_1_in_spite_of_rounding():
+    assert below({"AP": 0.9999999999999998}, {"AP": 1.0}) == {}
+    assert below({"AP": 1 - 1e-8}, {"AP": 1.0}) == {"AP": 1.0}

@@ -166,7 +166,7 @@ def union(rles: Sequence[Rle], size: tuple[int, int]) -> Rle:
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
 
 
-def check_rle(rle: object, what: str = "segmentation") -> Rle:
+def check_rle(rle: object) -> Rle:
     """Check a compressed or uncompressed RLE, and return it compressed.
 
     COCO's C code trusts its input and reads out of bounds if counts and size disagree, so the
@@ -176,8 +176,6 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
     ----------
     rle : dict
         ``size`` (height, width) and ``counts``: str, bytes, or a list of run lengths.
-    what : str
-        Its name in error messages.
 
     Raises
     ------
@@ -185,62 +183,60 @@ def check_rle(rle: object, what: str = "segmentation") -> Rle:
         If keys are missing, counts can't be read or don't fill ``size``, or the image has more
         than 2²⁹ pixels.
     """
-    return _checked(rle, what)[0]
+    return _checked(rle)[0]
 
 
-def _checked(rle: object, what: str) -> tuple[Rle, Ints]:
+def _checked(rle: object) -> tuple[Rle, Ints]:
     """Check an RLE as `check_rle` does; return also its run lengths."""
     if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
-        raise InputError(f"{what}: an RLE needs 'size' and 'counts'")
+        raise InputError("an RLE needs 'size' and 'counts'")
     try:
         height, width = (int(side) for side in rle["size"])
     except (TypeError, ValueError, OverflowError):
         height = width = 0
     if height < 1 or width < 1:
-        raise InputError(f"{what}: an RLE's size must be [height, width], got {rle['size']!r}")
+        raise InputError(f"an RLE's size must be [height, width], got {rle['size']!r}")
     if height * width > MAX_PIXELS:
-        raise InputError(f"{what}: {width}×{height} is more than an RLE's {MAX_PIXELS} pixels")
+        raise InputError(f"{width}×{height} is more than an RLE's {MAX_PIXELS} pixels")
     counts = rle["counts"]
     if isinstance(counts, list):
-        runs = _listed(counts, what)
+        runs = _listed(counts)
         if (runs < 0).any():
-            raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
+            raise InputError(f"an RLE has a run of {int(runs.min())} pixels; the file is damaged")
         # Python's integers, as hostile runs overflow an int64.
-        _check_total(sum(runs.tolist()), height, width, what)
+        _check_total(sum(runs.tolist()), height, width)
         return _compress(runs, (width, height)), runs
     if not isinstance(counts, (str, bytes)):
-        raise InputError(f"{what}: counts must be ASCII text or a list of integers")
+        raise InputError("an RLE's counts must be ASCII text or a list of integers")
     text = counts if isinstance(counts, str) else counts.decode("latin-1")
     checked = Rle(size=[height, width], counts=text)
-    return checked, read_runs([checked], what)[0].ravel()
+    return checked, read_runs([checked])[0].ravel()
 
 
-def _listed(counts: list[object], what: str) -> Ints:
+def _listed(counts: list[object]) -> Ints:
     """Convert a list of run lengths to an array."""
     if not all(isinstance(run, (int, np.integer)) for run in counts):
-        raise InputError(f"{what}: counts must be ASCII text or a list of integers")
+        raise InputError("an RLE's counts must be ASCII text or a list of integers")
     try:
         return np.asarray(counts, np.int64)
     except OverflowError as error:
-        raise InputError(f"{what}: a run is longer than any image") from error
+        raise InputError("a run of an RLE is longer than any image") from error
 
 
-def _check_total(total: int, height: int, width: int, what: str) -> None:
+def _check_total(total: int, height: int, width: int) -> None:
     if total != height * width:
         raise InputError(
-            f"{what}: the counts sum to {total}, but {width}×{height} pixels "
+            f"the counts of an RLE sum to {total}, but {width}×{height} pixels "
             f"are {height * width}; the file is damaged or the size is another picture's"
         )
 
 
-def read_runs(rles: Sequence[Rle], what: str = "segmentation") -> tuple[Ints, Ints]:
+def read_runs(rles: Sequence[Rle]) -> tuple[Ints, Ints]:
     """Decode the run lengths of compressed RLEs together.
 
     Parameters
     ----------
     rles : sequence of N Rle
-    what : str
-        Their name in error messages.
 
     Returns
     -------
@@ -254,23 +250,16 @@ def read_runs(rles: Sequence[Rle], what: str = "segmentation") -> tuple[Ints, In
     InputError
         If counts can't be read or don't fill the size; the message is about the first such RLE.
     """
-    try:
-        numbers, counts = _uncompress([rle["counts"] for rle in rles])
-    except _DamagedRle as damage:
-        raise InputError(f"{what}: {damage}") from None
+    numbers, counts = _uncompress([rle["counts"] for rle in rles])
     runs, ends = _without_differences(numbers, counts)
     if runs.min(initial=0) < 0:
-        raise InputError(f"{what}: a run of {int(runs.min())} pixels; the file is damaged")
+        raise InputError(f"an RLE has a run of {int(runs.min())} pixels; the file is damaged")
     totals = _steps(np.concatenate([[0], np.cumsum(runs)[1::2]])[ends])
     for total, rle in zip(totals.tolist(), rles, strict=True):
         height, width = rle["size"]
         if total != height * width:
-            _check_total(total, height, width, what)
+            _check_total(total, height, width)
     return runs, ends
-
-
-class _DamagedRle(Exception):
-    """A text isn't COCO's RLE."""
 
 
 def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
@@ -281,21 +270,21 @@ def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
     """
     text = "".join(texts)
     if not text.isascii():
-        raise _DamagedRle("counts must be ASCII text or a list of integers")
+        raise InputError("an RLE's counts must be ASCII text or a list of integers")
     bits = np.frombuffer(text.encode("ascii"), np.uint8) - np.uint8(48)  # wraps below "0"
     if bits.max(initial=0) >= 64:
         character = text[int((bits >= 64).argmax())]
-        raise _DamagedRle(f"the character {character!r} is not of COCO's RLE alphabet")
+        raise InputError(f"the character {character!r} is not of COCO's RLE alphabet")
     lasts = np.flatnonzero(bits < 32)
     text_ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
     ends = np.searchsorted(lasts, text_ends)
     complete = np.concatenate([[-1], lasts])[ends] == text_ends - 1
     if not (complete | (_steps(text_ends) == 0)).all():
-        raise _DamagedRle("the counts end in the middle of a number")
+        raise InputError("the counts of an RLE end in the middle of a number")
     lengths = _steps(lasts + 1)
     longest = int(lengths.max(initial=0))
     if longest > _MAX_CHARACTERS:
-        raise _DamagedRle("the counts hold a number of more than six characters")
+        raise InputError("the counts of an RLE hold a number of more than six characters")
     numbers = ((bits[lasts] & 31) ^ 16).astype(np.int64) - 16
     for back in range(1, longest):
         longer = np.flatnonzero(lengths > back)
@@ -339,7 +328,7 @@ def rle_to_crop(rle: Rle) -> MaskCrop:
     MaskCrop
         Empty at 0, 0 if the RLE has no mask pixel.
     """
-    checked, runs = _checked(rle, "segmentation")
+    checked, runs = _checked(rle)
     height = checked["size"][0]
     edges = np.cumsum(runs)
     starts, ends = edges[0::2][: len(edges) // 2], edges[1::2]
@@ -372,7 +361,7 @@ def rle_to_window(rle: Rle, xyxy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     ndarray of bool, shape (h, w)
         The crop that `crop_masks` resizes; h or w is 0 if the rounded box is empty.
     """
-    checked, runs = _checked(rle, "segmentation")
+    checked, runs = _checked(rle)
     height, width = checked["size"]
     return runs_in_window(runs, height, rounded_corners(xyxy, (width, height)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
@@ -165,7 +165,11 @@ class CategoryMap:
 
 
 def check_categories(
-    categories: Categories | None, skips: Skips | None = None, where: str = ""
+    categories: Categories | None,
+    skips: Skips | None = None,
+    where: str = "",
+    *,
+    by_name: bool = True,
 ) -> list[Category]:
     """Return a checked copy of COCO categories.
 
@@ -177,6 +181,8 @@ def check_categories(
         Is filled with the categories that can't be used; without it the first of them is an error.
     where : str
         Name of their file, for messages.
+    by_name : bool
+        Keep one category of each name, as `one_per_name`; else only ids must be unique.
 
     Raises
     ------
@@ -184,7 +190,12 @@ def check_categories(
         If ids or names are repeated, or no category can be used.
     """
     start = f"{where}: " if where else ""
+    used: set[object] | None = None
     if isinstance(categories, Mapping):
+        annotations = categories.get("annotations")
+        if isinstance(annotations, list):
+            ids = (row.get("category_id") for row in annotations if isinstance(row, Mapping))
+            used = {number for number in ids if isinstance(number, (int, float))}
         categories = categories.get("categories")
         if not isinstance(categories, list):
             raise InputError(f"{start}this COCO dataset has no list of 'categories'")
@@ -209,15 +220,48 @@ def check_categories(
     if problem and (skips is None or not checked):
         raise InputError(problem)
     check_unique([item["id"] for item in checked], f"{start}categories")
-    check_unique([item["name"] for item in checked], f"{start}categories", "name")
-    return checked
+    return one_per_name(checked, used, start) if by_name else checked
 
 
-def check_unique(values: Sequence[int | str], what: str, key: str = "id") -> None:
-    """Raise `InputError` for an id, or another key, that is repeated."""
-    if len(set(values)) != len(values):
-        twice, count = Counter(values).most_common(1)[0]
-        raise InputError(f"{what}: the {key} {twice!r} is there {count} times; it must be unique")
+def one_per_name(
+    categories: Sequence[Category],
+    used: Collection[object] | None,
+    start: str = "",
+    way_out: str = "rename or remove one of them",
+) -> list[Category]:
+    """Drop the unused ones of categories that share a name.
+
+    Parameters
+    ----------
+    categories : sequence of dict
+    used : collection of int, optional
+        Ids of the categories that have annotations; None counts all as used.
+    start, way_out : str
+        Start and end of the message.
+
+    Raises
+    ------
+    InputError
+        If several used categories share a name.
+    """
+    by_name: dict[str, list[Category]] = {}
+    for item in categories:
+        by_name.setdefault(item["name"], []).append(item)
+    dropped = set()
+    for name, items in by_name.items():
+        kept = [item for item in items if used is None or item["id"] in used] or items[:1]
+        if len(kept) > 1:
+            ids = " and ".join(str(item["id"]) for item in kept)
+            raise InputError(f"{start}the categories {ids} are both called {name!r}; {way_out}")
+        dropped |= {item["id"] for item in items if item is not kept[0]}
+    return [item for item in categories if item["id"] not in dropped]
+
+
+def check_unique(ids: Sequence[int | str], what: str) -> None:
+    """Raise `InputError` for an id that is repeated."""
+    if len(set(ids)) != len(ids):
+        twice, count = Counter(ids).most_common(1)[0]
+        raise InputError(f"{what}: the id {twice!r} is there {count} times; it must be unique")
 
 
 def read_categories(path: Path | None) -> list[Category] | None:

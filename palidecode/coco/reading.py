@@ -352,7 +352,7 @@ def _typed(content: _Content[R], where: str, skips: Skips) -> CocoFile[R]:
         where,
         Rows(images, np.arange(len(images))),
         Rows(rows, np.arange(len(rows))),
-        check_categories(content.categories or [], skips, where),
+        check_categories(content.categories or [], skips, where, by_name=False),
         content.info,
     )
 
@@ -381,7 +381,7 @@ def _careful(
     if images.broken and not images.rows:
         raise InputError(f"{where}: no image can be read; images[0]: {images.broken[0].problem}")
     rows = _careful_rows(lists.get("annotations", []), kind, side, skips, unused)
-    categories = check_categories(lists.get("categories", []), skips, where)
+    categories = check_categories(lists.get("categories", []), skips, where, by_name=False)
     return _file(where, images, rows, categories, mapping.get("info"))
 
 

@@ -291,6 +291,8 @@ class GroundTruth:
     def _classes(self) -> list[str]:
         good = []
         for number, name in self.names.items():
+            if name in good:  # categories of one name are one class of a prompt
+                continue
             problem = name_problem(name)
             if problem is None:
                 good.append(name)

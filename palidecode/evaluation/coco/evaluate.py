@@ -225,15 +225,16 @@ def _only_categories(
     scene: Scene, predicted: Table, wanted: Sequence[str | int]
 ) -> tuple[Scene, Table]:
     """Keep the truths and predictions of some categories."""
-    keys: dict[str | int, int] = {}
+    keys: dict[str | int, set[int]] = {}
     for index, item in enumerate(scene.categories):
-        keys |= {item["name"]: index, item["id"]: index}
+        for key in (item["name"], item["id"]):
+            keys.setdefault(key, set()).add(index)
     unknown = [name for name in wanted if name not in keys]
     if unknown or not wanted:
         shown = ", ".join(repr(item["name"]) for item in scene.categories[:8])
         what = f"no category is called {unknown[0]!r}" if unknown else "no category is named"
         raise InputError(f"{what}; the ground truth has {shown} …")
-    indices = np.array(sorted({keys[name] for name in wanted}))
+    indices = np.array(sorted(set().union(*(keys[name] for name in wanted))))
     renamed = np.full(len(scene.categories), -1)
     renamed[indices] = np.arange(len(indices))
     kept = replace(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from palidecode.coco.categories import Category, CategoryMap, Match, check_unique
+from palidecode.coco.categories import Category, CategoryMap, Match, check_unique, one_per_name
 from palidecode.coco.reading import (
     MAX_COORDINATE,
     MAX_SCORE,
@@ -98,12 +98,15 @@ class Scene:
     truths : Table
     masks : bool
         Whether masks were read.
+    where : str
+        Name of the file, for messages.
     """
 
     images: list[ImageRow]
     categories: list[Category]
     truths: Table
     masks: bool
+    where: str = ""
 
     @property
     def sizes(self) -> Ints:
@@ -136,7 +139,7 @@ def read_scene(source: Source, masks: bool, skips: Skips) -> Scene:
     check_unique([row.id for row in rows if row.id is not None], f"{read.where}: annotations")
     images = _sorted(images)
     categories = sorted(categories, key=itemgetter("id"))
-    scene = Scene(images, categories, _empty(), masks)
+    scene = Scene(images, categories, _empty(), masks, read.where)
     image_index = _find({i.id: n for n, i in enumerate(images)}, rows, "image_id")
     category = _find({c["id"]: n for n, c in enumerate(categories)}, rows, "category_id")
     table = _table(read, image_index, category, scene, "truth", skips)
@@ -166,7 +169,7 @@ def read_answers(
         categories = {item["id"]: n for n, item in enumerate(scene.categories)}
     else:
         images = _by_name(read.images.rows, scene, read.where)
-        mapping = CategoryMap(scene.categories, match=match, unmapped="drop")
+        mapping = _by_category_name(scene, match)
         index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
         mapped = {item["id"]: mapping.id_of(item["name"]) for item in read.categories}
         categories = {n: index_of[known] for n, known in mapped.items() if known is not None}
@@ -220,6 +223,14 @@ def _by_name(images: list[ImageRow], scene: Scene, where: str) -> dict[Key, int]
     return index_of
 
 
+def _by_category_name(scene: Scene, match: Match) -> CategoryMap:
+    """Map names to the ground truth's categories; an unused one of the same name is no matter."""
+    used = {scene.categories[n]["id"] for n in np.unique(scene.truths.category).tolist()}
+    way_out = "rename one of them, or give the predictions as a results list, which has ids"
+    named = one_per_name(scene.categories, used, f"{scene.where}: ", way_out)
+    return CategoryMap(named, match=match, unmapped="drop")
+
+
 def _asked(
     read: CocoFile[BoxRow], images: Mapping[Key, int], scene: Scene, match: Match
 ) -> dict[int, set[int]]:
@@ -227,7 +238,7 @@ def _asked(
     everywhere = read.asked
     if everywhere is None and not any(image.asked for image in read.images.rows):
         return {}
-    mapping = CategoryMap(scene.categories, match=match, unmapped="drop")
+    mapping = _by_category_name(scene, match)
     index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
 
     def indices(names: list[str]) -> set[int]:

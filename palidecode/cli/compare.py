@@ -18,6 +18,7 @@ from palidecode.cli.output import (
     skip_lines,
     unexpected,
 )
+from palidecode.coco.skips import DIFFER
 from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.comparison import compare
 from palidecode.evaluation.coco.engine import METRICS
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     tables = [_table(result, args.first, args.second) for result in results.values()]
     data = {kind: result.as_dict() for kind, result in results.items()}
     fill(Output, args).result(data, "\n\n".join(tables))
-    skipped = [s for r in results.values() for s in (*r.first.skipped, *r.second.skipped)]
-    return SKIPPED if unexpected(skipped) else DONE
+    sides = [side for result in results.values() for side in (result.first, result.second)]
+    return SKIPPED if any(unexpected(s.skipped, s.noted) for s in sides) else DONE
 
 
 def _table(result: CocoComparison, first: Path, second: Path) -> str:
@@ -81,4 +82,6 @@ def _table(result: CocoComparison, first: Path, second: Path) -> str:
     lines += aligned(table) if changed else ["  the AP of every class is the same"]
     for name, side in (("A", a), ("B", b)):
         lines += skip_lines(f"SKIPPED in {name}", side.skipped)
+        differing = [skip for skip in side.noted if skip.reason in DIFFER]
+        lines += skip_lines(f"DOESN'T FIT the ground truth in {name}", differing)
     return "\n".join(lines)

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     output.result(data, text)
     for line in missed:
         message(line)
-    skipped = any(unexpected(result.skipped) for result in results.values())
+    skipped = any(unexpected(result.skipped, result.noted) for result in results.values())
     return SKIPPED if missed or skipped or not complete else DONE
 
 

@@ -167,6 +167,12 @@ def add_evaluation(
         help=f"number of resamples for 95%% intervals (default: {described})",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    group.add_argument(
+        "--scale-to-truth",
+        action="store_true",
+        help="scale the predictions of pictures that have another size in the ground truth",
+    )
+    group.add_argument("--crowds", action="store_true", help="count crowds (iscrowd) as objects")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from palidecode.coco.skips import DIFFER
+
 if TYPE_CHECKING:
     from palidecode.coco.skips import Skip
 
@@ -59,9 +61,11 @@ def skip_lines(title: str, skips: Sequence[Skip]) -> list[str]:
     return ["", f"{title}:", *lines] if lines else []
 
 
-def unexpected(skips: Sequence[Skip]) -> bool:
-    """Return True if rows were skipped that the options don't ask to skip."""
-    return any(skip.reason not in _ON_REQUEST for skip in skips)
+def unexpected(skipped: Sequence[Skip], noted: Sequence[Skip]) -> bool:
+    """Return True for rows skipped that the options don't ask to skip, and sides that differ."""
+    return any(skip.reason not in _ON_REQUEST for skip in skipped) or any(
+        skip.reason in DIFFER for skip in noted
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from palidecode.coco.reading import (
     ImageRow,
     Row,
     Xywh,
+    index_by_id,
     is_box,
     no_collection,
     read_dataset,
@@ -133,7 +134,7 @@ def _detections(
     side: Side,
     skips: Skips,
 ) -> Detections:
-    index_of = {image.id: index for index, image in enumerate(images)}
+    index_of = index_by_id(images)
     names = {item["id"]: item["name"] for item in categories}
     labels: list[str] = []
     boxes: list[Xywh] = []

@@ -263,6 +263,17 @@ def sized_images(read: CocoFile[R], skips: Skips) -> list[ImageRow]:
     return sized
 
 
+def index_by_id(images: Sequence[ImageRow]) -> dict[Key, int]:
+    """Return the index of each image by id; "1" and 1 are one id, unless a file has both."""
+    index_of: dict[Key, int] = {}
+    for index, image in enumerate(images):
+        if isinstance(image.id, int):
+            index_of[str(image.id)] = index
+        elif image.id.isdecimal() and str(int(image.id)) == image.id:
+            index_of[int(image.id)] = index
+    return index_of | {image.id: index for index, image in enumerate(images)}
+
+
 def read_box(value: object) -> Xywh | None:
     """Read a COCO box, x, y, width, height in pixels; None if there is none.
 

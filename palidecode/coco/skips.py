@@ -28,6 +28,7 @@ SKIPPED = {
     "unreadable": "could not be read",
     "unknown_image": "of unknown images",
     "unknown_category": "of unknown categories",
+    "ambiguous": "with a file name that several images share",
     "bad_name": "without a usable file name",
     "no_size": "without a width and a height",
     "bad_score": "whose score is NaN or infinite",
@@ -50,9 +51,22 @@ NOTED = {
     "bad_ring": "with polygon rings of fewer than three points, which were skipped",
     "empty_box": "whose box has no area: nothing can match them",
     "no_answer": "without a single prediction: all their objects count as missed",
+    "same_name": "that share their file name: their predictions are evaluated together",
+    "other_size": "of another size than in the ground truth: boxes and masks don't fit; the option "
+    "--scale-to-truth (scale_to_truth=True) scales them",
+    "turned": "turned by 90° against the ground truth: only one side applied an EXIF rotation?",
+    "all_crowds": "that are crowds (iscrowd), as all of them: there is no object to evaluate; the "
+    "option --crowds (crowds=True) counts crowds as objects",
+    "fractions": "whose boxes are within 0 and 1, as all of them: COCO's boxes are in pixels; "
+    "multiply them by the width and the height of the picture",
+    "bins": "whose box reaches beyond the picture, and all end below 1024: are they loc bins? "
+    "COCO's boxes are in pixels; loc_to_xyxy converts them",
     "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }
 """Oddities of rows that are used."""
+
+DIFFER = ("same_name", "other_size", "turned", "all_crowds", "fractions", "bins")
+"""Oddities by which ground truth and predictions don't fit."""
 
 
 class SkippedRowsWarning(UserWarning):

@@ -97,12 +97,14 @@ def compare_coco(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    scale_to_truth: bool = False,
+    crowds: bool = False,
 ) -> CocoComparison:
     """Compare two sets of predictions on the same ground truth, paired by image.
 
     Parameters
     ----------
-    gt, iou_type, categories, match, merge_duplicates, scores, orders, seed
+    gt, iou_type, categories, match, merge_duplicates, scores, orders, seed, scale_to_truth, crowds
         As for `evaluate_coco`.
     first, second : path, list or dict
         Predictions; differences are second minus first.
@@ -127,7 +129,16 @@ def compare_coco(
         As `evaluate_coco`.
     """
     options = EvaluateOptions(
-        categories, match, merge_duplicates, scores, orders, bootstrap, confidence, seed
+        categories,
+        match,
+        merge_duplicates,
+        scores,
+        orders,
+        bootstrap,
+        confidence,
+        seed,
+        scale_to_truth,
+        crowds,
     )
     return compare(gt, first, second, iou_type, options)
 

@@ -36,6 +36,8 @@ class EvaluateOptions:
     bootstrap: int = 0
     confidence: float = 0.95
     seed: int = 0
+    scale_to_truth: bool = False
+    crowds: bool = False
 
     def __post_init__(self) -> None:
         if self.scores not in ("file", "ignore"):
@@ -57,6 +59,8 @@ def evaluate_coco(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    scale_to_truth: bool = False,
+    crowds: bool = False,
 ) -> CocoEvaluation:
     """Evaluate boxes or masks against COCO ground truth.
 
@@ -87,6 +91,11 @@ def evaluate_coco(
         Confidence level of the intervals.
     seed : int
         Seed of the orders and of the bootstrap.
+    scale_to_truth : bool
+        Scale the predictions of pictures that have another size in the ground truth; otherwise they
+        are noted.
+    crowds : bool
+        Count crowds as objects; by default predictions inside them are neither right nor wrong.
 
     Returns
     -------
@@ -114,7 +123,16 @@ def evaluate_coco(
     (1.0, 1)
     """
     options = EvaluateOptions(
-        categories, match, merge_duplicates, scores, orders, bootstrap, confidence, seed
+        categories,
+        match,
+        merge_duplicates,
+        scores,
+        orders,
+        bootstrap,
+        confidence,
+        seed,
+        scale_to_truth,
+        crowds,
     )
     return evaluate(gt, predictions, iou_type, options)
 
@@ -127,8 +145,10 @@ def evaluate(
         raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     skips = Skips()
     with no_collection():
-        scene = read_scene(gt, iou_type == "segm", skips)
-        predicted, asked = read_answers(predictions, scene, options.match, skips)
+        scene = read_scene(gt, iou_type == "segm", skips, options.crowds)
+        predicted, asked = read_answers(
+            predictions, scene, options.match, skips, options.scale_to_truth
+        )
     if asked:
         scene, predicted = _only_asked(scene, predicted, asked, skips)
     if options.categories is not None:

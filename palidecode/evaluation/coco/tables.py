@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, compress, repeat
 from operator import attrgetter, itemgetter
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,14 @@ from palidecode.coco.reading import (
     Outline,
     Row,
     Source,
+    index_by_id,
     read_dataset,
     read_predictions,
 )
 from palidecode.coco.segmentations import Mask, as_rle, empty_rle, read_masks
 from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
+from palidecode.evaluation.coco.sides import compare_sizes, index_by_name, note_units
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -114,8 +115,8 @@ class Scene:
         return np.array([(i.width, i.height) for i in self.images], np.int64).reshape(-1, 2)
 
 
-def read_scene(source: Source, masks: bool, skips: Skips) -> Scene:
-    """Read and check the ground truth.
+def read_scene(source: Source, masks: bool, skips: Skips, crowds: bool = False) -> Scene:
+    """Read and check the ground truth; `crowds` counts crowds as objects.
 
     Raises
     ------
@@ -140,16 +141,20 @@ def read_scene(source: Source, masks: bool, skips: Skips) -> Scene:
     images = _sorted(images)
     categories = sorted(categories, key=itemgetter("id"))
     scene = Scene(images, categories, _empty(), masks, read.where)
-    image_index = _find({i.id: n for n, i in enumerate(images)}, rows, "image_id")
+    image_index = _find(index_by_id(images), rows, "image_id")
     category = _find({c["id"]: n for n, c in enumerate(categories)}, rows, "category_id")
     table = _table(read, image_index, category, scene, "truth", skips)
+    if crowds:
+        table = replace(table, crowd=np.zeros(len(table), np.bool_))
+    elif table.crowd.all():
+        skips.note("truth", "all_crowds", table.offset)
     return replace(scene, truths=table)
 
 
 def read_answers(
-    source: Source, scene: Scene, match: Match, skips: Skips
+    source: Source, scene: Scene, match: Match, skips: Skips, scale: bool = False
 ) -> tuple[Table, dict[int, set[int]]]:
-    """Read and check predictions about the scene.
+    """Read and check predictions about the scene; see `compare_sizes` for `scale`.
 
     Returns
     -------
@@ -165,10 +170,10 @@ def read_answers(
     """
     read = read_predictions(source, Row if scene.masks else BoxRow, skips)
     if read.is_list:
-        images: dict[Key, int] = {image.id: n for n, image in enumerate(scene.images)}
+        images = index_by_id(scene.images)
         categories = {item["id"]: n for n, item in enumerate(scene.categories)}
     else:
-        images = _by_name(read.images.rows, scene, read.where)
+        images = index_by_name(read.images.rows, scene.images, read.where, skips)
         mapping = _by_category_name(scene, match)
         index_of = {item["id"]: n for n, item in enumerate(scene.categories)}
         mapped = {item["id"]: mapping.id_of(item["name"]) for item in read.categories}
@@ -180,9 +185,10 @@ def read_answers(
             f"{read.where}: none of its {len(image):,} predictions is about an image of the "
             f"ground truth (the first is about {read.annotations.rows[0].image_id!r})"
         )
-    return _table(read, image, category, scene, "prediction", skips), _asked(
-        read, images, scene, match
-    )
+    compare_sizes(read, images, scene.images, skips, scale)
+    table = _table(read, image, category, scene, "prediction", skips)
+    note_units(table.box, _extents(scene)[table.image], table.offset, skips)
+    return table, _asked(read, images, scene, match)
 
 
 def _sorted(images: list[ImageRow]) -> list[ImageRow]:
@@ -191,36 +197,18 @@ def _sorted(images: list[ImageRow]) -> list[ImageRow]:
     return sorted(images, key=lambda image: str(image.id))
 
 
+def _extents(scene: Scene) -> Ints:
+    """Return the sizes of the images; of unknown ones, the ends of their objects."""
+    sizes, truths = scene.sizes, scene.truths
+    ends = np.zeros(sizes.shape)
+    np.maximum.at(ends, truths.image, truths.box[:, :2] + truths.box[:, 2:])
+    return np.where(sizes > 0, sizes, ends.astype(np.int64))
+
+
 def _find(index_of: Mapping[Any, int], rows: list[BoxRow], key: str) -> Ints:
     """Return the index of every row's image or category; -1 for unknown ones."""
     indices = map(index_of.get, map(attrgetter(key), rows), repeat(-1))
     return np.fromiter(indices, np.int64, len(rows))
-
-
-def _by_name(images: list[ImageRow], scene: Scene, where: str) -> dict[Key, int]:
-    """Map the images of a prediction dataset to the ground truth's by file name.
-
-    Their ids are their own. If a name is unknown, its last part is tried, provided that only one
-    image has it.
-    """
-    exact = {image.file_name: n for n, image in enumerate(scene.images) if image.file_name}
-    if not exact or not any(image.file_name for image in images):
-        return {image.id: n for n, image in enumerate(scene.images)}
-    counts = Counter(PurePosixPath(name).name for name in exact)
-    short = {PurePosixPath(name).name: n for name, n in exact.items()}
-    index_of: dict[Key, int] = {}
-    for image in images:
-        name = image.file_name or ""
-        last = PurePosixPath(name).name
-        index = exact.get(name, short.get(last) if counts[last] == 1 else None)
-        if index is not None:
-            index_of[image.id] = index
-    if images and not index_of:
-        raise InputError(
-            f"{where}: none of its {len(images):,} pictures is in the ground truth (the first "
-            f"is {images[0].file_name!r}, there it is {scene.images[0].file_name!r})"
-        )
-    return index_of
 
 
 def _by_category_name(scene: Scene, match: Match) -> CategoryMap:

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from palidecode import evaluate_referring, load_codec
 from palidecode.codec.weights import DEMO_ID
-from palidecode.geometry.masks import paste
+from palidecode.geometry.masks import paste_big_vision
 from palidecode.geometry.rle import Rle, crop_to_rle
 from palidecode.vocab import LOC_COUNT, PALIGEMMA, SEG_COUNT, SEG_PER_MASK
 
@@ -36,7 +36,7 @@ def problem(fields: np.ndarray, codes: np.ndarray) -> list[Sample]:
     for number, box in enumerate(boxes):
         true = np.clip(box + rng.normal(0, 8, 4), 0, [*SIZE, *SIZE])
         shape = int(rng.integers(COUNT)) if number % 10 == 0 else number
-        rle = crop_to_rle(paste(fields[shape], true, SIZE), SIZE)
+        rle = crop_to_rle(paste_big_vision(fields[shape], true, SIZE), SIZE)
         fractions = (true / [*SIZE, *SIZE])[[1, 0, 3, 2]]
         loc = np.rint((box / [*SIZE, *SIZE])[[1, 0, 3, 2]] * (LOC_COUNT - 1)).astype(int)
         ids = [*(loc + PALIGEMMA.loc_offset), *(codes[number] + PALIGEMMA.seg_offset)]

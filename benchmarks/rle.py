@@ -11,7 +11,7 @@ from measure import Cell, Table, Target, at_least, in_turns, missing, optional, 
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from palidecode.geometry.masks import MaskCrop, paste
+from palidecode.geometry.masks import MaskCrop, paste_big_vision, paste_subpixel
 from palidecode.geometry.polygons import exact_polygons, smooth_polygons
 from palidecode.geometry.rle import Rle, crop_to_rle
 from palidecode.vocab import MASK_SIDE
@@ -62,8 +62,13 @@ def canvas_rle(field: np.ndarray, box: np.ndarray, canvas: np.ndarray) -> Rle:
 
 
 def our_rle(field: np.ndarray, box: np.ndarray) -> Rle:
-    """Encode the crop, without the whole image."""
-    return crop_to_rle(paste(field, box, SIZE), SIZE)
+    """Encode the crop, without the whole image: the default paste."""
+    return crop_to_rle(paste_subpixel(field, box, SIZE), SIZE)
+
+
+def our_rle_as_big_vision(field: np.ndarray, box: np.ndarray) -> Rle:
+    """Encode the crop, pasted as the evaluator does."""
+    return crop_to_rle(paste_big_vision(field, box, SIZE), SIZE)
 
 
 def _text(rle: dict[str, bytes]) -> Rle:
@@ -75,7 +80,9 @@ def run_lengths(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Targ
     pairs = list(zip(fields, boxes, strict=True))
     canvas = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
     expected = [demo_rle(*pair) for pair in pairs]
-    same = sum(our_rle(*pair) == want for pair, want in zip(pairs, expected, strict=True))
+    same = sum(
+        our_rle_as_big_vision(*pair) == want for pair, want in zip(pairs, expected, strict=True)
+    )
     canvas_same = sum(
         canvas_rle(*pair, canvas) == want for pair, want in zip(pairs, expected, strict=True)
     )
@@ -84,16 +91,19 @@ def run_lengths(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Targ
             "demo": lambda: [demo_rle(*pair) for pair in pairs[:100]],
             "canvas": lambda: [canvas_rle(*pair, canvas) for pair in pairs[:100]],
             "ours": lambda: [our_rle(*pair) for pair in pairs],
+            "as big_vision": lambda: [our_rle_as_big_vision(*pair) for pair in pairs],
         }
     )
-    rate = {name: (COUNT if name == "ours" else 100) / taken for name, taken in seconds.items()}
+    whole = ("demo", "canvas")
+    rate = {name: (100 if name in whole else COUNT) / taken for name, taken in seconds.items()}
     rows: list[list[Cell]] = [
         ["the demo's way: Pillow, whole image, pycocotools", rate["demo"], 1.0, "100%"],
         ["OpenCV on a reused canvas, pycocotools", rate["canvas"], rate["canvas"] / rate["demo"]],
-        ["**ours**: crop to RLE", rate["ours"], rate["ours"] / rate["demo"]],
+        ["**ours**, as big_vision pastes", rate["as big_vision"]],
+        ["**ours**, at pixel centres (default)", rate["ours"], rate["ours"] / rate["demo"], "–"],
     ]
     rows[1].append(f"{canvas_same / COUNT:.1%}")
-    rows[2].append(f"{same / COUNT:.1%}")
+    rows[2] += [rate["as big_vision"] / rate["demo"], f"{same / COUNT:.1%}"]
     columns = ("way", "masks/s", "÷ the demo's", "equal to big_vision's paste, byte for byte")
     note = "Whole-image ways are timed on the first 100 of the same masks."
     targets = [
@@ -105,7 +115,9 @@ def run_lengths(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Targ
 
 def rings(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Target]]:
     """Measure polygons of the same masks."""
-    crops: list[MaskCrop] = [paste(*pair, SIZE) for pair in zip(fields, boxes, strict=True)]
+    crops: list[MaskCrop] = [
+        paste_subpixel(*pair, SIZE) for pair in zip(fields, boxes, strict=True)
+    ]
     some = list(zip(fields[:100], boxes[:100], strict=True))
     whole = [demo_mask(*pair) for pair in some]
     calls = {

@@ -27,7 +27,14 @@ from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.errors import InputError
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
-from palidecode.geometry.masks import DEFAULT_THRESHOLD, MaskCrop, paste
+from palidecode.geometry.masks import (
+    DEFAULT_PASTE,
+    DEFAULT_THRESHOLD,
+    PASTES,
+    MaskCrop,
+    Paste,
+    check_paste,
+)
 from palidecode.geometry.polygons import Holes, Polygons, exact_polygons, smooth_polygons
 from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop, rle_to_window
 from palidecode.vocab import MASK_SIDE, PALIGEMMA, SEG_PER_MASK, Vocabulary
@@ -178,11 +185,15 @@ class Detections:
         """All fields, kept for small Detections: often both RLE and polygons are asked for."""
         return self._use_codec().decode(self.codes[self._coded()])
 
-    def crops(self, *, threshold: float = DEFAULT_THRESHOLD) -> Iterator[MaskCrop | None]:
-        """Paste each row's mask inside its box, as big_vision's evaluator; None without one.
+    def crops(
+        self, *, threshold: float = DEFAULT_THRESHOLD, paste: Paste = DEFAULT_PASTE
+    ) -> Iterator[MaskCrop | None]:
+        """Paste each row's mask inside its box; None for a row without one.
 
-        Works in chunks, so that memory doesn't grow with the number of rows.
+        Works in chunks, so that memory doesn't grow with the number of rows. `threshold` and
+        `paste` are those of `to_rle`.
         """
+        paste_field = PASTES[check_paste(paste)]
         for rows, fields in self._chunks():
             made = iter(fields)
             for row in rows:
@@ -192,15 +203,22 @@ class Detections:
                 elif rle is not None:
                     yield rle_to_crop(rle)
                 else:
-                    yield paste(next(made), self.xyxy[row], self._size(row), threshold=threshold)
+                    box, size = self.xyxy[row], self._size(row)
+                    yield paste_field(next(made), box, size, threshold=threshold)
 
-    def to_rle(self, *, threshold: float = DEFAULT_THRESHOLD) -> list[Rle | None]:
+    def to_rle(
+        self, *, threshold: float = DEFAULT_THRESHOLD, paste: Paste = DEFAULT_PASTE
+    ) -> list[Rle | None]:
         """Convert masks to COCO's compressed RLE of the whole image.
 
         Parameters
         ----------
         threshold : float
             A pixel is mask where its field is above it.
+        paste : {"subpixel", "big_vision"}
+            Read the field at the pixels' centres inside the exact box, or truncate the box's
+            corners, as big_vision's RefCOCO evaluator does: right for that protocol alone, as
+            it moves masks half a pixel up and left. Masks given as RLE stay as they are.
 
         Returns
         -------
@@ -209,18 +227,19 @@ class Detections:
         """
         return [
             None if crop is None else self._given(row) or crop_to_rle(crop, self._size(row))
-            for row, crop in enumerate(self.crops(threshold=threshold))
+            for row, crop in enumerate(self.crops(threshold=threshold, paste=paste))
         ]
 
     def to_masks(
-        self, *, threshold: float = DEFAULT_THRESHOLD
+        self, *, threshold: float = DEFAULT_THRESHOLD, paste: Paste = DEFAULT_PASTE
     ) -> list[npt.NDArray[np.bool_] | None]:
         """Paint masks as whole images, (height, width) bool each; None for a row without one.
 
-        Costs a whole image per object; `crops` and `to_rle` don't.
+        Costs a whole image per object; `crops` and `to_rle` don't. `threshold` and `paste` are
+        those of `to_rle`.
         """
         masks: list[npt.NDArray[np.bool_] | None] = []
-        for row, crop in enumerate(self.crops(threshold=threshold)):
+        for row, crop in enumerate(self.crops(threshold=threshold, paste=paste)):
             if crop is None:
                 masks.append(None)
                 continue
@@ -238,6 +257,7 @@ class Detections:
         simplify: float = 0.0,
         min_area: float = 0.0,
         holes: Holes = "keep",
+        paste: Paste = DEFAULT_PASTE,
     ) -> list[Polygons | None]:
         """Convert masks to rings of points in pixels; None for a row without a mask.
 
@@ -254,12 +274,15 @@ class Detections:
             Parts of fewer square pixels are dropped and counted.
         holes : {"keep", "keyhole", "drop"}
             As rings of their own, joined to the exterior by a cut, or filled.
+        paste : {"subpixel", "big_vision"}
+            For ``"exact"``: see `to_rle`. Smooth rings need no pixels.
 
         Raises
         ------
         InputError
-            For an unknown `kind` or `holes`, and negative tolerances.
+            For an unknown `kind`, `holes` or `paste`, and negative tolerances.
         """
+        check_paste(paste)
         if kind not in ("smooth", "exact"):
             raise InputError(f"kind must be 'smooth' or 'exact', got {kind!r}")
         every: list[Polygons | None] = [None] * len(self)
@@ -276,7 +299,8 @@ class Detections:
             for row, polygons in zip(part.tolist(), rings, strict=True):
                 every[row] = polygons
         rest = self.select(self.has_mask & ~smooth)
-        crops = [crop for crop in rest.crops(threshold=threshold) if crop is not None]
+        pasted = rest.crops(threshold=threshold, paste=paste)
+        crops = [crop for crop in pasted if crop is not None]
         exact = exact_polygons(crops, simplify=simplify, min_area=min_area, holes=holes)
         for row, polygons in zip(
             np.flatnonzero(self.has_mask & ~smooth).tolist(), exact, strict=True
@@ -566,6 +590,7 @@ def draw(
     labels: bool = True,
     boxes: bool = True,
     font: str | os.PathLike[str] | None = None,
+    paste: Paste = DEFAULT_PASTE,
 ) -> Image.Image:
     """Draw the objects of one image on a copy of its picture.
 
@@ -585,6 +610,9 @@ def draw(
         Draw labels (with the score, where known) and boxes.
     font : path, optional
         A TrueType font, for labels in scripts that Pillow's own font lacks.
+    paste : {"subpixel", "big_vision"}
+        Draw masks along their smooth outlines, or the pixels that big_vision's RefCOCO
+        evaluator counts, half a pixel up and left; see `Detections.to_rle`.
 
     Returns
     -------
@@ -604,13 +632,14 @@ def draw(
     # Large objects first, so that small ones stay visible.
     sides = np.maximum(part.xyxy[:, 2:] - part.xyxy[:, :2], 0)
     part = part.select(np.argsort(-sides.prod(axis=1), kind="stable"))
+    kind: Literal["smooth", "exact"] = "smooth" if check_paste(paste) == DEFAULT_PASTE else "exact"
     captions = [caption_of(*row) for row in zip(part.labels, part.scores.tolist(), strict=True)]
     return draw_objects(
         picture,
         part._size_of(0),
         part.xyxy,
         [color_of(label) for label in part.labels],
-        [_rings(mask) for mask in part.to_polygons(threshold=threshold)],
+        [_rings(mask) for mask in part.to_polygons(kind, threshold=threshold, paste=paste)],
         captions if labels else [""] * len(part),
         alpha=alpha,
         font=font,

@@ -26,6 +26,27 @@ def pasted_image(field, xyxy, size):
     return image
 
 
+def sampled_image(field, xyxy, size):
+    """A field read at each pixel's centre inside the box, bilinearly, in a whole image, > 0."""
+    (x1, y1, x2, y2), (width, height) = map(float, xyxy), size
+    image = np.zeros((height, width), bool)
+    side = len(field)
+
+    def sample(centre, low, high):
+        at = min(max((centre - low) / (high - low) * side - 0.5, 0), side - 1)
+        first = min(int(at), side - 2)
+        return first, at - first
+
+    for y in range(height):
+        for x in range(width):
+            if x1 <= x + 0.5 < x2 and y1 <= y + 0.5 < y2:
+                (i, u), (j, v) = sample(y + 0.5, y1, y2), sample(x + 0.5, x1, x2)
+                upper = field[i, j] * (1 - v) + field[i, j + 1] * v
+                lower = field[i + 1, j] * (1 - v) + field[i + 1, j + 1] * v
+                image[y, x] = upper * (1 - u) + lower * u > 0
+    return image
+
+
 def whole_image(crop, size):
     """A crop put into its image."""
     image = np.zeros(size[::-1], bool)

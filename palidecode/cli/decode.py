@@ -13,6 +13,7 @@ from palidecode.cli.options import (
     add_answers,
     add_journal,
     add_output,
+    add_paste,
     fill,
 )
 from palidecode.cli.output import DONE, SKIPPED, Output, counted
@@ -81,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="skip smaller parts of polygons (default: 0)",
     )
+    add_paste(group)
     add_journal(parser)
     add_ray(parser)
 
@@ -165,6 +167,7 @@ def _decode_text(
         unmapped=coco.unmapped,
         simplify=coco.form.simplify,
         min_area=coco.form.min_area,
+        paste=coco.form.paste,
         report=report,
     )
     if path is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from palidecode.answers.jsonl import AnswerRow
-from palidecode.cli.options import add_answers, add_output, fill
+from palidecode.cli.options import add_answers, add_output, add_paste, fill
 from palidecode.cli.output import DONE, SKIPPED, Output
 from palidecode.coco.detections import read_detections
 from palidecode.coco.skips import Skip
@@ -16,6 +16,7 @@ from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, open_picture, png_names, replacing
+from palidecode.geometry.masks import Paste
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions, by_picture, decode_rows
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -28,6 +29,7 @@ class _Style:
 
     alpha: float
     font: Path | None
+    paste: Paste
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -64,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TrueType font of the labels (default: Pillow's own)",
     )
+    add_paste(parser)
     add_answers(parser)
 
 
@@ -130,7 +133,7 @@ def _draw_all(
             bar.update(1)
             try:
                 picture, copy = inside(pictures, name), inside(target, drawn[name])
-                image = draw(picture, detections, index=index, alpha=style.alpha, font=style.font)
+                image = draw(picture, detections, index=index, **asdict(style))
                 if copy == picture:
                     raise InputError(f"{picture} would be drawn over; choose another -o DIR")
                 with replacing(copy, "wb") as file:
@@ -147,7 +150,7 @@ def _draw_text(
     image = open_picture(source)
     row = AnswerRow(1, source.name, image.size, text)
     detections, _ = AnswerDecoder.load(options).decode([row])
-    drawn = draw(image, detections, alpha=style.alpha, font=style.font)
+    drawn = draw(image, detections, **asdict(style))
     if target.suffix.lower() not in _PICTURES:
         target /= f"{source.stem}.png"
     with replacing(target, "wb") as file:

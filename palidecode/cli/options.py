@@ -10,6 +10,7 @@ from palidecode.coco.categories import Match
 from palidecode.errors import InputError
 from palidecode.files import check_size
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.geometry.masks import DEFAULT_PASTE, Paste
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,6 +92,17 @@ def add_answers(parser: argparse.ArgumentParser) -> None:
         help="give objects without a label the name that their prompt asked for",
     )
     add_codec(parser)
+
+
+def add_paste(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option of how masks are pasted into their boxes."""
+    parser.add_argument(
+        "--paste",
+        choices=get_args(Paste),
+        default=DEFAULT_PASTE,
+        help="how masks become pixels: read at the pixels' centres, or as big_vision's RefCOCO "
+        "evaluator does, half a pixel up and left (default: %(default)s)",
+    )
 
 
 def add_journal(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from palidecode.cli.jobs import Finish, RayOptions, add_ray, run_job
-from palidecode.cli.options import add_journal, add_output, fill
+from palidecode.cli.options import add_journal, add_output, add_paste, fill
 from palidecode.cli.output import DONE, SKIPPED, Output, counted
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import read_detections
@@ -17,6 +17,7 @@ from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, png_names, replacing
+from palidecode.geometry.masks import Paste
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
 from palidecode.pipeline.checkpoint import DTYPES
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score
@@ -53,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="rle",
         help="smooth polygons, polygons along pixel edges, RLE (default), or boxes only",
     )
+    add_paste(group)
     group.add_argument(
         "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
     )
@@ -141,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     pictures = find_pictures(args.images) if ray.ray is None else []
     job = _job(args)
     coco = CocoOptions(list(job.names) or None, form=fill(MaskFormat, args))
-    overlay = None if args.overlay is None else _Overlay(args.overlay, pictures)
+    overlay = None if args.overlay is None else _Overlay(args.overlay, pictures, args.paste)
     finish = run_job(
         job,
         pictures,
@@ -186,8 +188,8 @@ def _job(args: argparse.Namespace) -> PredictJob:
 class _Overlay:
     """Draws copies of the pictures while they are predicted."""
 
-    def __init__(self, folder: Path, pictures: Sequence[PictureFile]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, pictures: Sequence[PictureFile], paste: Paste) -> None:
+        self._folder, self._paste = folder, paste
         self._pictures = {item.name: item for item in pictures}
         self._copies = png_names(self._pictures)
 
@@ -208,7 +210,8 @@ class _Overlay:
 
     def _draw(self, item: PictureFile, detections: Detections, image: int) -> None:
         with replacing(self._copy(item), "wb") as file:
-            draw(item.path, detections, index=image).save(file, "PNG")
+            picture = draw(item.path, detections, index=image, paste=self._paste)
+            picture.save(file, "PNG")
 
     def _copy(self, item: PictureFile) -> Path:
         copy = inside(self._folder, self._copies[item.name])

@@ -21,6 +21,7 @@ from palidecode.coco.skips import Skip
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import replacing
+from palidecode.geometry.masks import DEFAULT_PASTE, Paste, check_paste
 from palidecode.geometry.polygons import Polygons
 
 Segmentation: TypeAlias = Literal["polygons", "exact", "rle", "none"]
@@ -95,13 +96,17 @@ class MaskFormat:
         Smooth sub-pixel rings, rings along pixel edges, compressed RLE, or boxes only.
     simplify, min_area : float
         For polygons; see `Detections.to_polygons`. Holes are keyholed: COCO has no holes.
+    paste : {"subpixel", "big_vision"}
+        For RLE, ``"exact"`` and the masks' areas; see `Detections.to_rle`.
     """
 
     segmentation: Segmentation = "polygons"
     simplify: float = 0.0
     min_area: float = 0.0
+    paste: Paste = DEFAULT_PASTE
 
     def __post_init__(self) -> None:
+        check_paste(self.paste)
         if self.segmentation not in _KINDS:
             raise InputError(
                 f"segmentation must be one of {', '.join(_KINDS)}, got {self.segmentation!r}"
@@ -141,6 +146,7 @@ def to_coco(
     aliases: Mapping[str, str] | None = None,
     simplify: float = 0.0,
     min_area: float = 0.0,
+    paste: Paste = DEFAULT_PASTE,
     report: CocoReport | None = None,
 ) -> Dataset:
     """Detections to a COCO dataset: info, images, annotations, categories.
@@ -161,6 +167,8 @@ def to_coco(
         How labels find their category: see `CategoryMap`.
     simplify, min_area : float
         For polygons, in pixels and square pixels.
+    paste : {"subpixel", "big_vision"}
+        For RLE, ``"exact"`` and areas: see `Detections.to_rle`.
     report : CocoReport, optional
         Counts are added to it. They are also in ``info.left_out``.
 
@@ -178,7 +186,7 @@ def to_coco(
     report = report if report is not None else CocoReport()
     mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
     images = images_of(detections, file_names, image_ids)
-    form = MaskFormat(segmentation, simplify, min_area)
+    form = MaskFormat(segmentation, simplify, min_area, paste)
     annotations: list[dict[str, Any]] = []
     for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
         ids = {"image_id": images[found.image]["id"], "category_id": found.category}
@@ -203,6 +211,7 @@ def to_coco_results(
     unmapped: Unmapped = "drop",
     aliases: Mapping[str, str] | None = None,
     default_score: float = 1.0,
+    paste: Paste = DEFAULT_PASTE,
     report: CocoReport | None = None,
 ) -> list[dict[str, Any]]:
     """Detections to a COCO results list, as evaluators load it.
@@ -216,6 +225,8 @@ def to_coco_results(
         counted in `report`.
     default_score : float
         For rows whose score isn't known: results must have one.
+    paste : {"subpixel", "big_vision"}
+        See `Detections.to_rle`.
 
     Returns
     -------
@@ -227,7 +238,7 @@ def to_coco_results(
     mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
     ids = [image["id"] for image in images_of(detections, None, image_ids)]
     results = []
-    form = MaskFormat(segmentation)
+    form = MaskFormat(segmentation, paste=paste)
     for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
         row = {"image_id": ids[found.image], "category_id": found.category, **found.fields()}
         if not row["segmentation"]:
@@ -345,7 +356,7 @@ def _segmentations(
     masks: list[Any] = [[] for _ in areas]
     if form.segmentation == "none" or not part.has_mask.any():
         return masks, areas
-    rles = part.to_rle()
+    rles = part.to_rle(paste=form.paste)
     polygons: list[Polygons | None] = [None] * len(part)
     if form.segmentation != "rle":
         polygons = part.to_polygons(
@@ -353,6 +364,7 @@ def _segmentations(
             simplify=form.simplify,
             min_area=form.min_area,
             holes="keyhole",
+            paste=form.paste,
         )
     for row, rle in enumerate(rles):
         if rle is None:

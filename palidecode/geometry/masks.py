@@ -1,13 +1,14 @@
 """Paste 64×64 fields into boxes as masks, and crop masks to 64×64.
 
-Decoding follows big_vision's evaluator: corners are truncated with ``int()``, the *float*
-field is resized bilinearly with Pillow, then compared with 0. Encoding follows its
+A field is pasted into its box in one of two ways: see `Paste`. Encoding follows big_vision's
 preprocessing: corners are rounded, resizing is bilinear with antialias.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -20,6 +21,12 @@ from palidecode.geometry.boxes import as_rows
 from palidecode.vocab import MASK_SIDE
 
 DEFAULT_THRESHOLD = 0.0
+
+Paste: TypeAlias = Literal["subpixel", "big_vision"]
+"""``subpixel`` reads the field at the centres of the pixels inside the exact box;
+``big_vision`` truncates the box's corners with ``int()``, as its RefCOCO evaluator does. That
+moves masks half a pixel up and left, so it is right for that protocol alone."""
+DEFAULT_PASTE: Paste = "subpixel"
 
 # Where nothing shrinks, OpenCV's resize equals Pillow's up to float32 rounding. Pillow resizes
 # fields with a pixel closer to the threshold than this share of the largest value.
@@ -42,14 +49,14 @@ class MaskCrop(NamedTuple):
     mask: npt.NDArray[np.bool_]
 
 
-def paste(
+def paste_big_vision(
     field: npt.NDArray[np.float32],
     xyxy: npt.ArrayLike,
     size: tuple[int, int],
     *,
     threshold: float = DEFAULT_THRESHOLD,
 ) -> MaskCrop:
-    """Paste a field into its box, without building the image.
+    """Paste a field into its box, its corners truncated, as big_vision's RefCOCO evaluator does.
 
     Parameters
     ----------
@@ -90,6 +97,98 @@ def paste(
         if mask.size == 0:
             return _empty(x1, y1, size)
     return MaskCrop(x1 + left, y1 + top, mask)
+
+
+def paste_subpixel(
+    field: npt.NDArray[np.float32],
+    xyxy: npt.ArrayLike,
+    size: tuple[int, int],
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+) -> MaskCrop:
+    """Read a field bilinearly at the centres of the pixels inside the exact box.
+
+    Between the outermost samples and the box's edge the field is held constant; nothing is
+    antialiased. Measured on 775 objects of COCO, encoded and decoded without a mistake: mean
+    IoU 0.934, against 0.893 with `paste_big_vision`.
+
+    Parameters
+    ----------
+    field : ndarray of float32, shape (64, 64)
+        Roughly in [-1, 1].
+    xyxy : array_like of float, shape (4,)
+        The box in pixels.
+    size : tuple of int
+        Width and height of the image; the mask is cropped to it.
+    threshold : float
+        A pixel is mask where the field is above it.
+
+    Returns
+    -------
+    MaskCrop
+        Empty for inverted and empty boxes, and where no pixel's centre is inside.
+
+    Raises
+    ------
+    InputError
+        For a box with coordinates that aren't finite.
+    """
+    x1, y1, x2, y2 = _finite_corners(xyxy)
+    x0, columns, column_weights = _samples(x1, x2, size[0])
+    y0, rows, row_weights = _samples(y1, y2, size[1])
+    if not (len(columns) and len(rows)):
+        return _empty(x0, y0, size)
+    stretched = _interpolated(np.asarray(field, np.float32), rows, row_weights)
+    # Column by column in memory: run-length encoding reads it in this order, much faster.
+    values = _interpolated(np.ascontiguousarray(stretched.T), columns, column_weights)
+    return MaskCrop(x0, y0, (values > threshold).T)
+
+
+def _finite_corners(xyxy: npt.ArrayLike) -> tuple[float, float, float, float]:
+    try:
+        x1, y1, x2, y2 = map(float, np.asarray(xyxy, np.float64).tolist())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a box must be four finite numbers, got {xyxy!r}") from error
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        raise InputError(f"a box must be four finite numbers, got {xyxy!r}")
+    return x1, y1, x2, y2
+
+
+def _samples(
+    low: float, high: float, side: int
+) -> tuple[int, npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """First pixel of an axis whose centre is in the box; for each pixel, sample and weight."""
+    first = max(0, math.ceil(min(low, side) - 0.5))
+    last = min(side, math.ceil(min(max(high, low), side) - 0.5))
+    centres = np.arange(first, max(first, last)) + 0.5
+    scale = MASK_SIDE / (high - low) if high > low else 0.0
+    at = np.clip((centres - low) * scale - 0.5, 0, MASK_SIDE - 1)
+    samples = np.minimum(at.astype(np.intp), MASK_SIDE - 2)
+    return first, samples, (at - samples).astype(np.float32)
+
+
+def _interpolated(
+    values: npt.NDArray[np.float32], samples: npt.NDArray[np.intp], weights: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Rows between the rows of `values`: row ``samples`` and the next, mixed by `weights`."""
+    mixed = np.diff(values, axis=0).take(samples, axis=0, mode="clip")
+    mixed *= weights[:, None]
+    mixed += values.take(samples, axis=0, mode="clip")
+    return mixed
+
+
+PASTES: dict[Paste, Callable[..., MaskCrop]] = {
+    "subpixel": paste_subpixel,
+    "big_vision": paste_big_vision,
+}
+
+
+def check_paste(paste: str) -> Paste:
+    """Return the way to paste of that name, or raise an `InputError` that lists them."""
+    for name in PASTES:
+        if name == paste:
+            return name
+    raise InputError(f"paste must be one of {', '.join(PASTES)}, got {paste!r}")
 
 
 def whole_corners(xyxy: npt.ArrayLike) -> tuple[int, int, int, int]:

@@ -23,6 +23,7 @@ from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.geometry.masks import DEFAULT_PASTE, Paste
 from palidecode.pipeline import AskOptions, GrammarOptions
 from palidecode.pipeline.checkpoint import ModelOptions
 from palidecode.pipeline.decoder import DEFAULT_TOKENS
@@ -237,6 +238,7 @@ def write_coco(
     segmentation: Segmentation = "rle",
     simplify: float = 0.0,
     min_area: float = 0.0,
+    paste: Paste = DEFAULT_PASTE,
     restart: bool = False,
     keep_journal: bool = False,
 ) -> WrittenCoco:
@@ -252,7 +254,7 @@ def write_coco(
     path : path
     categories, match, unmapped, aliases
         As for `to_coco`; by default the names that were asked for.
-    segmentation, simplify, min_area
+    segmentation, simplify, min_area, paste
         How masks are written: see `MaskFormat`. Masks of a Dataset are RLE, so polygons follow
         their pixels' edges.
     restart : bool
@@ -272,7 +274,7 @@ def write_coco(
     if not isinstance(found, Found):
         found = Found(found, RowsJob(), Workers(), DECODED)
     names = list(found.job.names) or None
-    form = MaskFormat(segmentation, simplify, min_area)
+    form = MaskFormat(segmentation, simplify, min_area, paste)
     options = CocoOptions(
         names if categories is None else categories, match, unmapped, aliases, form
     )

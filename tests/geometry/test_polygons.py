@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
 
 from palidecode.errors import InputError
-from palidecode.geometry.masks import MaskCrop, paste
+from palidecode.geometry.masks import MaskCrop, paste_subpixel
 from palidecode.geometry.polygons import Polygons, exact_polygons, smooth_polygons
 from tests.references import filled_holes, whole_image
 
@@ -98,7 +98,7 @@ def test_smooth_rings_lie_on_the_pasted_mask(seed):
     field, size = blob(np.random.default_rng(seed)), (240, 160)
     box = (20, 10, 220, 150)
     (found,) = smooth_polygons(field[None], [box], holes="keyhole")
-    mask, drawn = whole_image(paste(field, box, size), size), rasterised(found, size)
+    mask, drawn = whole_image(paste_subpixel(field, box, size), size), rasterised(found, size)
     assert (mask & drawn).sum() / (mask | drawn).sum() > 0.97
     (kept,) = smooth_polygons(field[None], [box])
     assert all(p.is_valid for p in as_shapely(kept))

@@ -27,7 +27,7 @@ from palidecode.codec.weights import (
     sha256_of,
     shipped_path,
 )
-from palidecode.geometry.masks import paste, shrink
+from palidecode.geometry.masks import paste_big_vision, shrink
 from palidecode.vocab import SEG_COUNT
 from training.codec import masks
 
@@ -66,7 +66,7 @@ def at_full_size(fields: npt.NDArray[np.float32], items: list[masks.CocoMask]) -
     ious = []
     for field, item in zip(fields, items, strict=True):
         height, width = item.mask.shape
-        made = paste(field, (0, 0, width, height), (width, height)).mask
+        made = paste_big_vision(field, (0, 0, width, height), (width, height)).mask
         ious.append(iou(made, item.mask.astype(np.bool_)))
     return np.array(ious)
 
@@ -162,7 +162,7 @@ def picture(codec: MaskCodec, coco: Path, target: Path, columns: int = 12) -> No
     letters = ImageFont.load_default(17)
     for column, (item, field) in enumerate(zip(items, fields, strict=True)):
         height, width = item.mask.shape
-        made = paste(field, (0, 0, width, height), (width, height)).mask
+        made = paste_big_vision(field, (0, 0, width, height), (width, height)).mask
         scale = side / max(height, width)
         shown = max(1, round(width * scale)), max(1, round(height * scale))
         left = gap + column * (side + gap)

@@ -37,7 +37,7 @@ from palidecode.evaluation.referring.rows import (
     read_lines,
 )
 from palidecode.geometry.boxes import check_divisor, paired_iou
-from palidecode.geometry.masks import paste, whole_corners
+from palidecode.geometry.masks import paste_big_vision, whole_corners
 from palidecode.geometry.rle import check_rle, read_runs, runs_in_window
 from palidecode.vocab import LOC_PER_BOX, PALIGEMMA, Vocabulary
 
@@ -323,7 +323,7 @@ def _measure(
     fields = _fields(numbers[rows, LOC_PER_BOX:], how)
     for row, field in zip(rows.tolist(), fields, strict=True):
         size = pairs[row][0].size
-        mask = paste(field, pixels[row], size, threshold=how.threshold).mask
+        mask = paste_big_vision(field, pixels[row], size, threshold=how.threshold).mask
         window = runs_in_window(runs[row], size[1], whole_corners(pixels[row]))
         shared[row], predicted[row] = np.count_nonzero(mask & window), np.count_nonzero(mask)
     unions = predicted + area - shared

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from palidecode import InputError, evaluate_referring
 from palidecode.cli import main
-from palidecode.geometry.masks import paste
+from palidecode.geometry.masks import paste_big_vision
 from palidecode.vocab import PALIGEMMA, loc_token, seg_token
 from tests.evaluation.referring.masks import blob, encoded
 from tests.references import referring_protocol
@@ -82,7 +82,9 @@ def test_multiplication_comes_before_truncation_as_in_big_vision(demo_codec):
     row = {"segmentation": encoded(np.ones((height, 80), bool)), "output": spelled(tokens)}
     (sample,) = evaluate_referring([row], codec=demo_codec).samples
     field, size, whole = demo_codec.decode([[1] * 16])[0], (80, height), short * height // 1023
-    areas = [paste(field, (0, top, 80, height), size).mask.sum() for top in (whole - 1, whole)]
+    areas = [
+        paste_big_vision(field, (0, top, 80, height), size).mask.sum() for top in (whole - 1, whole)
+    ]
     assert sample.intersection == areas[0] != areas[1]
 
 

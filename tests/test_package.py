@@ -215,6 +215,11 @@ def imported(path):
             yield from (alias.name for alias in node.names)
 
 
+def test_one_module_imports_hotcoco():
+    users = [path for path in FILES if "hotcoco" in {name.split(".")[0] for name in imported(path)}]
+    assert users == [ROOT / "evaluation" / "coco" / "engine.py"]
+
+
 def test_only_the_tests_of_training_import_it():
     tests = ROOT.parent / "tests"
     for path in [*FILES, *tests.rglob("*.py")]:

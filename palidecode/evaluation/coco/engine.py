@@ -1,4 +1,4 @@
-"""The only module that calls hotcoco: takes checked columns and returns its numbers."""
+"""The only module that imports hotcoco: takes checked columns and returns its numbers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias, cast
 import hotcoco
 import numpy as np
 import numpy.typing as npt
-from hotcoco import COCO, COCOeval
 
 from palidecode.evaluation.coco.tables import Scene, Table
 from palidecode.geometry.rle import Rle
 
+Evaluator: TypeAlias = hotcoco.COCOeval
 IouType: TypeAlias = Literal["bbox", "segm"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class Engine:
             **masks,
         )
 
-    def evaluate(self, predicted: Table, scores: Floats | None = None) -> COCOeval:
+    def evaluate(self, predicted: Table, scores: Floats | None = None) -> Evaluator:
         """Run hotcoco's evaluator on predictions.
 
         Parameters
@@ -80,7 +80,7 @@ class Engine:
         evaluator.summary_lines()
         return evaluator
 
-    def matched(self, predicted: Table) -> COCOeval:
+    def matched(self, predicted: Table) -> Evaluator:
         """Match the 100 best predictions only: an evaluator for `stats_of_images`.
 
         It has no AR1 and AR10, and takes a third of the time for any other number.
@@ -90,7 +90,7 @@ class Engine:
         evaluator.evaluate()
         return evaluator
 
-    def _loaded(self, predicted: Table) -> COCO:
+    def _loaded(self, predicted: Table) -> hotcoco.COCO:
         if not len(predicted):
             return self._truth.load_res([])
         rows = np.column_stack(
@@ -103,33 +103,33 @@ class Engine:
         return loaded
 
 
-def stats_of(evaluator: COCOeval) -> Floats:
+def stats_of(evaluator: Evaluator) -> Floats:
     """COCO's twelve numbers; -1 for numbers without ground truth."""
     return np.asarray(evaluator.stats, np.float64)
 
 
-def class_precision(evaluator: COCOeval) -> Floats:
+def class_precision(evaluator: Evaluator) -> Floats:
     """Precision of each class, shape (10 IoU thresholds, 101 recalls, K); -1 without objects."""
     return _accumulated(evaluator)["precision"][:, :, :, 0, -1]
 
 
-def class_numbers(evaluator: COCOeval) -> tuple[Floats, Floats]:
+def class_numbers(evaluator: Evaluator) -> tuple[Floats, Floats]:
     """Each class's AP, shape (10 IoU thresholds, K), and AR100, shape (K,); -1 without objects."""
     recall = _accumulated(evaluator)["recall"][:, :, 0, -1]
     return class_precision(evaluator).mean(axis=1), recall.mean(axis=0)
 
 
-def _accumulated(evaluator: COCOeval) -> dict[str, Floats]:
+def _accumulated(evaluator: Evaluator) -> dict[str, Floats]:
     assert evaluator.eval is not None
     return evaluator.eval
 
 
-def stats_of_images(evaluator: COCOeval, choices: list[list[int]]) -> Floats:
+def stats_of_images(evaluator: Evaluator, choices: list[list[int]]) -> Floats:
     """COCO's twelve numbers over several choices of images, without new matching.
 
     Parameters
     ----------
-    evaluator : COCOeval
+    evaluator : Evaluator
         From `Engine.matched`.
     choices : list of list of int
         Indices of images, each at most once.

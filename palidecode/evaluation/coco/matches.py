@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from hotcoco import COCOeval
 
 from palidecode.coco.segmentations import as_rle
-from palidecode.evaluation.coco.engine import Engine, JsonRow, overlaps
+from palidecode.evaluation.coco.engine import Engine, Evaluator, JsonRow, overlaps
 from palidecode.evaluation.coco.tables import Scene, Table
 
 Ints = npt.NDArray[np.int64]
@@ -113,7 +112,7 @@ class Matches:
     missed: npt.NDArray[np.bool_]
 
 
-def match(evaluator: COCOeval, engine: Engine, predicted: Table, best: Overlaps) -> Matches:
+def match(evaluator: Evaluator, engine: Engine, predicted: Table, best: Overlaps) -> Matches:
     """Combine the engine's matching at IoU 0.5 with TIDE's kinds of errors."""
     found_at = evaluator.image_diagnostics(iou_thr=FOUND_AT)
     count, objects = len(predicted), len(engine.scene.truths)

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from hotcoco import COCOeval
 
 from palidecode.coco.skips import Skip
 from palidecode.evaluation.coco import engine as eng
@@ -19,7 +18,7 @@ from palidecode.evaluation.coco.bootstrap import (
     resampled_rates,
     resampled_stats,
 )
-from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, IouType, JsonRow
+from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, Evaluator, IouType, JsonRow
 from palidecode.evaluation.coco.matches import (
     FOUND_AT,
     Matches,
@@ -75,7 +74,7 @@ class CocoEvaluation:
     seed: int
     engine: Engine = field(repr=False)
     predicted: Table = field(repr=False)
-    _evaluator: COCOeval = field(repr=False)  # without scores, of the first order
+    _evaluator: Evaluator = field(repr=False)  # without scores, of the first order
     intervals: dict[str, Interval] = field(default_factory=dict, repr=False)
     _class_means: tuple[Floats, Floats] | None = field(repr=False, default=None)
 
@@ -112,7 +111,7 @@ class CocoEvaluation:
         return best_overlaps(self.engine, self.predicted)
 
     @cached_property
-    def _matching(self) -> COCOeval:
+    def _matching(self) -> Evaluator:
         """The engine's evaluator for the matching.
 
         Without scores, predictions are matched in the order of their IoU, so that the result

@@ -148,7 +148,7 @@ def run_job(
                     concurrency=ray.workers,
                     num_cpus=ray.worker_cpus,
                     num_gpus=ray.worker_gpus,
-                    shard_size=ray.shard_size,
+                    shard_size=ray.shard_size or None,
                 )
                 finished.append(write(found, path, coco, run, watch))
         return 0

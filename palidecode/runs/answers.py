@@ -23,7 +23,7 @@ from palidecode.errors import InputError, WeightsError
 from palidecode.files import picture_size
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
-from palidecode.runs.jobs import FailedBy, Record, Worker
+from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 
 CHUNK = 256
 _SIZES = ("width", "height", "size", "image_size_wh")
@@ -203,7 +203,7 @@ def by_picture(rows: list[AnswerRow], found: Detections) -> tuple[Detections, li
 
 
 @dataclass(frozen=True)
-class DecodeJob:
+class DecodeJob(Job[AnswerRow | Problem]):
     """Decodes answers."""
 
     options: DecodeOptions
@@ -215,7 +215,6 @@ class DecodeJob:
     )
     once: ClassVar[bool] = False
     failed_by: ClassVar[FailedBy] = "line"
-    names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def batch_size(self) -> int:
@@ -235,9 +234,6 @@ class DecodeJob:
         with suppress(WeightsError):  # which is only an error when there is a mask
             files["mask codec"] = find_weights(self.options.weights)
         return files
-
-    def info(self) -> dict[str, Any]:
-        return {}
 
     def items(self, path: str | os.PathLike[str]) -> Iterator[AnswerRow | Problem]:
         """Read a file of answers.
@@ -267,9 +263,6 @@ class DecodeJob:
 
     def key(self, item: AnswerRow | Problem) -> bytes:
         return key_of(*(item if isinstance(item, Problem) else vars(item).values()))
-
-    def mended(self, item: AnswerRow | Problem) -> bool:
-        return False  # the same row would fail again
 
     def load(self, threads: int | None = None) -> Worker[AnswerRow | Problem]:
         if threads is not None and self.options.backend == "torch":

@@ -7,9 +7,9 @@ them (`palidecode.ray_data`): everything that decides a number is in the job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 from palidecode.coco.shards import Result
 
@@ -18,14 +18,8 @@ Record = Mapping[str, Any]
 FailedBy = Literal["image", "line"]
 
 Item = TypeVar("Item")
-Item_contra = TypeVar("Item_contra", contravariant=True)
-
-
-class Worker(Protocol[Item_contra]):
-    """Does the work of a job with what was loaded."""
-
-    def __call__(self, items: Sequence[Item_contra]) -> Result:
-        """Work on one batch; the result depends on its items alone, not on earlier ones."""
+Worker: TypeAlias = Callable[[Sequence[Item]], Result]
+"""Works on one batch with what was loaded; the result depends on its items alone."""
 
 
 class Job(Protocol[Item]):
@@ -56,16 +50,20 @@ class Job(Protocol[Item]):
     def batch_size(self) -> int: ...
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> tuple[str, ...]:
+        return ()
 
     def settings(self) -> dict[str, Any]:
         """Return the options that decide a number of the output."""
+        return {}
 
     def files(self) -> dict[str, Path]:
         """Return the files that do, by a name for messages."""
+        return {}
 
     def info(self) -> dict[str, Any]:
         """Return the entries of the COCO file's ``info``."""
+        return {}
 
     def item(self, record: Record) -> Item:
         """Return the item of a row of a Dataset."""
@@ -75,6 +73,7 @@ class Job(Protocol[Item]):
 
     def mended(self, item: Item) -> bool:
         """Return whether an item that failed could be used now."""
+        return False
 
     def load(self, threads: int | None = None) -> Worker[Item]:
         """Load what it takes; by default with as many threads as there are cores."""

@@ -19,7 +19,7 @@ from palidecode.files import PICTURES, open_encoded, open_picture
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder
 from palidecode.pipeline.checkpoint import describe, locate
 from palidecode.prompts import Task, what_to_ask
-from palidecode.runs.jobs import FailedBy, Record, Worker
+from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 from palidecode.runs.rows import detections_of
 
 
@@ -124,7 +124,7 @@ def predict_options(
 
 
 @dataclass(frozen=True)
-class PredictJob:
+class PredictJob(Job[PictureFile | Unread]):
     """Asks a model about pictures."""
 
     options: PredictOptions

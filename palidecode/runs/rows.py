@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +26,7 @@ from palidecode.answers.assembler import IssueKind, ParseIssue
 from palidecode.coco.shards import Result, key_of
 from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.runs.jobs import FailedBy, Record, Worker
+from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 from palidecode.vocab import SEG_PER_MASK
 
 Row = dict[str, Any]
@@ -106,34 +105,20 @@ def _detections_of(rows: Sequence[Mapping[str, Any]]) -> Detections:
 
 
 @dataclass(frozen=True)
-class RowsJob:
+class RowsJob(Job[Row]):
     """Writes detections that are rows already."""
-
-    batch_size: int = 1024
 
     command: ClassVar[str] = "rows"
     columns: ClassVar[tuple[str, ...]] = ("image", "width", "height", *OBJECT_COLUMNS, "reason")
     once: ClassVar[bool] = False
     failed_by: ClassVar[FailedBy] = "image"
-    names: ClassVar[tuple[str, ...]] = ()
-
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def files(self) -> dict[str, Path]:
-        return {}
-
-    def info(self) -> dict[str, Any]:
-        return {}
+    batch_size: ClassVar[int] = 1024  # masks are RLE already: nothing is computed together
 
     def item(self, record: Record) -> Row:
         return dict(record)
 
     def key(self, item: Row) -> bytes:
         return key_of(item)
-
-    def mended(self, item: Row) -> bool:
-        return False
 
     def load(self, threads: int | None = None) -> Worker[Row]:
         return _write_rows

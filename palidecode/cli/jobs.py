@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from palidecode.cli.output import RESUMABLE, Output
 from palidecode.coco.shards import Result
 from palidecode.coco.writing import CocoOptions
+from palidecode.errors import InputError
 from palidecode.files import writes_through
 from palidecode.runs.journal import shards_folder
 from palidecode.runs.local import RunOptions, Watch, WrittenCoco, write_coco
@@ -118,8 +119,12 @@ def run_job(
     Finish or int
         The exit code where the run was interrupted.
     """
-    if writes_through(path):  # a pipe or a device has no directory of its own
-        run = replace(run, no_journal=True)
+    run = replace(run, no_journal=run.no_journal or writes_through(path))
+    if ray.ray is not None and run.no_journal:
+        raise InputError(
+            "--ray saves shards beside the output: --no-journal, pipes and devices can't be "
+            "combined with it"
+        )
     loading, unit = [0.0], "pictures" if job.once else "rows"
     finished: list[WrittenCoco] = []
     began = time.perf_counter()

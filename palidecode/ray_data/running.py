@@ -118,7 +118,7 @@ def write(
 
     run, watch = run or RunOptions(), watch or Watch()
     if run.no_journal:
-        raise InputError("a run on Ray needs its shards: --no-journal can't be combined with --ray")
+        raise InputError("a run on Ray needs its shards: no_journal=True is for one machine")
     with Journal(output) as journal:
         finished = begin(journal, found.job, options, restart=run.restart)
         watch.begin(len(finished))

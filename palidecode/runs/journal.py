@@ -110,15 +110,14 @@ class Journal:
     """
 
     def __init__(self, output: str | os.PathLike[str]) -> None:
-        self._output = Path(output)
+        if Path(output).is_dir():
+            raise InputError(f"{output}: is a directory; name a file to write")
         self.folder = shards_folder(output)
         self._path = self.folder / HEADER
         self._file: IO[bytes]
         self._shard = lru_cache(maxsize=4)(read_shard)
 
     def __enter__(self) -> Journal:
-        if self._output.is_dir():
-            raise InputError(f"{self._output}: is a directory; name a file to write")
         try:
             self._file = self._locked()
         except OSError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -243,8 +244,9 @@ def test_a_folder_that_can_not_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"coco\.json\.shards: can't be written: "):
         Journal(tmp_path / "file" / "coco.json").__enter__()
-    with pytest.raises(InputError, match="is a directory; name a file to write"):
-        Journal(tmp_path).__enter__()
+    for folder in (tmp_path, Path(), Path("/")):
+        with pytest.raises(InputError, match="is a directory; name a file to write"):
+            Journal(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

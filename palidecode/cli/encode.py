@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from palidecode.finetune.rows import EncodedImage
 
 _SHARE = 0.1
+_SHOWN_PROBLEMS = 10
+_BY_DESIGN = {"crowds", "over_the_cap", "images_without_objects"}
+"""Reasons to skip entries that need no attention."""
 _DEMO_CODEC = (
     f"warning: these seg codes are {DEMO_ID}'s. Never fine-tune a Google checkpoint on them: its "
     "codes mean other shapes. For Google's codec run: palidecode weights fetch"
@@ -79,7 +82,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="directory of the pictures; skip images whose picture is missing or has another size",
+        help="directory of the pictures; skip images whose picture is missing or has another size; "
+        "gives the size where the dataset has none",
     )
     parser.add_argument(
         "--invalid",
@@ -116,6 +120,13 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         help="classes that a prompt asks for: all of the dataset, those present in the picture, "
         "or some absent ones too (default: all)",
     )
+    group.add_argument(
+        "--categories",
+        nargs="+",
+        metavar="NAME",
+        help="ask only for these categories, and skip objects of others (default: all)",
+    )
+    group.add_argument("--crowds", action="store_true", help="use crowds (iscrowd) as objects")
     group.add_argument(
         "--absent",
         type=int,
@@ -159,11 +170,12 @@ def run(args: argparse.Namespace) -> int:
     if codec is not None and codec.id == DEMO_ID:
         message(_DEMO_CODEC)
     report = EncodeReport()
-    truth = GroundTruth(files.coco, options, report)
+    truth = GroundTruth(files.coco, options, report, files.images)
     problems = [] if files.images is None else truth.check_pictures(files.images)
     trip = RoundTrip(codec, options.divisor)
     with output.progress("encoding", len(truth.images)) as bar:
-        counts = _write(files, truth, _measured(encode_images(truth, codec), trip, bar))
+        measured = _measured(encode_images(truth, codec), trip, bar)
+        counts = _write(files, truth, measured, problems)
     data = {
         "files": counts,
         "images": report.images,
@@ -171,11 +183,37 @@ def run(args: argparse.Namespace) -> int:
         "codec": None if codec is None else codec.id,
         "left_out": report.left_out(),
         "problems": [{"image": index, "reason": reason} for index, reason in problems],
+        "rotated": report.rotated,
+        "grouping": report.grouping,
         "round_trip": trip.as_dict(),
     }
     output.result(data, _text(counts, report, trip))
     output.problems(problems, "image")
-    return SKIPPED if problems or report.left_out() else DONE
+    if report.grouping:
+        output.note(
+            f"categories without annotations that only group others are asked for too: "
+            f"{', '.join(report.grouping)}; --categories chooses others"
+        )
+    if report.rotated:
+        output.note(
+            f"objects with a rotation (attributes.rotation): {report.rotated}; COCO's boxes are "
+            "upright, and theirs are those before the rotation"
+        )
+    unwanted = report.left_out().keys() - _BY_DESIGN
+    return SKIPPED if problems or unwanted or report.rotated else DONE
+
+
+def _no_row(files: _Files, report: EncodeReport, problems: list[tuple[int, str]]) -> str:
+    """Return the message of a dataset without a row, with every reason."""
+    reasons = [
+        f"{name} {count}" + (f" ({report.examples[name]})" if name in report.examples else "")
+        for name, count in report.left_out().items()
+    ]
+    reasons += [f"image {index}: {reason}" for index, reason in problems[:_SHOWN_PROBLEMS]]
+    if len(problems) > _SHOWN_PROBLEMS:
+        reasons.append(f"and {len(problems) - _SHOWN_PROBLEMS} more images")
+    shown = "; ".join(reasons) or "it has no images"
+    return f"{files.coco}: no image gives a row: {shown}; {files.output} was not written"
 
 
 def _measured(
@@ -187,8 +225,15 @@ def _measured(
         yield from chunk
 
 
-def _write(files: _Files, truth: GroundTruth, encoded: Iterator[EncodedImage]) -> dict[str, int]:
+def _write(
+    files: _Files,
+    truth: GroundTruth,
+    encoded: Iterator[EncodedImage],
+    problems: list[tuple[int, str]],
+) -> dict[str, int]:
     """Write the rows into one file or two; return the number of rows of each."""
+    if not truth.images:
+        raise InputError(_no_row(files, truth.report, problems))
     held_back: set[str] = set()
     if files.val is not None:
         share = _SHARE if files.val_share is None else files.val_share
@@ -202,7 +247,7 @@ def _write(files: _Files, truth: GroundTruth, encoded: Iterator[EncodedImage]) -
             opened[name].write(json.dumps(image.row, ensure_ascii=False) + "\n")
             counts[name] += 1
         if not any(counts.values()):
-            raise InputError(f"{files.coco}: no image gives a row; {files.output} was not written")
+            raise InputError(_no_row(files, truth.report, problems))
     return counts
 
 

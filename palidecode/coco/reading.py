@@ -89,6 +89,14 @@ class BoxRow(msgspec.Struct, kw_only=True, gc=False):
     area: float | None = None
     iscrowd: int | bool = 0
     score: float | None = None
+    attributes: object = None
+
+    @property
+    def rotated(self) -> bool:
+        """True if the box must be turned (CVAT's ``attributes.rotation``)."""
+        attributes = self.attributes if isinstance(self.attributes, dict) else {}
+        angle = attributes.get("rotation")
+        return isinstance(angle, (int, float)) and angle % 360 != 0
 
 
 class Row(BoxRow, kw_only=True, gc=False):

@@ -61,11 +61,13 @@ NOTED = {
     "multiply them by the width and the height of the picture",
     "bins": "whose box reaches beyond the picture, and all end below 1024: are they loc bins? "
     "COCO's boxes are in pixels; loc_to_xyxy converts them",
+    "rotated": "that are rotated (attributes.rotation): COCO's boxes are upright, and theirs is "
+    "the one before the rotation",
     "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }
 """Oddities of rows that are used."""
 
-DIFFER = ("same_name", "other_size", "turned", "all_crowds", "fractions", "bins")
+DIFFER = ("rotated", "same_name", "other_size", "turned", "all_crowds", "fractions", "bins")
 """Oddities by which ground truth and predictions don't fit."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -41,6 +42,8 @@ EmptyImages: TypeAlias = Literal["keep", "skip"]
 Invalid: TypeAlias = Literal["skip", "error"]
 
 DEFAULT_ABSENT = 5
+UNREADABLE = ""
+"""The label of annotations that can't be read."""
 # Gemma's tokenizer reads <image>, <mask>, <b> … and [@BOS@] as tokens, and U+2581 as a space.
 _TOKEN_LIKE = re.compile("<[^<>]*>|<loc|<seg|\\[@BOS@\\]|\u2581")
 
@@ -59,6 +62,8 @@ class RowOptions:
     divisor: int = DEFAULT_DIVISOR
     empty_images: EmptyImages = "keep"
     invalid: Invalid = "skip"
+    categories: Sequence[str] | None = None
+    crowds: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -115,7 +120,13 @@ class EncodeReport:
     bad_images : int
         Image entries without a usable id, name or size.
     images_without_objects : int
-        Images that gave no row because they have no objects.
+        Images that gave no row because they have no objects, or none that can be read.
+    rotated : int
+        Objects with ``attributes.rotation``: their box is the one before the rotation.
+    grouping : list of str
+        Categories without annotations that only group others, as their ``supercategory``.
+    examples : dict of str to str
+        The first skipped entry of each reason, and what is wrong with it.
     """
 
     images: int = 0
@@ -133,10 +144,13 @@ class EncodeReport:
     over_the_cap: int = 0
     bad_images: int = 0
     images_without_objects: int = 0
+    rotated: int = 0
+    grouping: list[str] = field(default_factory=list)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def left_out(self) -> dict[str, Any]:
         """The counts above 0 of skipped entries, by reason."""
-        made = ("images", "objects")
+        made = ("images", "objects", "rotated", "grouping", "examples")
         return {name: value for name, value in vars(self).items() if value and name not in made}
 
 
@@ -196,6 +210,8 @@ class _Unusable(Exception):
 class GroundTruth:
     """A COCO dataset, checked and sorted by image, with the options and the report.
 
+    Images without a size take that of their picture, if the directory of the pictures is given.
+
     Attributes
     ----------
     images : list of AnnotatedImage
@@ -206,7 +222,14 @@ class GroundTruth:
         Names of the categories by id, including those that can't be written.
     """
 
-    def __init__(self, coco: Source, options: RowOptions, report: EncodeReport) -> None:
+    def __init__(
+        self,
+        coco: Source,
+        options: RowOptions,
+        report: EncodeReport,
+        pictures: Path | None = None,
+    ) -> None:
+        self._pictures = pictures
         self.options, self.report = options, report
         skips = Skips()
         kind = Row if options.reads_masks else BoxRow
@@ -217,10 +240,17 @@ class GroundTruth:
         self.where = read.where
         for skip in skips.skipped:
             self._refuse(skip.examples[0])
-            self._count("bad_images" if skip.side == "image" else "unreadable", skip.count)
+            counter = "bad_images" if skip.side == "image" else "unreadable"
+            self._count(counter, skip.count)
+            report.examples.setdefault(counter, skip.examples[0])
         self.names = {item["id"]: item["name"] for item in read.categories}
         self.classes = self._classes()
         self._writable = set(self.classes)
+        if options.categories is not None:
+            self.classes = self._wanted(options.categories)
+        used = {self.names.get(row.category_id) for row in read.annotations.rows}
+        groups = {item.get("supercategory") for item in read.categories}
+        report.grouping = [name for name in self.classes if name in groups and name not in used]
         self.images = self._images(read)
 
     def objects_of(self, image: AnnotatedImage) -> tuple[list[TrueObject], set[str]]:
@@ -232,17 +262,22 @@ class GroundTruth:
             if label is not None and label not in self._writable:
                 self.report.bad_labels[label] += 1
                 continue
+            if label is not None and label not in self.classes:
+                continue
             try:
                 if label is None:
                     reason = f"there is no category {annotation.category_id}"
                     raise _Unusable("unknown_categories", reason)
-                if annotation.iscrowd:
+                if annotation.iscrowd and not self.options.crowds:
                     self.report.crowds += 1
                     unclear.add(label)
                     continue
                 objects.append(self._read_object(annotation, label, image.size))
+                self.report.rotated += annotation.rotated
             except _Unusable as problem:
                 unclear.update([label] if label else [])
+                if problem.counter in ("unreadable", "unknown_categories"):
+                    unclear.add(UNREADABLE)
                 self._skip(problem, f"annotations[{offset}] (of {image.name})")
         return objects, unclear
 
@@ -280,6 +315,7 @@ class GroundTruth:
         """Count a problem, or raise it if the options ask for that."""
         self._refuse(f"{what}: {problem}")
         self._count(problem.counter, 1)
+        self.report.examples.setdefault(problem.counter, f"{what}: {problem}")
 
     def _count(self, counter: str, more: int) -> None:
         setattr(self.report, counter, getattr(self.report, counter) + more)
@@ -303,11 +339,20 @@ class GroundTruth:
             raise InputError(f"{self.where}: no category has a name that can be written")
         return good
 
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        """Return the chosen classes, in the dataset's order."""
+        unknown = [name for name in names if name not in self.classes]
+        if unknown or not names:
+            what = f"no category is called {unknown[0]!r}" if unknown else "no category is named"
+            shown = ", ".join(map(repr, self.classes[:8]))
+            raise InputError(f"{self.where}: {what}; the dataset has {shown} …")
+        return [name for name in self.classes if name in names]
+
     def _images(self, read: CocoFile[BoxRow]) -> list[AnnotatedImage]:
         images: dict[Key, AnnotatedImage] = {}
         for offset, image in read.images.numbered():
             try:
-                name, size = _name_and_size(image)
+                name, size = _name_and_size(image, self._pictures)
             except _Unusable as problem:
                 self._skip(problem, f"images[{offset}]")
                 continue
@@ -320,8 +365,10 @@ class GroundTruth:
                 self._skip(unknown, f"annotations[{offset}]")
         for broken in read.annotations.broken:
             image_id, category = broken.image_id, broken.category_id
-            if isinstance(image_id, Key) and isinstance(category, int) and image_id in images:
-                images[image_id].unclear.update(filter(None, [self.names.get(category)]))
+            if isinstance(image_id, Key) and image_id in images:
+                images[image_id].unclear.add(UNREADABLE)
+                if isinstance(category, int):
+                    images[image_id].unclear.update(filter(None, [self.names.get(category)]))
         return list(images.values())
 
     def _read_object(self, annotation: BoxRow, label: str, size: tuple[int, int]) -> TrueObject:
@@ -373,11 +420,13 @@ def name_problem(name: str) -> str | None:
     return label_problem(name) or (None if name.isprintable() else "characters that don't print")
 
 
-def _name_and_size(image: ImageRow) -> tuple[str, tuple[int, int]]:
+def _name_and_size(image: ImageRow, pictures: Path | None) -> tuple[str, tuple[int, int]]:
     name = image.file_name
     if not name or not name.isprintable():
         raise _Unusable("bad_images", f"'file_name' must be printable text, got {name!r}")
     try:
+        if pictures is not None and min(image.width, image.height) < 1:
+            return name, picture_size(inside(pictures, name))
         return name, check_size((image.width, image.height))
     except InputError as error:
         raise _Unusable("bad_images", str(error)) from error

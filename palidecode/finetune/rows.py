@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from palidecode.codec.protocol import MaskCodec
 from palidecode.errors import InputError
 from palidecode.finetune.objects import (
     DEFAULT_ABSENT,
+    UNREADABLE,
     AnnotatedImage,
     Boxes,
     Classes,
@@ -80,6 +81,8 @@ def to_finetuning_rows(
     divisor: int = DEFAULT_DIVISOR,
     empty_images: EmptyImages = "keep",
     invalid: Invalid = "skip",
+    categories: Sequence[str] | None = None,
+    crowds: bool = False,
     report: EncodeReport | None = None,
 ) -> Iterator[Row]:
     """Convert a COCO dataset to rows of prefix and suffix, one per image.
@@ -122,6 +125,10 @@ def to_finetuning_rows(
     invalid : {"skip", "error"}
         Skip and count entries that can't be written, or raise at the first. Crowds and objects
         over the cap are always skipped and counted.
+    categories : sequence of str, optional
+        Names of the only categories to ask for; objects of others are skipped.
+    crowds : bool
+        Use crowds as objects; by default they are skipped and counted.
     report : EncodeReport, optional
         Filled while rows are taken.
 
@@ -161,6 +168,8 @@ def to_finetuning_rows(
         divisor=divisor,
         empty_images=empty_images,
         invalid=invalid,
+        categories=categories,
+        crowds=crowds,
     )
     report = report if report is not None else EncodeReport()
     truth = GroundTruth(coco, options, report)
@@ -200,6 +209,8 @@ def _draft(image: AnnotatedImage, truth: GroundTruth, rng: np.random.Generator) 
     unclear.update(item.label for item in cut)
     present = {item.label for item in objects}
     asked = _asked(truth.classes, present, unclear - present, options, rng)
+    if not objects and UNREADABLE in unclear:
+        return None  # the row would teach that nothing is there
     if not asked or (not objects and options.empty_images == "skip"):
         return None
     return _Draft(image, write_prompt(options.task, asked), objects)

@@ -128,9 +128,8 @@ def encoded_mask(mask, arrays):
 _LOC, _SEG = "<loc[0-9]{1,8}>", "<seg[0-9]{1,8}>"
 _TOKEN = rf"{_LOC}|{_SEG}|<pad>|<bos>"
 # Control tokens of other formats end a label; what follows them belongs to no object.
-_FOREIGN = (
-    r"</?s>|<unk>|<mask>|<image>|<unused\d{1,3}>|<(?:[a-z]{1,16}_){1,3}[a-z]{1,16}>|<\|\w{1,32}\|>"
-)
+_FOREIGN = r"</?s>|<unk>|<mask>|<image>|<unused\d{1,2}>|<\|\w{1,20}\|>"
+_FOREIGN += "|<(?:start|end)_of_[a-z]{1,8}>"
 # Four loc tokens or more (white space only among the first four), or one to three.
 _LOCS = rf"(?:{_LOC}\s*){{3}}(?:{_LOC})+|{_LOC}(?:\s*{_LOC}){{0,2}}"
 _SEGS = rf"{_SEG}(?:\s*{_SEG})*"

@@ -36,8 +36,10 @@ Answer: TypeAlias = str | Ids
 
 _EOS = "<eos>"
 # Control tokens that chat templates and other tokenizers leave: <end_of_turn>, </s>, <|im_end|> …
-_FOREIGN = r"</?s>|<unk>|<mask>|<image>|<unused[0-9]{1,3}>|<(?:[a-z]{1,16}_){1,3}[a-z]{1,16}>"
-_FOREIGN += r"|<\|[A-Za-z0-9_]{1,32}\|>"
+_FOREIGN = (
+    r"</?s>|<unk>|<mask>|<image>|<unused[0-9]{1,2}>|<(?:start|end)_of_[a-z]{1,8}>"
+    r"|<\|[A-Za-z0-9_]{1,20}\|>"
+)
 _TOKEN = re.compile(rf"<loc([0-9]{{1,8}})>|<seg([0-9]{{1,8}})>|<eos>|<pad>|<bos>|;|\n|({_FOREIGN})")
 _LABEL_BREAK = re.compile(rf"[;\n]|{_FOREIGN}")
 _FOREIGN_TOKEN = re.compile(_FOREIGN)

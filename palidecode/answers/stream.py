@@ -21,8 +21,8 @@ from palidecode.errors import InputError
 from palidecode.vocab import PALIGEMMA, Vocabulary
 
 # The start of a token at the end of a piece: wait for the rest before reading it.
-_BEGUN = re.compile(r"<[/|]?[A-Za-z0-9_]{0,68}\|?\Z")
-_BEGUN_LENGTH = 71
+_BEGUN = re.compile(r"<[/|]?[A-Za-z0-9_]{0,20}\|?\Z")
+_BEGUN_LENGTH = 23
 
 
 class StreamParser:

@@ -131,13 +131,15 @@ def paste_subpixel(
     Raises
     ------
     InputError
-        For a box with coordinates that aren't finite.
+        If the box isn't finite, or more than 2²⁹ pixels of the image are in it.
     """
     x1, y1, x2, y2 = _finite_corners(xyxy)
     x0, columns, column_weights = _samples(x1, x2, size[0])
     y0, rows, row_weights = _samples(y1, y2, size[1])
     if not (len(columns) and len(rows)):
         return _empty(x0, y0, size)
+    if len(columns) * len(rows) > MAX_PIXELS:
+        raise InputError(f"a mask of {len(columns)}×{len(rows)} is more than {MAX_PIXELS} pixels")
     stretched = _interpolated(np.asarray(field, np.float32), rows, row_weights)
     # Column by column in memory: run-length encoding reads it in this order, much faster.
     values = _interpolated(np.ascontiguousarray(stretched.T), columns, column_weights)

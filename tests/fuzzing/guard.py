@@ -20,6 +20,7 @@ _RUNS = (
 )
 _CHANGES = {"os.remove": (0,), "os.rename": (0, 1), "os.rmdir": (0,), "os.mkdir": (0,)}
 _CHANGES |= {"os.link": (0, 1), "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,)}
+_FOLDERS = {"os.remove": 1, "os.rmdir": 1}  # the argument that is a descriptor of a folder
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -69,8 +70,9 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         if isinstance(args[2], int) and args[2] & _WRITES:
             _check(event, args[0])
     elif event in _CHANGES:
+        folder = args[_FOLDERS[event]] if event in _FOLDERS else -1
         for number in _CHANGES[event]:
-            _check(event, args[number])
+            _check(event, args[number], folder)
 
 
 def _importing() -> bool:
@@ -83,10 +85,11 @@ def _importing() -> bool:
     return False
 
 
-def _check(event: str, path: Any) -> None:
+def _check(event: str, path: Any, folder: int = -1) -> None:
     if isinstance(path, int) or path is None:
         return
-    real = Path(os.path.realpath(os.fsdecode(path)))
+    base = "" if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
+    real = Path(os.path.realpath(os.path.join(base, os.fsdecode(path))))
     place = _Watch.place
     if place not in (real, *real.parents) and real != Path(os.devnull):
         _forbid(f"{event} {str(path)!r} is outside of {place}")

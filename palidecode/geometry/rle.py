@@ -254,8 +254,10 @@ def read_runs(rles: Sequence[Rle]) -> tuple[Ints, Ints]:
     runs, ends = _without_differences(numbers, counts)
     if runs.min(initial=0) < 0:
         raise InputError(f"an RLE has a run of {int(runs.min())} pixels; the file is damaged")
-    totals = _steps(np.concatenate([[0], np.cumsum(runs)[1::2]])[ends])
-    for total, rle in zip(totals.tolist(), rles, strict=True):
+    totals = [int(runs.sum())]
+    if len(rles) != 1:
+        totals = _steps(np.concatenate([[0], np.cumsum(runs)[1::2]])[ends]).tolist()
+    for total, rle in zip(totals, rles, strict=True):
         height, width = rle["size"]
         if total != height * width:
             _check_total(total, height, width)
@@ -276,10 +278,14 @@ def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
         character = text[int((bits >= 64).argmax())]
         raise InputError(f"the character {character!r} is not of COCO's RLE alphabet")
     lasts = np.flatnonzero(bits < 32)
-    text_ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-    ends = np.searchsorted(lasts, text_ends)
-    complete = np.concatenate([[-1], lasts])[ends] == text_ends - 1
-    if not (complete | (_steps(text_ends) == 0)).all():
+    if len(texts) == 1:
+        counts, complete = np.array([len(lasts)]), text == "" or bits[-1] < 32
+    else:
+        text_ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+        ends = np.searchsorted(lasts, text_ends)
+        is_last = np.concatenate([[-1], lasts])[ends] == text_ends - 1
+        counts, complete = _steps(ends), (is_last | (_steps(text_ends) == 0)).all()
+    if not complete:
         raise InputError("the counts of an RLE end in the middle of a number")
     lengths = _steps(lasts + 1)
     longest = int(lengths.max(initial=0))
@@ -289,7 +295,7 @@ def _uncompress(texts: Sequence[str]) -> tuple[Ints, Ints]:
     for back in range(1, longest):
         longer = np.flatnonzero(lengths > back)
         numbers[longer] = (numbers[longer] << 5) + (bits[lasts[longer] - back] & 31)
-    return numbers, _steps(ends)
+    return numbers, counts
 
 
 def _steps(ends: Ints) -> Ints:
@@ -304,6 +310,12 @@ def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
 
     Returns pairs of runs, and the end of each text's pairs.
     """
+    if len(counts) == 1:  # the same, quicker
+        flat = np.zeros(len(numbers) + (len(numbers) & 1), np.int64)
+        flat[: len(numbers)] = numbers
+        flat[1 : len(numbers) : 2] = numbers[1::2].cumsum()
+        flat[2 : len(numbers) : 2] = numbers[2::2].cumsum()
+        return flat.reshape(-1, 2), np.array([len(flat) // 2])
     odd = (counts & 1).astype(np.bool_)
     # A text with an odd number of runs ends with background; add an empty run of mask.
     runs = np.insert(numbers, np.cumsum(counts)[odd], 0).reshape(-1, 2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import hotcoco
 import numpy as np
 import numpy.typing as npt
 
+from palidecode.errors import InputError
 from palidecode.evaluation.coco.tables import Scene, Table
 from palidecode.geometry.rle import Rle
 
@@ -33,6 +34,36 @@ NOTHING = -1.0
 
 JsonRow: TypeAlias = dict[str, Any]
 """JSON values by name; documented where they are made."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of COCO's numbers other than COCO's own; None keeps COCO's.
+
+    Attributes
+    ----------
+    iou_thresholds : tuple of float, or None
+    max_detections : tuple of 3 int, or None
+    micro : bool
+        Rank the predictions of all classes together, as pycocotools with ``useCats = 0``.
+    """
+
+    iou_thresholds: tuple[float, ...] | None = None
+    max_detections: tuple[int, ...] | None = None
+    micro: bool = False
+
+    def __post_init__(self) -> None:
+        ious, most = self.iou_thresholds, self.max_detections
+        if ious is not None and not (ious and all(0 < iou <= 1 for iou in ious)):
+            raise InputError(f"iou_thresholds must be numbers above 0, at most 1, got {ious}")
+        if most is not None and not (len(most) == 3 and 0 < most[0] <= most[1] <= most[2]):
+            raise InputError(
+                "max_detections must be three whole numbers in ascending order, as 1, 10, 100; "
+                f"got {most}"
+            )
+
+
+STANDARD = Settings()
 
 
 class Engine:
@@ -63,7 +94,9 @@ class Engine:
             **masks,
         )
 
-    def evaluate(self, predicted: Table, scores: Floats | None = None) -> Evaluator:
+    def evaluate(
+        self, predicted: Table, scores: Floats | None = None, settings: Settings = STANDARD
+    ) -> Evaluator:
         """Run hotcoco's evaluator on predictions.
 
         Parameters
@@ -71,10 +104,16 @@ class Engine:
         predicted : Table
         scores : ndarray of float64, shape (N,), optional
             Scores to use instead of the table's.
+        settings : Settings
         """
         if scores is not None:
             predicted = replace(predicted, score=scores)
         evaluator = hotcoco.COCOeval(self._truth, self._loaded(predicted), self.iou_type)
+        if settings.iou_thresholds is not None:
+            evaluator.params.iou_thrs = list(settings.iou_thresholds)
+        if settings.max_detections is not None:
+            evaluator.params.max_dets = list(settings.max_detections)
+        evaluator.params.use_cats = not settings.micro
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summary_lines()

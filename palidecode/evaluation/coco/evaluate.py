@@ -15,7 +15,15 @@ from palidecode.coco.reading import Source, no_collection
 from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.duplicates import repeats
-from palidecode.evaluation.coco.engine import BEST, Engine, IouType, class_numbers, stats_of
+from palidecode.evaluation.coco.engine import (
+    BEST,
+    STANDARD,
+    Engine,
+    IouType,
+    Settings,
+    class_numbers,
+    stats_of,
+)
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
 from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
 
@@ -38,12 +46,18 @@ class EvaluateOptions:
     seed: int = 0
     scale_to_truth: bool = False
     crowds: bool = False
+    settings: Settings = STANDARD
 
     def __post_init__(self) -> None:
         if self.scores not in ("file", "ignore"):
             raise InputError(f"scores must be 'file' or 'ignore', got {self.scores!r}")
         if self.orders < 1:
             raise InputError(f"orders must be at least 1, got {self.orders}")
+        if self.bootstrap and self.settings != STANDARD:
+            raise InputError(
+                "bootstrap resamples COCO's own numbers; leave out iou_thresholds, max_detections "
+                "and micro"
+            )
 
 
 def evaluate_coco(
@@ -61,6 +75,9 @@ def evaluate_coco(
     seed: int = 0,
     scale_to_truth: bool = False,
     crowds: bool = False,
+    iou_thresholds: Sequence[float] | None = None,
+    max_detections: Sequence[int] | None = None,
+    micro: bool = False,
 ) -> CocoEvaluation:
     """Evaluate boxes or masks against COCO ground truth.
 
@@ -92,10 +109,20 @@ def evaluate_coco(
     seed : int
         Seed of the orders and of the bootstrap.
     scale_to_truth : bool
-        Scale the predictions of pictures that have another size in the ground truth; otherwise they
-        are noted.
+        Scale the predictions of pictures that have another size in the ground truth; otherwise
+        they are noted.
     crowds : bool
         Count crowds as objects; by default predictions inside them are neither right nor wrong.
+    iou_thresholds : sequence of float, optional
+        IoU thresholds of `CocoEvaluation.stats`; 0.50, 0.55, … 0.95 by default. AP50 and AP75
+        are -1 unless 0.5 and 0.75 are among them.
+    max_detections : sequence of 3 int, optional
+        Best predictions of an image and class that AR1, AR10 and AR100 count; AP and the other
+        numbers take the last. (1, 10, 100) by default.
+    micro : bool
+        Rank the predictions of all classes together, and match them regardless of class, in
+        `CocoEvaluation.stats`: pycocotools' ``useCats = 0``. Everything else in the result keeps
+        COCO's own settings.
 
     Returns
     -------
@@ -133,6 +160,11 @@ def evaluate_coco(
         seed,
         scale_to_truth,
         crowds,
+        Settings(
+            None if iou_thresholds is None else tuple(iou_thresholds),
+            None if max_detections is None else tuple(max_detections),
+            micro,
+        ),
     )
     return evaluate(gt, predictions, iou_type, options)
 
@@ -166,14 +198,20 @@ def evaluate(
         else [predicted.score]
     )
     evaluator = engine.evaluate(predicted, drawn[0])
-    stats, means = stats_of(evaluator)[None], None
+    means = None
+    if options.settings == STANDARD:
+        stats = stats_of(evaluator)[None]
+    else:
+        others = (engine.evaluate(predicted, order, options.settings) for order in drawn)
+        stats = np.array([stats_of(other) for other in others])
     if unscored:
         # One evaluator at a time: each holds a copy of the predictions.
         each = [(stats_of(evaluator), *class_numbers(evaluator))]
         for order in drawn[1:]:
             other = engine.evaluate(predicted, order)
             each.append((stats_of(other), *class_numbers(other)))
-        stats, ap, ar = (np.array(column) for column in zip(*each, strict=True))
+        means_of, ap, ar = (np.array(column) for column in zip(*each, strict=True))
+        stats = means_of if options.settings == STANDARD else stats
         means = ap.mean(axis=0), ar.mean(axis=0)
     result = CocoEvaluation(
         iou_type=iou_type,

@@ -48,7 +48,7 @@ COMMANDS = {
     "drawn.png": (0, "demo --answers -o @demo"),
     "segment.jsonl": (0, f"{ENCODE} --task segment -o @segment.jsonl"),
     "detect.jsonl": (
-        1,
+        0,
         f"{ENCODE} --classes present+absent --absent 2 --order area --seed 3 --max-objects 3 "
         "-o @detect.jsonl --val @val.jsonl",
     ),

@@ -54,7 +54,7 @@ _LAST_SIZE = len(_LAST % 0)
 _ENCODE = json.JSONEncoder(sort_keys=True).encode
 
 
-def key_of(*values: Any) -> bytes:
+def key_of(*values: object) -> bytes:
     """Return the key of a row that has these JSON values."""
     return hashlib.blake2b(_ENCODE(values).encode(), digest_size=KEY_SIZE).digest()
 
@@ -411,7 +411,7 @@ class Merger:
         self,
         path: str | os.PathLike[str],
         options: CocoOptions,
-        info: Mapping[str, Any],
+        info: Mapping[str, object],
         *,
         once: bool = False,
         failed_by: Literal["image", "line"] = "image",
@@ -437,7 +437,7 @@ class Merger:
         self.writer.__enter__()
         return self
 
-    def __exit__(self, *problem: Any) -> None:
+    def __exit__(self, *problem: object) -> None:
         if problem[0] is None and not self.writer.report.images:
             problem = (Exception, Exception(), None)  # discards the file
         try:

@@ -73,9 +73,9 @@ class CocoReport:
         self.unmapped.update(other.unmapped)
         self.skipped += other.skipped
 
-    def left_out(self) -> dict[str, Any]:
+    def left_out(self) -> dict[str, object]:
         """Counts that aren't 0, for messages and for ``info.left_out`` of a dataset."""
-        counts: dict[str, Any] = {
+        counts: dict[str, object] = {
             "empty_boxes": self.empty_boxes,
             "empty_masks": self.empty_masks,
             "small_parts": self.small_parts,
@@ -187,7 +187,7 @@ def to_coco(
     mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
     images = images_of(detections, file_names, image_ids)
     form = MaskFormat(segmentation, simplify, min_area, paste)
-    annotations: list[dict[str, Any]] = []
+    annotations: list[Dataset] = []
     for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
         ids = {"image_id": images[found.image]["id"], "category_id": found.category}
         annotations.append({"id": len(annotations) + 1, **ids, **found.fields(), "iscrowd": 0})
@@ -213,7 +213,7 @@ def to_coco_results(
     default_score: float = 1.0,
     paste: Paste = DEFAULT_PASTE,
     report: CocoReport | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Dataset]:
     """Detections to a COCO results list, as evaluators load it.
 
     Parameters
@@ -252,7 +252,7 @@ def images_of(
     detections: Detections,
     file_names: Sequence[str] | None,
     image_ids: Sequence[int] | None,
-) -> list[dict[str, Any]]:
+) -> list[Dataset]:
     """COCO image entries, or an `InputError` where names or ids don't fit."""
     count = len(detections.sizes)
     ids = range(1, count + 1) if image_ids is None else image_ids
@@ -292,7 +292,7 @@ class Annotation(NamedTuple):
     segmentation: Any
     score: float | None
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> Dataset:
         """The values that an annotation shares with a result, without its ids."""
         found = {"bbox": self.bbox, "area": self.area, "segmentation": self.segmentation}
         return found if self.score is None else {**found, "score": self.score}
@@ -380,10 +380,10 @@ def _segmentations(
     return masks, areas
 
 
-def _info(report: CocoReport) -> dict[str, Any]:
+def _info(report: CocoReport) -> Dataset:
     from palidecode.version import __version__
 
-    info: dict[str, Any] = {"description": f"palidecode {__version__}"}
+    info: Dataset = {"description": f"palidecode {__version__}"}
     if report.left_out():
         info["left_out"] = report.left_out()
     return info
@@ -432,7 +432,7 @@ class CocoWriter:
         unmapped: Unmapped = "keep",
         aliases: Mapping[str, str] | None = None,
         form: MaskFormat | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, object] | None = None,
     ) -> None:
         self.report = CocoReport()
         self._more = dict(info or {})
@@ -516,7 +516,7 @@ def _start(number: int) -> str:
     return ",\n" if number > 1 else "\n"
 
 
-def json_line(value: Any) -> str:
+def json_line(value: object) -> str:
     """JSON in one line of text that is valid UTF-8."""
     text = _ENCODER.encode(value)
     if not text.isascii():

@@ -156,7 +156,7 @@ class Actor:
         return self._worker
 
 
-def _name(item: Any) -> str:
+def _name(item: object) -> str:
     """Name an item in a message."""
     name = getattr(item, "name", "") or (isinstance(item, Mapping) and item.get("image"))
     return repr(name or f"line {getattr(item, 'line', '?')}")

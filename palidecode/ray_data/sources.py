@@ -255,7 +255,7 @@ def _dataset(files: Iterator[tuple[str, str]]) -> Dataset:
         return ray.data.from_arrow_refs(blocks)  # type: ignore[arg-type]  # of Ray's two ObjectRefs
 
 
-def _ranges(paths: list[str]) -> Iterator[dict[str, Any]]:
+def _ranges(paths: list[str]) -> Iterator[dict[str, object]]:
     """Yield byte ranges of whole lines."""
     number = 0
     for path in paths:
@@ -295,7 +295,7 @@ def _read_range(
     return pa.Table.from_pylist(rows, source_schema())
 
 
-def _picture(line: int, row: Mapping[str, Any], images: str) -> dict[str, Any]:
+def _picture(line: int, row: Mapping[str, object], images: str) -> dict[str, object]:
     name = row.get("image")
     if not isinstance(name, str) or not name:
         raise InputError(f"'image' must be a file name, got {name!r}")
@@ -303,7 +303,7 @@ def _picture(line: int, row: Mapping[str, Any], images: str) -> dict[str, Any]:
     return {"line": line, "image": name, "path": os.path.join(images, name)}
 
 
-def _columns(row: AnswerRow) -> dict[str, Any]:
+def _columns(row: AnswerRow) -> dict[str, object]:
     answer = {"output" if isinstance(row.answer, str) else "token_ids": row.answer}
     size = {"width": row.size[0], "height": row.size[1]}
     values = {"prompt": row.prompt or None, "scores": row.scores, "codec": row.codec or None}
@@ -333,7 +333,7 @@ def _read_samples(frame: Any) -> pa.Table:
     return pa.Table.from_pylist(rows, source_schema())
 
 
-def _typed(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _typed(values: Mapping[str, object], name: str) -> dict[str, object]:
     """Return the columns of an answer; no size where the answer has none but its picture may."""
     found = _columns(read_row(1, {**values, "image": name}, default=(1, 1)))
     if values.keys().isdisjoint(("width", "height", "size", "image_size_wh")):

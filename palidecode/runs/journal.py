@@ -56,7 +56,7 @@ class Header:
     """
 
     command: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     hashes: Mapping[str, str]
 
     def as_row(self) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def _is_of(line: bytes, name: str) -> bool:
     return isinstance(row, dict) and row.get("output") == name
 
 
-def encode_row(row: Mapping[str, Any]) -> bytes:
+def encode_row(row: Mapping[str, object]) -> bytes:
     """Return a row as its line, with the checksum."""
     body = json.dumps(row, allow_nan=False, separators=(",", ":")).encode("ascii")[1:]
     return _CRC % zlib.crc32(body) + body + b"\n"
@@ -330,7 +330,9 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
                 yield f"{path[-1]} was {show(old.get(path))}, now {show(new.get(path))}"
 
 
-def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+def _leaves(
+    values: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], object]]:
     """Values of nested options, each with the path of its name."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -339,12 +341,12 @@ def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[t
             yield (*path, name), value
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
     return "missing" if value is None else f"sha256 {str(value)[:8]}"
 
 

@@ -249,7 +249,8 @@ class GroundTruth:
         if options.categories is not None:
             self.classes = self._wanted(options.categories)
         used = {self.names.get(row.category_id) for row in read.annotations.rows}
-        groups = {item.get("supercategory") for item in read.categories}
+        named = [item.get("supercategory") for item in read.categories]
+        groups = {name for name in named if isinstance(name, str)}
         report.grouping = [name for name in self.classes if name in groups and name not in used]
         self.images = self._images(read)
 

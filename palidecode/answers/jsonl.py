@@ -23,6 +23,8 @@ from palidecode.files import check_size, inside, picture_size
 CHUNK = 256
 _MAX_SCORE = float(np.finfo(np.float32).max)
 _LONGEST_LINE = 1 << 24
+_PERHAPS_TRUTH = ("response", "answer", "text")  # the truth in some data sets
+_OTHER_KEYS = ("prediction", "generated_text", *_PERHAPS_TRUTH)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class AnswerRow:
         Width and height: ``width`` and ``height``, ``size`` or ``image_size_wh``, the
         picture's own, or the default.
     answer : str or list of int
-        ``output``, ``token_ids``, or a fine-tuning row's ``suffix``.
+        ``output``, ``token_ids``, or the first of ``prediction``, ``generated_text``,
+        ``response``, ``answer`` and ``text``. Without any, a fine-tuning row's ``suffix``.
     prompt : str
         ``prompt`` or ``prefix``, or ``""``.
     scores : list of float or None
@@ -175,12 +178,27 @@ def read_row(
 def _answer_of(row: Mapping[str, object]) -> Answer:
     output, ids = row.get("output"), row.get("token_ids")
     if output is None and ids is None:
-        output = row.get("suffix")  # a fine-tuning row
+        output = _other_answer(row)
     if isinstance(output, str):
         return output
     if isinstance(ids, list) and all(type(token) is int and abs(token) < 1 << 62 for token in ids):
         return ids
     raise InputError("needs 'output' (text) or 'token_ids' (a list of integers)")
+
+
+def _other_answer(row: Mapping[str, object]) -> object:
+    """The answer under another key than ours; never the truth beside an answer."""
+    given = {key: row[key] for key in _OTHER_KEYS if isinstance(row.get(key), str)}
+    truth = row.get("suffix")  # of a fine-tuning row
+    if not given:
+        return truth
+    (key, value), *others = given.items()
+    if key in _PERHAPS_TRUTH and value in (truth, row.get("labels")):
+        raise InputError(f"{key!r} is the ground truth beside it, not an answer")
+    for other, content in others:
+        if content != value:
+            raise InputError(f"{key!r} and {other!r} differ: rename the answer to 'output'")
+    return value
 
 
 def _scores_of(scores: object) -> list[float] | None:

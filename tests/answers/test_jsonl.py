@@ -24,6 +24,40 @@ def test_sizes_come_from_the_picture(tmp_path):
     assert (row.size, row.name, row.prompt) == ((30, 20), "a.png", "detect cat")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prediction": CAT},
+        {"generated_text": CAT},
+        {"response": CAT},
+        {"answer": CAT},
+        {"text": CAT},
+        {"suffix": CAT},
+        {"suffix": "the truth", "prediction": CAT},
+        {"suffix": "the truth", "output": CAT},
+        {"text": "detect cat", "output": CAT},
+        {"text": CAT, "prediction": CAT},
+    ],
+)
+def test_the_truth_is_never_read_as_the_answer_beside_it(tmp_path, row):
+    (found,) = read_rows(written(tmp_path, [row]), size=(64, 48))
+    assert found.answer == CAT
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"suffix": CAT, "text": CAT}, "'text' is the ground truth beside it"),
+        ({"labels": CAT, "response": CAT}, "'response' is the ground truth beside it"),
+        ({"prediction": CAT, "text": "detect cat"}, "'prediction' and 'text' differ"),
+    ],
+)
+def test_rows_whose_answer_is_unclear_are_problems(tmp_path, row, reason):
+    (found,) = read_rows(written(tmp_path, [row]), size=(64, 48))
+    assert isinstance(found, Problem)
+    assert reason in found.reason
+
+
 BAD = {
     "not json": "{oops",
     "bare text": '"cat"',

@@ -137,7 +137,7 @@ def test_an_unreadable_picture_is_named_with_its_place(tmp_path):
 @pytest.mark.parametrize(
     "picture",
     [
-        np.zeros((4, 4, 3), np.float32),
+        np.full((4, 4, 3), 255, np.float32),
         np.zeros((4, 4, 2), np.uint8),
         np.zeros((3, 4, 4, 3), np.uint8),
         np.zeros((0, 4, 3), np.uint8),

@@ -15,7 +15,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from palidecode.cli.terminal import escaped, message
 from palidecode.errors import PalidecodeError
 from palidecode.version import __version__
 
@@ -58,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = args.run(args)
         sys.stdout.flush()
     except PalidecodeError as error:
-        print(f"palidecode: {error}", file=sys.stderr)
+        message(str(error))
         return _FAILED
     except KeyboardInterrupt:
-        print("palidecode: interrupted; no unfinished file was left", file=sys.stderr)
+        message("interrupted; no unfinished file was left")
         return _FAILED
     except BrokenPipeError:
         # The reader of the pipe is gone (`| head`); avoid a traceback at exit.
@@ -82,13 +84,18 @@ def _check_outputs(args: argparse.Namespace) -> None:
     refuse_overwriting(outputs, [path for listed in paths.values() for path in listed])
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    print(f"palidecode: warning: {message}", file=sys.stderr)
+def _show_warning(warning: Warning | str, category: type[Warning], *_: object) -> None:
+    message(f"warning: {warning}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message))
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """Build the parser of all commands, with the options of `command`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="palidecode",
         description="Turn PaliGemma's answers into boxes, masks and COCO JSON.",
         epilog=_EXIT_CODES,

@@ -14,6 +14,7 @@ from palidecode.cli.output import (
     SKIPPED,
     Output,
     aligned,
+    blocks,
     decimals,
     skip_lines,
     unexpected,
@@ -48,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     }
     tables = [_table(result, args.first, args.second) for result in results.values()]
     data = {kind: result.as_dict() for kind, result in results.items()}
-    fill(Output, args).result(data, "\n\n".join(tables))
+    fill(Output, args).result(data, blocks(tables))
     sides = [side for result in results.values() for side in (result.first, result.second)]
     return SKIPPED if any(unexpected(s.skipped, s.noted) for s in sides) else DONE
 
 
-def _table(result: CocoComparison, first: Path, second: Path) -> str:
-    """Return a comparison as text."""
+def _table(result: CocoComparison, first: Path, second: Path) -> list[str]:
+    """Return the lines of a comparison."""
     a, b = result.first, result.second
     lines = [f"{a.iou_type}: A is {first}, B is {second}"]
     if a.unscored:
@@ -84,4 +85,4 @@ def _table(result: CocoComparison, first: Path, second: Path) -> str:
         lines += skip_lines(f"SKIPPED in {name}", side.skipped)
         differing = [skip for skip in side.noted if skip.reason in DIFFER]
         lines += skip_lines(f"DOESN'T FIT the ground truth in {name}", differing)
-    return "\n".join(lines)
+    return lines

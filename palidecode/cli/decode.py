@@ -147,7 +147,7 @@ def _report(written: WrittenCoco, output: Output) -> None:
         lines.append(f"parse issues: {counted(written.issues)}")
     if report.left_out():
         lines.append(f"skipped: {counted(report.left_out())}")
-    output.result(data, "\n".join(lines))
+    output.result(data, lines)
 
 
 def _decode_text(
@@ -181,7 +181,7 @@ def _decode_text(
         corners = "  ".join(f"{value:8.1f}" for value in box)
         lines.append(f"{corners}  {'mask' if mask else '    '}  {label}")
     if lines or output.json:
-        output.result({"coco": dataset, "issues": issues}, "\n".join(lines))
+        output.result({"coco": dataset, "issues": issues}, lines)
     for issue in issues:
         output.note(f"{issue['kind']} at {issue['span']}: {issue['text']!r}")
     return SKIPPED if report.left_out() else DONE

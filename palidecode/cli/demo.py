@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
         report = model_demo.run_on(args.image, args.prompt, args.output, args.model)
     else:
         report = model_demo.run(args.output, args.model)
-    fill(Output, args).result(report.as_dict(), report.table())
+    fill(Output, args).result(report.as_dict(), report.lines())
     return DONE

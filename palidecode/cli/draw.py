@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         "problems": [{"picture": number, "reason": reason} for number, reason in problems],
         **({"skipped": [skip.as_dict() for skip in skipped]} if skipped else {}),
     }
-    output.result(data, f"{written} pictures in {args.output}")
+    output.result(data, [f"{written} pictures in {args.output}"])
     output.problems(problems, "picture")
     return SKIPPED if problems or skipped else DONE
 
@@ -155,5 +155,5 @@ def _draw_text(
         target /= f"{source.stem}.png"
     with replacing(target, "wb") as file:
         drawn.save(file, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=92)
-    output.result({"output": str(target), "objects": len(detections)}, str(target))
+    output.result({"output": str(target), "objects": len(detections)}, [str(target)])
     return DONE

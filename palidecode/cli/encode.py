@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, get_args
 
 from palidecode.cli.options import add_codec, add_output, fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted, message
+from palidecode.cli.output import DONE, SKIPPED, Output, counted
+from palidecode.cli.terminal import message
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
@@ -251,11 +252,11 @@ def _write(
     return counts
 
 
-def _text(counts: dict[str, int], report: EncodeReport, trip: RoundTrip) -> str:
-    """Return what was written, the round trip and what was skipped."""
+def _text(counts: dict[str, int], report: EncodeReport, trip: RoundTrip) -> list[str]:
+    """Return the lines of what was written, the round trip and what was skipped."""
     lines = [f"{count} rows in {name}" for name, count in counts.items()]
     lines += ["", "Upper bound left by encoding, for a model without any mistake:", ""]
-    lines.append(trip.table())
+    lines += trip.table().split("\n")
     if report.left_out():
         lines += ["", f"skipped: {counted(report.left_out())}"]
-    return "\n".join(lines)
+    return lines

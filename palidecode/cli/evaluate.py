@@ -15,11 +15,12 @@ from palidecode.cli.output import (
     SKIPPED,
     Output,
     aligned,
+    blocks,
     decimals,
-    message,
     skip_lines,
     unexpected,
 )
+from palidecode.cli.terminal import message
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     }
     missed = [text for result in results.values() for text in _missed(result, limits)]
     data = {"below": missed, **{kind: result.as_dict() for kind, result in results.items()}}
-    text = "\n\n".join(map(_table, results.values()))
+    lines = blocks(map(_table, results.values()))
     complete = True
     if args.output is not None:
         page = args.output / "index.html"
@@ -91,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
             json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
         if complete := _write_page(page, results, args.gt, args.predictions, args.images, missed):
             written.append(str(page))
-        text += f"\n\nwritten: {', '.join(written)}"
-    output.result(data, text)
+        lines += ["", f"written: {', '.join(written)}"]
+    output.result(data, lines)
     for line in missed:
         message(line)
     skipped = any(unexpected(result.skipped, result.noted) for result in results.values())
@@ -136,8 +137,8 @@ def _write_page(
     return True
 
 
-def _table(result: CocoEvaluation) -> str:
-    """Return an evaluation as text."""
+def _table(result: CocoEvaluation) -> list[str]:
+    """Return the lines of an evaluation."""
     lines = [
         f"{result.iou_type}: {result.predictions:,} predictions, {result.objects:,} objects, "
         f"{result.images:,} images"
@@ -167,8 +168,11 @@ def _table(result: CocoEvaluation) -> str:
     if wrong:
         lines.append("  wrong: " + ", ".join(f"{kind} {n:,}" for kind, n in wrong.items()))
     lines += ["", *_class_lines(result)]
-    lines += skip_lines("SKIPPED", result.skipped) + skip_lines("counted, but odd", result.noted)
-    return "\n".join(lines)
+    return [
+        *lines,
+        *skip_lines("SKIPPED", result.skipped),
+        *skip_lines("counted, but odd", result.noted),
+    ]
 
 
 def _class_lines(result: CocoEvaluation) -> list[str]:

@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if missed or skipped else DONE
 
 
-def _table(result: ReferringResult, missed: Mapping[str, float]) -> str:
-    """Return the result as text."""
+def _table(result: ReferringResult, missed: Mapping[str, float]) -> list[str]:
+    """Return the result as lines of text."""
     lines = []
     for name, value in result.scores().items():
         limit = f"   below {missed[name]:g}" if name in missed else ""
@@ -92,4 +92,4 @@ def _table(result: ReferringResult, missed: Mapping[str, float]) -> str:
         if count:
             lines.append(f"{name:<14} {count}")
     lines += skip_lines("SKIPPED", result.skipped)
-    return "\n".join(lines)
+    return lines

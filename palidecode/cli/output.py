@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from palidecode.cli.terminal import escaped, message
 from palidecode.coco.skips import DIFFER
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ RESUMABLE = "run the same command again to resume"
 SHOWN_CLASSES = 20
 _SHOWN_PROBLEMS = 10
 _ON_REQUEST = ("merged", "not_asked")  # reasons to skip that the user asked for
-
-
-def message(text: str) -> None:
-    """Print a line on stderr."""
-    print(f"palidecode: {text}", file=sys.stderr)
 
 
 def counted(counts: Mapping[str, object]) -> str:
@@ -55,6 +50,11 @@ def aligned(cells: list[list[str]]) -> list[str]:
     ]
 
 
+def blocks(tables: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of tables, with an empty line between two."""
+    return [line for table in tables for line in ("", *table)][1:]
+
+
 def skip_lines(title: str, skips: Sequence[Skip]) -> list[str]:
     """Return the lines that list skipped rows, with examples; none without skipped rows."""
     lines = [f"  {skip}" + (f" ({skip.such_as})" if skip.such_as else "") for skip in skips]
@@ -80,9 +80,11 @@ class Output:
 
     json: bool = False
 
-    def result(self, data: object, text: str) -> None:
-        """Print the result on stdout: `data` as JSON, or `text`."""
-        print(json.dumps(data, ensure_ascii=False, allow_nan=False) if self.json else text)
+    def result(self, data: object, lines: list[str]) -> None:
+        """Print the result on stdout: `data` as JSON, or `lines`."""
+        if self.json:
+            lines = [json.dumps(data, ensure_ascii=False, allow_nan=False)]
+        print("\n".join(map(escaped, lines)))
 
     def note(self, text: str) -> None:
         """Print a line on stderr, unless the output is JSON."""

@@ -246,7 +246,7 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
         lines.append(f"parse issues: {issues}")
     if report.left_out():
         lines.append(f"skipped: {counted(report.left_out())}")
-    output.result(data, "\n".join(lines))
+    output.result(data, lines)
     _list_failed(written.failed, output)
 
 

@@ -76,7 +76,7 @@ def _list(args: argparse.Namespace) -> int:
         listed.append({"id": name, "path": str(path), "here": here, "default": default})
         state = "default" if default else "available" if here else "not fetched"
         lines.append(f"{name:<16} {state:<12} {path}")
-    fill(Output, args).result(listed, "\n".join(lines))
+    fill(Output, args).result(listed, lines)
     return DONE
 
 
@@ -84,7 +84,7 @@ def _fetch(args: argparse.Namespace) -> int:
     output = fill(Output, args)
     with output.progress("fetching", GOOGLE_BYTES, unit="B") as bar:
         path = fetch(args.output, progress=lambda done, _: bar.update(done - bar.n))
-    output.result({"path": str(path)}, str(path))
+    output.result({"path": str(path)}, [str(path)])
     return DONE
 
 
@@ -98,13 +98,13 @@ def _verify(args: argparse.Namespace) -> int:
         if result.passed
         else "fail: NOT the codec of Google's checkpoints; run: palidecode weights fetch"
     )
-    text = f"{codec.id}\ncorrelation with five published fields: {correlations}\n{verdict}"
-    fill(Output, args).result({"id": codec.id, **result._asdict()}, text)
+    lines = [codec.id, f"correlation with five published fields: {correlations}", verdict]
+    fill(Output, args).result({"id": codec.id, **result._asdict()}, lines)
     return DONE if result.passed else SKIPPED
 
 
 def _convert(args: argparse.Namespace) -> int:
     weights = convert(args.source, args.target)
     data = {"id": weights.id, "output": str(args.target)}
-    fill(Output, args).result(data, f"{weights.id} written to {args.target}")
+    fill(Output, args).result(data, [f"{weights.id} written to {args.target}"])
     return DONE

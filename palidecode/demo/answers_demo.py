@@ -64,8 +64,8 @@ class DemoReport:
                 row["mask_iou"] = None
         return data
 
-    def table(self) -> str:
-        """The report as text."""
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
         wide = max(len(row.label) for row in self.rows)
         lines = [f"{'object':<{wide}}  {'x1, y1, x2, y2':<23} {'mask px':>8}  box IoU  mask IoU"]
         for row in self.rows:
@@ -78,7 +78,7 @@ class DemoReport:
         lines.append("")
         lines.extend(f"parse issue: {issue}" for issue in self.issues)
         lines.extend(f"written: {name}" for name in self.files)
-        return "\n".join(lines)
+        return lines
 
 
 def run(output: Path) -> DemoReport:

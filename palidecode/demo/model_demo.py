@@ -84,8 +84,8 @@ class ModelReport:
         """Convert to JSON values."""
         return asdict(self)
 
-    def table(self) -> str:
-        """The report as text."""
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
         lines = [
             f"{self.pictures} unseen pictures with {self.objects} objects: "
             f"{self.found} predictions, right and wrong, in {self.seconds:.1f} s",
@@ -101,7 +101,7 @@ class ModelReport:
             lines.append(f"  → {example.answer or '(nothing)'}")
         lines.append("")
         lines.extend(f"written: {name}" for name in self.files)
-        return "\n".join(lines)
+        return lines
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ class PictureReport:
         """Convert to JSON values."""
         return asdict(self)
 
-    def table(self) -> str:
-        """The report as text."""
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
         lines = [self.prompt, f"  → {self.answer or '(nothing)'}", ""]
         for item in self.objects:
             box = ", ".join(f"{value:.0f}" for value in item["box"])
             lines.append(f"{item['label']:<14} {item['score']:.2f}  {box}")
         lines += [""] if self.objects else []
         lines += [f"written: {name}" for name in self.files]
-        return "\n".join([*lines, "", *textwrap.wrap(self.knows, 96, break_on_hyphens=False)])
+        return [*lines, "", *textwrap.wrap(self.knows, 96, break_on_hyphens=False)]
 
 
 def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport:

@@ -168,7 +168,7 @@ def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
     start = time.perf_counter()
     decoder = PaliDecoder.from_pretrained(folder, "bfloat16", DEVICE, quantize, tokenizer=words)
     loaded = time.perf_counter() - start
-    model, device = decoder.model, torch.device(DEVICE)
+    model, device = decoder.engine.model, torch.device(DEVICE)
     pixels = torch.randn(1, 3, 224, 224, device=device)
     ids = torch.tensor([prompt_ids()], device=device)
     features = model.encode_image(pixels)

@@ -182,7 +182,6 @@ def test_torch_is_imported_only_where_it_belongs():
     when_used = (
         ROOT / "detections.py",
         ROOT / "interop.py",
-        ROOT / "pipeline" / "engine.py",
         ROOT / "runs" / "pictures.py",
         ROOT / "runs" / "answers.py",
     )

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
@@ -15,12 +15,10 @@ from palidecode.codec.weights import GOOGLE_ID
 from palidecode.errors import InputError
 from palidecode.files import read_json
 from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from palidecode.runtime.paligemma import PaliGemma
 
 DEMO_MODEL = "demo"
 """Name of the model in this package: tiny, trained from scratch on drawn scenes."""
@@ -75,7 +73,7 @@ class ModelNotes(NamedTuple):
 class LoadedModel(NamedTuple):
     """The parts of a `PaliDecoder`."""
 
-    model: PaliGemma
+    engine: Engine
     tokenizer: Tokenizer
     image_config: ImageConfig
     codec: MaskCodec | None
@@ -139,8 +137,8 @@ def load(
     codes_id, classes = _notes(path)
     if codec is None and codes_id != GOOGLE_ID:
         codec = load_codec(codes_id, threads=threads)
-    model = loading.load_model(source, config, options.dtype, device, options.quantize)
-    return LoadedModel(model, tokenizer, image_config, codec, codes_id, tuple(classes), name)
+    engine = loading.load_model(source, config, options.dtype, device, options.quantize)
+    return LoadedModel(engine, tokenizer, image_config, codec, codes_id, tuple(classes), name)
 
 
 def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
@@ -14,16 +14,15 @@ from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import ModelOptions, load
 from palidecode.pipeline.reading import Generated, read_answers
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.prompts import Task, asked_names, with_verb
+from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over
 from palidecode.runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from palidecode.runtime.paligemma import PaliGemma
 
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -68,7 +67,7 @@ class PaliDecoder:
 
     Parameters
     ----------
-    model : PaliGemma
+    engine : Engine
     tokenizer : Tokenizer
     image_config : ImageConfig
     codec : MaskCodec, optional
@@ -83,7 +82,7 @@ class PaliDecoder:
 
     def __init__(
         self,
-        model: PaliGemma,
+        engine: Engine,
         tokenizer: Tokenizer,
         image_config: ImageConfig,
         *,
@@ -92,12 +91,10 @@ class PaliDecoder:
         classes: Sequence[str] = (),
         source: str = "",
     ) -> None:
-        self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
+        self.engine, self.tokenizer, self.image_config = engine, tokenizer, image_config
         self.codec, self.codes_id, self.source = codec, codes_id, source
         self.classes = tuple(classes)
-        from palidecode.pipeline.engine import Engine  # loads torch
-
-        self._engine = Engine(model, tokenizer, image_config)
+        self._asker = Asker(engine, tokenizer, image_config)
 
     @classmethod
     def from_pretrained(
@@ -215,7 +212,7 @@ class PaliDecoder:
         """
         options = GenerateOptions(max_new_tokens, temperature, top_p, seed, over, loc_probabilities)
         pictures, asked = _pair(images, prompts)
-        return self._engine.generate(pictures, asked, grammar, options, batch_size, on_token)
+        return self._asker.generate(pictures, asked, grammar, options, batch_size, on_token)
 
     def detect(
         self,
@@ -343,7 +340,7 @@ class PaliDecoder:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")
         asked = [with_verb(task, text) for text in prompts]
         self._warn_of_unknown_classes(asked)
-        answers = self._engine.generate(
+        answers = self._asker.generate(
             [picture for picture in pictures for _ in asked],
             asked * len(pictures),
             options.grammar,
@@ -400,7 +397,7 @@ class PaliDecoder:
 
     def forget_pictures(self) -> None:
         """Clear the cache of image tokens of the last pictures."""
-        self._engine.features.clear()
+        self._asker.features.clear()
 
 
 def _as_list(images: Pictures) -> list[Picture]:

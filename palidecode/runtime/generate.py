@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from palidecode.errors import InputError
+from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.engine import Engine, Features, Ids, Logits
 from palidecode.runtime.grammar import AnswerState, Grammar
-from palidecode.runtime.kv_cache import KVCache
 from palidecode.runtime.options import GenerateOptions, OnToken
-from palidecode.runtime.paligemma import PaliGemma
 from palidecode.vocab import LOC_COUNT, Vocabulary
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 POSITIONS = 8192  # Gemma's context: image, prompt and answer
 
@@ -49,30 +50,22 @@ class GeneratedTokens:
         return np.array(self.loc_probabilities, np.float32).reshape(-1, LOC_COUNT)
 
 
-def cache_length(model: PaliGemma, prompt_tokens: int, max_new_tokens: int) -> int:
+def cache_length(config: PaliGemmaConfig, prompt_tokens: int, max_new_tokens: int) -> int:
     """Number of tokens that the cache must hold for one answer, at most Gemma's context."""
     # The last token is never read.
-    length = model.config.vision.tokens + prompt_tokens + max_new_tokens - 1
+    length = config.vision.tokens + prompt_tokens + max_new_tokens - 1
     if length > POSITIONS:
         raise InputError(
-            f"image ({model.config.vision.tokens} tokens), prompt ({prompt_tokens}) and answer "
+            f"image ({config.vision.tokens} tokens), prompt ({prompt_tokens}) and answer "
             f"({max_new_tokens}) exceed the model's {POSITIONS}: shorten the prompt or lower "
             "max_new_tokens"
         )
     return length
 
 
-@torch.inference_mode()
-def encode_pictures(model: PaliGemma, pixels: npt.NDArray[np.float32]) -> list[Tensor]:
-    """Encode pixels (B, 3, S, S), see `to_pixels`, as the image tokens of each picture."""
-    batch = torch.from_numpy(pixels).to(model.vision.position.device)
-    return list(model.encode_image(batch))
-
-
-@torch.inference_mode()
 def generate(
-    model: PaliGemma,
-    features: Sequence[Tensor] | Tensor,
+    engine: Engine,
+    features: Sequence[Features],
     prompts: Sequence[Sequence[int]],
     vocabulary: Vocabulary,
     grammars: Sequence[Grammar | None],
@@ -84,9 +77,9 @@ def generate(
 
     Parameters
     ----------
-    model : PaliGemma
-    features : sequence of B Tensor, shape (tokens, width)
-        From `encode_pictures`, one per prompt.
+    engine : Engine
+    features : sequence of B image tokens
+        From `Engine.encode_image`, one per prompt.
     prompts : sequence of list of int
         ``<bos>``, prompt, newline.
     vocabulary : Vocabulary
@@ -103,26 +96,16 @@ def generate(
     list of GeneratedTokens
         Up to rounding the same as one by one.
     """
-    images = torch.stack(tuple(features))
-    device = images.device
     longest = max(len(prompt) for prompt in prompts)
-    length = cache_length(model, longest, options.max_new_tokens)
-    padded = torch.full((len(prompts), longest), vocabulary.pad, device=device)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    prefix = model.embed_prefix(images, padded, lengths)
-    dtype = prefix.embeddings.dtype
-    cache = KVCache(model.config.text, len(prompts), length, dtype, device)
-    hidden = model.prefill(prefix, cache)
-
+    length = cache_length(engine.config, longest, options.max_new_tokens)
     answers = [GeneratedTokens() for _ in prompts]
     states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
     rows = list(range(len(prompts)))  # the answers that aren't finished
-    sampler = _Sampler(model, vocabulary, grammars, options, numbers or rows)
-    prefix_length = prefix.length
+    sampler = _Sampler(engine.config, vocabulary, grammars, options, numbers or rows)
+    batch = engine.start(features, prompts, length, sampler.head)
+    logits = batch.prefill()
     for step in range(options.max_new_tokens):
-        tokens = sampler.next_tokens(hidden, rows, states, answers)
+        tokens = sampler.next_tokens(logits, rows, states, answers)
         if on_token is not None:
             for row in rows:
                 on_token(row, answers[row].token_ids[-1], answers[row].logprobs[-1])
@@ -130,62 +113,64 @@ def generate(
         if not unfinished or step == options.max_new_tokens - 1:
             break
         if len(unfinished) < len(rows):
-            keep = torch.tensor(unfinished, device=device)
-            cache.keep_rows(keep)
-            prefix_length, tokens = prefix_length[keep], tokens[keep]
-            rows = [rows[i] for i in unfinished]
-        hidden = model.step(tokens, prefix_length + step, prefix_length, cache)
+            keep = np.array(unfinished)
+            batch.keep_rows(keep)
+            tokens, rows = tokens[keep], [rows[i] for i in unfinished]
+        logits = batch.step(tokens)
     return answers
 
 
 class _Sampler:
-    """Chooses the next token of every row and records its probability."""
+    """Chooses the next token of every row and records its probability.
+
+    Attributes
+    ----------
+    head : ndarray of int64, optional
+        Ids of the tokens in use, ascending: the columns of the logits; None for all.
+    """
 
     def __init__(
         self,
-        model: PaliGemma,
+        config: PaliGemmaConfig,
         vocabulary: Vocabulary,
         grammars: Sequence[Grammar | None],
         options: GenerateOptions,
         numbers: Sequence[int],
     ) -> None:
-        self._model, self._options, self._vocabulary = model, options, vocabulary
-        self._random = [_generator(options.seed, number) for number in numbers]
-        self._ends = {vocabulary.eos, *model.config.eos}
-        # The rows of the output head in use and their token ids; None for the whole head.
-        self._ids: npt.NDArray[np.int64] | None = None
-        self._head: Tensor | None = None
+        self._options, self._vocabulary = options, vocabulary
+        self._random = [
+            np.random.default_rng(np.random.SeedSequence((options.seed, number)))
+            for number in numbers
+        ]
+        self._ends = {vocabulary.eos, *config.eos}
+        self.head: Ids | None = None
         known = [grammar.tokens for grammar in grammars if grammar is not None]
         if options.over == "allowed" and len(known) == len(grammars):
             ids = np.unique(np.concatenate(known))
-            weight = model.language.head_weight
             # Free labels allow nearly all tokens: a copy of their rows would save nothing.
-            if 2 * len(ids) < len(weight):
-                self._ids = ids
-                self._head = weight[torch.from_numpy(ids).to(weight.device)]
+            if 2 * len(ids) < config.text.vocabulary:
+                self.head = ids
 
     def next_tokens(
         self,
-        hidden: Tensor,
+        logits: Logits,
         rows: list[int],
         states: list[AnswerState | None],
         answers: list[GeneratedTokens],
-    ) -> Tensor:
+    ) -> Ids:
         """Choose the next token of each of the rows, (B,); update their answers and states."""
-        logits = self._model.language.logits(hidden, self._head).cpu()
-        masks = self._masks([states[row] for row in rows], logits.shape[1])
-        allowed = logits if masks is None else logits.masked_fill(~masks, -torch.inf)
+        allowed = self._mask(logits, [states[row] for row in rows])
         over = allowed if self._options.over == "allowed" else logits
-        normal = over.logsumexp(1)
-        if not normal.isfinite().all():
+        normal = _log_sum_exp(over)
+        if not np.isfinite(normal).all():
             raise InputError(
                 "the model computes NaN or infinite logits: float16 is too small for it, or its "
                 "weights are damaged; try dtype='bfloat16' or 'float32' (--dtype)"
             )
         columns = self._sample(allowed, rows)
-        logprobs = (logits.gather(1, columns[:, None])[:, 0] - normal).tolist()
+        logprobs = (logits[np.arange(len(rows)), columns] - normal).tolist()
         end_logprobs = (over[:, self._column(self._vocabulary.eos)] - normal).tolist()
-        tokens = columns if self._ids is None else torch.from_numpy(self._ids)[columns]
+        tokens = columns if self.head is None else self.head[columns]
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             answer, state = answers[row], states[row]
             answer.token_ids.append(token)
@@ -197,45 +182,51 @@ class _Sampler:
             bin_ = token - self._vocabulary.loc_offset
             if self._options.loc_probabilities and 0 <= bin_ < LOC_COUNT:
                 first = self._column(self._vocabulary.loc_offset)
-                bins = allowed[i, first : first + LOC_COUNT].softmax(0)
-                answer.loc_probabilities.append(bins.numpy())
-        return tokens.to(hidden.device)
+                answer.loc_probabilities.append(_softmax(allowed[i, first : first + LOC_COUNT]))
+        return tokens
 
     def _column(self, token: int) -> int:
         """Column of a token's logit."""
-        return token if self._ids is None else int(np.searchsorted(self._ids, token))
+        return token if self.head is None else int(np.searchsorted(self.head, token))
 
-    def _masks(self, states: list[AnswerState | None], width: int) -> Tensor | None:
-        """Mask of the columns that each row allows, (B, width); None if all are allowed."""
+    def _mask(self, logits: Logits, states: list[AnswerState | None]) -> Logits:
+        """Set the logits of tokens that a row's grammar doesn't allow to minus infinity."""
         if not any(state is not None for state in states):
-            return None
-        masks = np.ones((len(states), width), np.bool_)
+            return logits
+        allowed = np.full_like(logits, -np.inf)
         for row, state in enumerate(states):
             if state is None:
+                allowed[row] = logits[row]
                 continue
-            tokens = state.grammar.tokens
-            columns = tokens if self._ids is None else np.searchsorted(self._ids, tokens)
-            masks[row] = False
-            masks[row, columns] = state.allowed()
-        return torch.from_numpy(masks)
+            tokens = state.grammar.tokens[state.allowed()]
+            columns = tokens if self.head is None else np.searchsorted(self.head, tokens)
+            allowed[row, columns] = logits[row, columns]
+        return allowed
 
-    def _sample(self, allowed: Tensor, rows: list[int]) -> Tensor:
+    def _sample(self, allowed: Logits, rows: list[int]) -> Ids:
         if self._options.temperature == 0:
-            return allowed.argmax(1)
-        weights = (allowed / self._options.temperature).softmax(1)
-        if self._options.top_p < 1:
-            ordered, order = weights.sort(1, descending=True)
+            best: Ids = allowed.argmax(1)
+            return best
+        chosen = []
+        for logits, row in zip(allowed, rows, strict=True):
+            weights = _softmax(logits.astype(np.float64) / self._options.temperature)
+            order = np.argsort(-weights, kind="stable")
             # Keep tokens until the share is reached, the likeliest in any case.
-            kept = ordered * (ordered.cumsum(1) - ordered < self._options.top_p)
-            weights = torch.zeros_like(weights).scatter(1, order, kept)
-        samples = [
-            torch.multinomial(weight, 1, generator=self._random[row])
-            for weight, row in zip(weights, rows, strict=True)
-        ]
-        return torch.cat(samples)
+            sums = np.cumsum(weights[order])
+            kept = int(np.searchsorted(sums, self._options.top_p * sums[-1])) + 1
+            point = self._random[row].random() * sums[:kept][-1]
+            chosen.append(order[int(np.searchsorted(sums[:kept], point, side="right"))])
+        return np.array(chosen, np.int64)
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Create a generator that is independent for each seed and number."""
-    mixed = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0]) >> 1)
+def _log_sum_exp(logits: Logits) -> Logits:
+    """Logarithm of each row's sum of exponentials, (B,)."""
+    top = logits.max(1)
+    total: Logits = top + np.log(np.exp(logits - top[:, None]).sum(1))
+    return total
+
+
+def _softmax(logits: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    weights: npt.NDArray[Float] = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    return weights

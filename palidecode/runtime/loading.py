@@ -14,7 +14,7 @@ from palidecode.runtime.config import PaliGemmaConfig, read_config, read_ends
 from palidecode.runtime.image import ImageConfig, read_image_config
 from palidecode.runtime.linear import Quantize, finisher
 from palidecode.runtime.memory import check_memory
-from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.torch_engine import TorchEngine
 from palidecode.runtime.weights import SafetensorsFolder, Source, load_weights
 
 
@@ -67,7 +67,7 @@ def load_model(
     dtype: str,
     device: torch.device,
     quantize: Quantize | None,
-) -> PaliGemma:
+) -> TorchEngine:
     """Load a checkpoint's tensors; `dtype` is the name of a torch dtype.
 
     Raises
@@ -78,7 +78,7 @@ def load_model(
     kind: torch.dtype = getattr(torch, dtype)
     finish = finisher(kind, device, quantize)
     check_memory(config, kind, device, quantize)
-    return load_weights(source, config, kind, device, finish)
+    return TorchEngine(load_weights(source, config, kind, device, finish), quantize)
 
 
 def find_device(name: str | None) -> torch.device:

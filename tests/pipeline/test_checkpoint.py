@@ -45,7 +45,7 @@ def logits(decoder):
     lengths = torch.tensor([prompt.shape[1]])
     pixels = torch.linspace(-1, 1, 3 * 28 * 28).reshape(1, 3, 28, 28)
     with torch.inference_mode():
-        return decoder.model(pixels, prompt, lengths, lengths)[0, -1]
+        return decoder.engine.model(pixels, prompt, lengths, lengths)[0, -1]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["gemma", "gemma2"])
@@ -76,7 +76,11 @@ def test_lower_precision_gives_nearly_the_same_logits(calm_folder, dtype, quanti
 
 
 def kinds_of_linear(decoder):
-    return {type(module) for module in decoder.model.modules() if "Linear" in type(module).__name__}
+    return {
+        type(module)
+        for module in decoder.engine.model.modules()
+        if "Linear" in type(module).__name__
+    }
 
 
 def test_what_stands_in_for_linear_layers(folders):
@@ -113,8 +117,8 @@ def test_by_default_the_device_is_the_best_there_is(folders):
     decoder = PaliDecoder.from_pretrained(folders[1])
     best = "cuda" if torch.cuda.is_available() else "cpu"
     best = "mps" if torch.backends.mps.is_available() else best
-    assert decoder.model.vision.position.device.type == best
-    assert decoder.model.vision.position.dtype == torch.bfloat16
+    assert decoder.engine.model.vision.position.device.type == best
+    assert decoder.engine.model.vision.position.dtype == torch.bfloat16
     assert decoder.source == str(folders[1])
 
 

@@ -74,7 +74,7 @@ def looked_at(decoder):
     """Record the number of pictures in each call of the vision tower."""
     decoder.forget_pictures()
     calls = []
-    hook = decoder.model.vision.register_forward_hook(
+    hook = decoder.engine.model.vision.register_forward_hook(
         lambda module, inputs, output: calls.append(len(output))
     )
     yield calls
@@ -95,7 +95,7 @@ def test_every_picture_of_a_batch_is_looked_at_once(decoder, looked_at):
     many = [random_picture(seed, (20, 20)) for seed in range(12)]
     decoder.detect(many, ["cat", "dog"], max_new_tokens=4, batch_size=5)
     assert sum(looked_at) == 12
-    assert len(decoder._engine.features) <= 8
+    assert len(decoder._asker.features) <= 8
 
 
 def cut_short(folder):

@@ -12,6 +12,7 @@ from palidecode import parse
 from palidecode.errors import InputError
 from palidecode.runtime.generate import POSITIONS, GenerateOptions, cache_length, generate
 from palidecode.runtime.grammar import Grammar, GrammarOptions
+from palidecode.runtime.torch_engine import TorchEngine
 from tests.runtime.tiny_models import random_model
 
 PROMPTS = ("detect cat ; red star", "segment dog", "describe", "detect cat")
@@ -27,6 +28,7 @@ def tiny(request, small_tokenizer):
         features = model.encode_image(pixels)
     return SimpleNamespace(
         model=model,
+        engine=TorchEngine(model),
         tokenizer=small_tokenizer,
         vocabulary=small_tokenizer.vocabulary,
         pixels=pixels,
@@ -40,7 +42,7 @@ def answers_of(tiny, rows=EVERY, grammar=False, vocabulary=None, **options):
     rows = list(rows)
     call, numbers = options.pop("on_token", None), options.pop("numbers", None)
     return generate(
-        tiny.model,
+        tiny.engine,
         tiny.features[rows],
         [tiny.prompts[row] for row in rows],
         vocabulary or tiny.vocabulary,
@@ -171,7 +173,7 @@ def test_over_allowed_is_renormalised_over_what_the_grammar_allows(tiny, labels,
     rows, limit, options = [0, 1, 3], 45, GrammarOptions(labels)
     grammars = [Grammar.of(tiny.tokenizer, PROMPTS[row], options) for row in rows]
     found = generate(
-        tiny.model,
+        tiny.engine,
         tiny.features[rows],
         [tiny.prompts[row] for row in rows],
         tiny.vocabulary,
@@ -253,7 +255,7 @@ def test_answers_with_the_grammar_parse_without_an_issue(tiny, labels):
     for seed in range(12):
         limit = 10 + 6 * seed
         found = generate(
-            tiny.model,
+            tiny.engine,
             tiny.features[rows],
             [tiny.prompts[row] for row in rows],
             tiny.vocabulary,
@@ -285,7 +287,7 @@ def test_answers_with_the_grammar_parse_without_an_issue(tiny, labels):
 def draws(tiny, count, **options):
     """The first tokens of that many answers to one prompt."""
     found = generate(
-        tiny.model,
+        tiny.engine,
         tiny.features[:1].expand(count, -1, -1),
         [tiny.prompts[0]] * count,
         tiny.vocabulary,
@@ -363,10 +365,10 @@ def test_a_low_temperature_is_nearly_greedy(tiny):
 
 def test_a_prompt_too_long_for_the_model_is_refused(tiny):
     images = tiny.model.config.vision.tokens
-    assert cache_length(tiny.model, POSITIONS - images - 9, 10) == POSITIONS
+    assert cache_length(tiny.engine.config, POSITIONS - images - 9, 10) == POSITIONS
     with pytest.raises(InputError) as caught:
         generate(
-            tiny.model,
+            tiny.engine,
             tiny.features[:2],
             [tiny.prompts[0], tiny.prompts[0] * 2000],
             tiny.vocabulary,

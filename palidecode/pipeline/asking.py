@@ -1,43 +1,39 @@
-"""Answer prompts about pictures with the model, batch by batch; importing it loads torch."""
+"""Ask an engine about pictures, batch by batch, and remember the last pictures and grammars."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from palidecode.errors import InputError
 from palidecode.files import Picture, check_picture, open_picture
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
-from palidecode.runtime.generate import cache_length, encode_pictures, generate
+from palidecode.runtime.engine import Engine, Features
+from palidecode.runtime.generate import cache_length, generate
 from palidecode.runtime.grammar import Grammar
 from palidecode.runtime.image import ImageConfig, to_pixels
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
-from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _KEPT_FEATURES = 8  # pictures whose image tokens are kept for the next prompt
 _KEPT_GRAMMARS = 64
 
 
-class Engine:
-    """A model that remembers the last pictures and grammars.
+class Asker:
+    """An engine that remembers the last pictures and grammars.
 
     Attributes
     ----------
-    features : dict of bytes to Tensor
+    features : dict of bytes to image tokens
         Image tokens of the last pictures, by a hash of their pixels.
     """
 
-    def __init__(self, model: PaliGemma, tokenizer: Tokenizer, image_config: ImageConfig) -> None:
-        self._model, self._tokenizer, self._image_config = model, tokenizer, image_config
-        self.features: dict[bytes, Tensor] = {}
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, image_config: ImageConfig) -> None:
+        self._engine, self._tokenizer, self._image_config = engine, tokenizer, image_config
+        self.features: dict[bytes, Features] = {}
         self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
 
     def generate(
@@ -56,7 +52,7 @@ class Engine:
             check_picture(picture)
         encoded = [self._tokenizer.encode_prompt(prompt) for prompt in prompts]
         # Before anything is computed.
-        cache_length(self._model, max(map(len, encoded), default=0), options.max_new_tokens)
+        cache_length(self._engine.config, max(map(len, encoded), default=0), options.max_new_tokens)
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
         answers: list[Generated] = []
         unreadable: dict[int, InputError] = {}
@@ -99,7 +95,7 @@ class Engine:
             return answers
         numbers = [start + row for row, _ in fine]
         made = generate(
-            self._model,
+            self._engine,
             self._encode([picture for _, picture in fine]),
             [encoded[row] for row, _ in fine],
             self._tokenizer.vocabulary,
@@ -121,13 +117,13 @@ class Engine:
             )
         return answers
 
-    def _encode(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
+    def _encode(self, pictures: Sequence[Image.Image]) -> list[Features]:
         """Encode each picture; equal pictures are encoded once."""
         pixels = to_pixels(list(pictures), self._image_config)
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
         new = {key: row for row, key in enumerate(keys) if key not in self.features}
         if new:
-            encoded = encode_pictures(self._model, pixels[list(new.values())])
+            encoded = self._engine.encode_image(pixels[list(new.values())])
             self.features.update(zip(new, encoded, strict=True))
         features = [self.features[key] for key in keys]
         while len(self.features) > _KEPT_FEATURES:

@@ -1,0 +1,72 @@
+"""The protocol of an engine: what computes a model's logits. Everything else is numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from palidecode.runtime.config import PaliGemmaConfig
+
+Logits: TypeAlias = npt.NDArray[np.float32]
+Ids: TypeAlias = npt.NDArray[np.int64]
+Features: TypeAlias = Any
+"""Image tokens of one picture, (tokens, width), in the engine's own kind of array."""
+
+
+class Batch(Protocol):
+    """A batch of answers in progress, and the cache of what was read."""
+
+    def prefill(self) -> Logits:
+        """Read pictures and prompts; return the logits of each row's first token, (B, R)."""
+        ...
+
+    def step(self, tokens: Ids) -> Logits:
+        """Read one more token of every row, (B,); return the logits of the next, (B, R)."""
+        ...
+
+    def keep_rows(self, rows: Ids) -> None:
+        """Keep only these rows of the batch; the others have ended."""
+        ...
+
+
+class Engine(Protocol):
+    """A model that is loaded; see `PaliDecoder.engine`."""
+
+    @property
+    def config(self) -> PaliGemmaConfig:
+        """Shapes and constants of the model."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Library, precision and device, for people: ``torch, bfloat16, cpu``."""
+        ...
+
+    def encode_image(self, pixels: npt.NDArray[np.float32]) -> list[Features]:
+        """Encode pixels (B, 3, S, S), see `to_pixels`, as the image tokens of each picture."""
+        ...
+
+    def start(
+        self,
+        features: Sequence[Features],
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        head: Ids | None,
+    ) -> Batch:
+        """Begin a batch of answers.
+
+        Parameters
+        ----------
+        features : sequence of B image tokens
+            From `encode_image`.
+        prompts : sequence of B lists of int
+            ``<bos>``, prompt, newline.
+        length : int
+            Tokens that the cache must hold for each row.
+        head : ndarray of int64, shape (R,), optional
+            The token ids whose logits are wanted; by default the whole vocabulary.
+        """
+        ...

@@ -1,0 +1,107 @@
+"""The engine in torch: CUDA, MPS and CPU; bfloat16, float16, float32, int8 and int4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.engine import Ids, Logits
+from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.paligemma import PaliGemma
+
+
+class TorchEngine:
+    """Runs a `PaliGemma` module; see `Engine`.
+
+    Parameters
+    ----------
+    model : PaliGemma
+    quantize : {"int8", "int4"}, optional
+        How its weights are stored, for `name`.
+    """
+
+    def __init__(self, model: PaliGemma, quantize: str | None = None) -> None:
+        self.model = model
+        kind = model.vision.position
+        precision = quantize or str(kind.dtype).removeprefix("torch.")
+        self.name = f"torch, {precision}, {kind.device}"
+
+    @property
+    def config(self) -> PaliGemmaConfig:
+        """Shapes and constants of the model."""
+        return self.model.config
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: npt.NDArray[np.float32]) -> list[Tensor]:
+        """Encode pixels; see `Engine.encode_image`."""
+        batch = torch.from_numpy(pixels).to(self.model.vision.position.device)
+        return list(self.model.encode_image(batch))
+
+    def start(
+        self,
+        features: Sequence[Tensor],
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        head: Ids | None,
+    ) -> TorchBatch:
+        """Begin a batch of answers; see `Engine.start`."""
+        return TorchBatch(self.model, features, prompts, length, head)
+
+
+class TorchBatch:
+    """A batch of answers in progress; see `Batch`."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: PaliGemma,
+        features: Sequence[Tensor],
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        head: Ids | None,
+    ) -> None:
+        self._model = model
+        images = torch.stack(tuple(features))
+        device = images.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        padded = torch.full((len(prompts), int(lengths.max())), model.config.pad, device=device)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        self._prefix = model.embed_prefix(images, padded, lengths)
+        dtype = self._prefix.embeddings.dtype
+        self._cache = KVCache(model.config.text, len(prompts), length, dtype, device)
+        self._length = self._prefix.length
+        self._steps = 0
+        self._rows: Tensor | None = None
+        if head is not None:
+            weight = model.language.head_weight
+            self._rows = weight[torch.from_numpy(head).to(weight.device)]
+
+    @torch.inference_mode()
+    def prefill(self) -> Logits:
+        """Read pictures and prompts; see `Batch.prefill`."""
+        return self._logits(self._model.prefill(self._prefix, self._cache))
+
+    @torch.inference_mode()
+    def step(self, tokens: Ids) -> Logits:
+        """Read one more token of every row; see `Batch.step`."""
+        given = torch.from_numpy(tokens).to(self._length.device)
+        position = self._length + self._steps
+        self._steps += 1
+        return self._logits(self._model.step(given, position, self._length, self._cache))
+
+    @torch.inference_mode()
+    def keep_rows(self, rows: Ids) -> None:
+        """Keep only these rows; see `Batch.keep_rows`."""
+        keep = torch.from_numpy(rows).to(self._length.device)
+        self._cache.keep_rows(keep)
+        self._length = self._length[keep]
+
+    def _logits(self, hidden: Tensor) -> Logits:
+        logits: Logits = self._model.language.logits(hidden, self._rows).cpu().numpy()
+        return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -236,3 +237,44 @@ def referring_protocol(samples, divisor=1023):
         "total": len(ious),
         "ious": ious,
     }
+
+
+def gres_numbers(samples, divisor=1023):
+    """gIoU, N-acc and T-acc as GRES counts them, on whole images.
+
+    A sample is twenty numbers or None (nothing predicted), the field, and the true mask, which
+    has no pixel where the expression means nothing in the picture.
+    """
+    tp = fn = tn = fp = 0
+    ious = []
+    for tokens, field, truth in samples:
+        height, width = truth.shape
+        mask = np.zeros_like(truth)
+        if tokens is not None:
+            y1, x1, y2, x2 = (bin_ / divisor for bin_ in tokens[:4])
+            corners = (int(x1 * width), int(y1 * height), int(x2 * width), int(y2 * height))
+            mask = pasted_image(field, corners, (width, height))
+        if not truth.any():
+            tp, fn = (tp + 1, fn) if not mask.any() else (tp, fn + 1)
+            ious.append(float(not mask.any()))
+        else:
+            fp, tn = (fp + 1, tn) if not mask.any() else (fp, tn + 1)
+            ious.append((mask & truth).sum() / (mask | truth).sum())
+    return {
+        "giou": sum(ious) / len(ious),
+        "n_acc": tp / (tp + fn) if tp + fn else math.nan,
+        "t_acc": tn / (tn + fp) if tn + fp else math.nan,
+    }
+
+
+def box_accuracy(samples, at):
+    """Share of boxes x1, y1, x2, y2 (None: no box) that reach an IoU with the true one."""
+    right = 0
+    for box, truth in samples:
+        if box is not None:
+            width = max(min(box[2], truth[2]) - max(box[0], truth[0]), 0)
+            height = max(min(box[3], truth[3]) - max(box[1], truth[1]), 0)
+            both = width * height
+            areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, truth)]
+            right += both / (sum(areas) - both) >= at
+    return right / len(samples)

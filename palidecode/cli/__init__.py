@@ -28,8 +28,8 @@ COMMANDS = {
     "encode": "Convert a COCO dataset to fine-tuning examples (JSONL).",
     "evaluate": "Evaluate predictions against COCO ground truth.",
     "compare": "Compare two prediction files, image by image.",
-    "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks: "
-    "mIoU, cIoU, gIoU, box accuracy.",
+    "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks or "
+    "boxes: mIoU, cIoU, gIoU, box accuracy, N-acc, T-acc.",
     "weights": "List, fetch, verify or convert the mask codec's weights.",
     "demo": "Run the bundled tiny model on pictures it has never seen, and evaluate it.",
 }

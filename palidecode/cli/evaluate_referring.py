@@ -1,4 +1,4 @@
-"""``palidecode evaluate-referring``: evaluate referring-expression answers against masks."""
+"""``palidecode evaluate-referring``: evaluate answers to referring expressions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "predictions",
         type=Path,
         metavar="PRED.jsonl",
-        help="rows with 'output' or 'token_ids', and with 'sent_id' or their own 'segmentation'",
+        help="rows with 'output' or 'token_ids', and with 'sent_id' or their own 'segmentation' or "
+        "'bbox'",
     )
     add_output(parser)
     parser.add_argument(
@@ -88,8 +89,17 @@ def _table(result: ReferringResult, missed: Mapping[str, float]) -> list[str]:
         lines.append(f"{name:<14} {'—' if math.isnan(value) else f'{value:.4f}'}{limit}")
     lines += [f"{'invalid':<14} {result.invalid}", f"{'total':<14} {result.total}"]
     lines += [f"  {count} × {reason}" for reason, count in result.as_dict()["unusable"].items()]
+    if result.masks < result.total:
+        lines.append(f"{'masks':<14} {_masks(result)}")
     for name, count in (("missing", result.missing), ("no_target", result.no_target)):
         if count:
             lines.append(f"{name:<14} {count}")
     lines += skip_lines("SKIPPED", result.skipped)
     return lines
+
+
+def _masks(result: ReferringResult) -> str:
+    """Return how many masks are evaluated, and why the others aren't."""
+    if result.masks:
+        return f"{result.masks}; the truth of {result.total - result.masks} is only a box"
+    return "not evaluated: the answers, or the truths, are boxes without masks"

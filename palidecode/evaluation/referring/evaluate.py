@@ -1,9 +1,10 @@
-"""Referring segmentation: one expression, one mask, measured as big_vision's evaluator does.
+"""Referring expressions: one expression, one mask or box, measured as big_vision's evaluator does.
 
 The protocol is that of PaliGemma's RefCOCO numbers: the first four loc and sixteen seg tokens
 of an answer, bins divided by 1023, corners truncated with ``int()``, the field resized
 bilinearly and compared with 0, the IoU computed in the full resolution of the image. An answer
-that can't be used has IoU 0.
+that can't be used has IoU 0. Answers that are boxes alone, and truths that are only a box, are
+measured by the box.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from palidecode.evaluation.referring.refcoco import Truth, read_refcoco
 from palidecode.evaluation.referring.rows import (
     MISSING,
     ReferringAnswer,
+    Tokens,
     answers_by_id,
     bins_and_codes,
     own_pairs,
@@ -38,15 +40,16 @@ from palidecode.evaluation.referring.rows import (
 )
 from palidecode.geometry.boxes import check_divisor, paired_iou
 from palidecode.geometry.masks import paste_big_vision, whole_corners
-from palidecode.geometry.rle import check_rle, read_runs, runs_in_window
+from palidecode.geometry.rle import Rle, check_rle, read_runs, runs_in_window, union
 from palidecode.vocab import LOC_PER_BOX, PALIGEMMA, Vocabulary
 
 BOX_THRESHOLDS = (0.5, 0.75)
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DIVISOR = 1023
 _BATCH = 512  # samples; their fields are 8 MB
+_NO_MASK: Final = "a box without a mask"
 SCORES = (
-    *("miou", "ciou", "giou"),
+    *("miou", "ciou", "giou", "n_acc", "t_acc"),
     *(f"boxacc@{at}" for at in BOX_THRESHOLDS),
     *(f"precision@{at}" for at in PRECISION_THRESHOLDS),
 )
@@ -54,6 +57,7 @@ SCORES = (
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+_Pair = tuple[Truth, ReferringAnswer]
 
 
 class ReferringSample(NamedTuple):
@@ -64,14 +68,17 @@ class ReferringSample(NamedTuple):
     id : int or str
         ``sent_id``, the row's ``id``, or the number of its line.
     image, expression : str
-    iou : float
-        Of the masks, in the full resolution; 0 for an invalid answer.
+    iou : float or None
+        Of the masks, in the full resolution; 0 for an invalid answer. None where masks aren't
+        evaluated.
     box_iou : float
         Of the boxes, in fractions of the image.
     intersection, union : int
         In pixels.
     target : bool
-        True if the true mask has a pixel.
+        True if the true mask has a pixel, or the truth is only a box.
+    predicted : bool
+        True if the predicted mask has a pixel; where masks aren't evaluated, if there is a box.
     invalid : str
         The reason why the answer can't be used; ``""`` for a valid answer.
     """
@@ -79,11 +86,12 @@ class ReferringSample(NamedTuple):
     id: int | str
     image: str
     expression: str
-    iou: float
+    iou: float | None
     box_iou: float
     intersection: int
     union: int
     target: bool
+    predicted: bool
     invalid: str = ""
 
 
@@ -94,26 +102,35 @@ class ReferringResult:
     Attributes
     ----------
     miou : float
-        Mean IoU of the masks over the samples with a target; invalid answers count 0.
+        Mean IoU of the masks over the samples with a target; invalid answers count 0. NaN, as
+        `ciou`, `giou` and `precision`, where no mask is evaluated (see `masks`).
     ciou : float
         Sum of the intersections over the sum of the unions, of all samples.
     giou : float
         Mean IoU over all samples as GRES defines it: a sample without a target has 1 if the
         prediction is empty too, else 0. Without such samples it equals `miou`.
+    n_acc, t_acc : float
+        GRES's N-acc and T-acc: the share of samples without a target where nothing is predicted,
+        and of samples with a target where something is. A missing prediction is wrong in both,
+        and in `giou`.
     boxacc : dict of float to float
         Share of samples with a target whose box reaches an IoU of 0.5 and 0.75.
     precision : dict of float to float
         Share of samples with a target whose mask reaches an IoU of 0.5, 0.6 … 0.9.
     invalid : int
-        Answers without a usable box and mask, of samples with a target; `missing` included.
+        Answers without a usable box and mask, of samples with a target; `missing` included. A box
+        is enough where masks aren't evaluated.
     missing : int
         Expressions of the split without a prediction.
     no_target : int
         Samples whose true mask is empty.
+    masks : int
+        Samples whose masks are evaluated: none if every answer with a box is a box alone; else
+        those whose truth has a mask, or is no target.
     total : int
         Samples.
     codec : str
-        Id of the weights that decoded the masks.
+        Id of the weights that decoded the masks; ``""`` where no mask is evaluated.
     samples : list of ReferringSample
     problems : list of Problem
         Rows that were skipped, with line and reason.
@@ -124,11 +141,14 @@ class ReferringResult:
     miou: float
     ciou: float
     giou: float
+    n_acc: float
+    t_acc: float
     boxacc: dict[float, float]
     precision: dict[float, float]
     invalid: int
     missing: int
     no_target: int
+    masks: int
     total: int
     codec: str
     samples: list[ReferringSample]
@@ -137,8 +157,10 @@ class ReferringResult:
 
     def scores(self) -> dict[str, float]:
         """The shares under flat names: ``miou``, ``boxacc@0.5``, ``precision@0.9`` …"""
-        shares = (self.miou, self.ciou, self.giou, *self.boxacc.values(), *self.precision.values())
-        return dict(zip(SCORES, shares, strict=True))
+        shares = (self.miou, self.ciou, self.giou, self.n_acc, self.t_acc)
+        return dict(
+            zip(SCORES, (*shares, *self.boxacc.values(), *self.precision.values()), strict=True)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return all but the samples for JSON; None for numbers that can't be computed."""
@@ -149,6 +171,7 @@ class ReferringResult:
             "invalid": self.invalid,
             "missing": self.missing,
             "no_target": self.no_target,
+            "masks": self.masks,
             "total": self.total,
             "codec": self.codec,
             "unusable": dict(reasons),
@@ -174,25 +197,26 @@ def evaluate_referring(
     missing: Literal["zero", "skip"] = "zero",
     vocabulary: Vocabulary = PALIGEMMA,
 ) -> ReferringResult:
-    """Evaluate answers to referring expressions against masks.
+    """Evaluate answers to referring expressions against masks or boxes.
 
-    Follows big_vision's RefCOCO evaluator for ``miou``, ``boxacc`` and ``invalid``; ``ciou``,
-    ``giou`` and ``precision`` are those of the literature.
+    Follows big_vision's RefCOCO evaluator for ``miou``, ``boxacc`` and ``invalid``; the others are
+    those of the literature. Answers to ``detect`` prompts, which are boxes alone, and truths that
+    are only a box have a box accuracy.
 
     Parameters
     ----------
     predictions : path of a JSONL file, or list of dict
         ``output`` (text) or ``token_ids`` (without the prompt). With `refs`: also ``sent_id``,
         or ``ref_id`` and the expression in ``prompt``. Without: also ``segmentation`` (RLE or
-        polygons in the full resolution; null or [] for no target), ``bbox`` (x, y, width,
-        height in pixels; by default the mask's tight box) and ``width`` and ``height``, or
-        ``size``, unless an RLE contains them.
+        polygons in the full resolution), ``bbox`` (x, y, width, height in pixels; by default
+        the mask's tight box), or both, and ``width`` and ``height``, or ``size``, unless an RLE
+        contains them. Null or [] and no ``bbox`` is no target.
     refs, instances : path or content, optional
         RefCOCO's ``refs(unc).p`` and ``instances.json``; see `read_refcoco`.
     split : str
         Split of `refs` to evaluate.
     codec : MaskCodec, optional
-        The default weights are loaded without it.
+        The default weights are loaded without it where masks are evaluated.
     divisor : {1023, 1024}
         Number of bins per side of the image. The protocol's is 1023.
     threshold : float
@@ -243,16 +267,30 @@ def evaluate_referring(
         ]
     if not pairs:
         raise InputError(_nothing(problems))
-    named = {answer.codec for _, answer in pairs} - {""}
-    codes_id = named.pop() if len(named) == 1 else codec.id if codec is not None else GOOGLE_ID
-    used = load_codec() if codec is None else codec
-    how = _Protocol(used, codes_id, divisor, threshold, vocabulary)
+    tokens = bins_and_codes([answer for _, answer in pairs], vocabulary)
+    how = _Protocol(_codec_of(pairs, tokens, codec), divisor, threshold)
     samples: list[ReferringSample] = []
     for start in range(0, len(pairs), _BATCH):
-        samples += _measure(pairs[start : start + _BATCH], how, problems)
+        some = pairs[start : start + _BATCH]
+        samples += _measure(some, tokens.take(range(start, start + len(some))), how, problems)
     if not samples:
         raise InputError(_nothing(problems))
-    return replace(_summary(samples, lacking, used.id, problems), skipped=skipped)
+    return replace(_summary(samples, lacking, how, problems), skipped=skipped)
+
+
+def _codec_of(
+    pairs: Sequence[_Pair], tokens: Tokens, codec: MaskCodec | None
+) -> tuple[MaskCodec, str] | None:
+    """Return the codec and the id of the codes; None if masks aren't evaluated.
+
+    That is where answers are boxes alone, or truths.
+    """
+    alone = tokens.boxed & ~tokens.masked
+    if (alone.any() and not tokens.masked.any()) or all(truth.rle is None for truth, _ in pairs):
+        return None
+    named = {answer.codec for _, answer in pairs} - {""}
+    codes_id = named.pop() if len(named) == 1 else codec.id if codec is not None else GOOGLE_ID
+    return load_codec() if codec is None else codec, codes_id
 
 
 def _nothing(problems: Sequence[Problem]) -> str:
@@ -261,26 +299,31 @@ def _nothing(problems: Sequence[Problem]) -> str:
 
 
 def _summary(
-    samples: list[ReferringSample], missing: int, codec: str, problems: list[Problem]
+    samples: list[ReferringSample], missing: int, how: _Protocol, problems: list[Problem]
 ) -> ReferringResult:
     target = np.array([sample.target for sample in samples])
-    iou = np.array([sample.iou for sample in samples])
+    measured = np.array([sample.iou is not None for sample in samples])
+    iou = np.array([sample.iou or 0.0 for sample in samples])
     box_iou = np.array([sample.box_iou for sample in samples])[target]
     unions = sum(sample.union for sample in samples)
     shared = sum(sample.intersection for sample in samples)
-    # Without a target the union is the prediction: an empty one is right.
-    empty = np.array([sample.union == 0 for sample in samples])
+    something = np.array([sample.predicted for sample in samples])
+    nothing = ~something & [sample.invalid != MISSING.invalid for sample in samples]
+    of_targets = iou[target & measured]
     return ReferringResult(
-        miou=_mean(iou[target]),
+        miou=_mean(of_targets),
         ciou=shared / unions if unions else math.nan,
-        giou=_mean(np.where(target, iou, empty)),
+        giou=_mean(np.where(target, iou, nothing)[measured]),
+        n_acc=_mean(nothing[~target]),
+        t_acc=_mean(something[target]),
         boxacc={at: _mean(box_iou >= at) for at in BOX_THRESHOLDS},
-        precision={at: _mean(iou[target] >= at) for at in PRECISION_THRESHOLDS},
+        precision={at: _mean(of_targets >= at) for at in PRECISION_THRESHOLDS},
         invalid=sum(bool(sample.invalid) and sample.target for sample in samples),
         missing=missing,
         no_target=int((~target).sum()),
+        masks=int(measured.sum()),
         total=len(samples),
-        codec=codec,
+        codec=how.codec[0].id if how.codec is not None else "",
         samples=samples,
         problems=problems,
     )
@@ -292,48 +335,42 @@ def _mean(values: Floats | npt.NDArray[np.bool_]) -> float:
 
 @dataclass(frozen=True)
 class _Protocol:
-    """Options of reading answers; see `evaluate_referring`."""
+    """Options of measuring; see `evaluate_referring`. No codec: masks aren't evaluated."""
 
-    codec: MaskCodec
-    codes_id: str
+    codec: tuple[MaskCodec, str] | None
     divisor: int
     threshold: float
-    vocabulary: Vocabulary
 
 
 def _measure(
-    pairs: Sequence[tuple[Truth, ReferringAnswer]], how: _Protocol, problems: list[Problem]
+    pairs: Sequence[_Pair], tokens: Tokens, how: _Protocol, problems: list[Problem]
 ) -> list[ReferringSample]:
     """Measure some samples; those whose true mask is damaged become problems."""
-    pairs, runs = _sound(pairs, problems)
+    pairs, tokens, rles, runs = _sound(pairs, tokens, problems)
     if not pairs:
         return []
-    numbers, invalid = bins_and_codes([answer for _, answer in pairs], how.vocabulary)
+    numbers, boxed, masked, invalid = tokens
+    measured = np.array([how.codec is not None and t.rle is not None for t, _ in pairs])
     sizes = np.array([truth.size for truth, _ in pairs], np.int64)
     # In this order of operations: v / 1023 · h and v · h / 1023 differ before int().
     boxes = numbers[:, :LOC_PER_BOX] / how.divisor
     pixels = (boxes * np.tile(sizes[:, ::-1], 2)).astype(np.int64)[:, [1, 0, 3, 2]]
     empty = (pixels[:, 2:] <= pixels[:, :2]).any(axis=1)
-    for row in np.flatnonzero(empty).tolist():
-        invalid[row] = invalid[row] or "box without a whole pixel"
-    usable = np.array([not reason for reason in invalid])
-    area = np.array([int(own[1::2].sum()) for own in runs])
-    shared, predicted = np.zeros_like(area), np.zeros_like(area)
-    rows = np.flatnonzero(usable)
-    fields = _fields(numbers[rows, LOC_PER_BOX:], how)
-    for row, field in zip(rows.tolist(), fields, strict=True):
-        size = pairs[row][0].size
-        mask = paste_big_vision(field, pixels[row], size, threshold=how.threshold).mask
-        window = runs_in_window(runs[row], size[1], whole_corners(pixels[row]))
-        shared[row], predicted[row] = np.count_nonzero(mask & window), np.count_nonzero(mask)
-    unions = predicted + area - shared
-    box_iou = paired_iou(boxes, _true_boxes([truth for truth, _ in pairs], sizes))
+    for row in np.flatnonzero(boxed & measured & (empty | ~masked)).tolist():
+        invalid[row] = "box without a whole pixel" if masked[row] else _NO_MASK
+    usable = measured & masked & ~empty
+    shared, predicted, area = _areas(runs, numbers, pixels, sizes, usable, how)
+    unions = np.where(measured, predicted + area - shared, 0)
+    box_iou = paired_iou(boxes, _true_boxes([truth for truth, _ in pairs], rles, sizes))
+    iou = shared / np.maximum(unions, 1)
+    only_box = np.array([truth.rle is None for truth, _ in pairs])
     columns = zip(
-        (shared / np.maximum(unions, 1)).tolist(),
+        [value if known else None for value, known in zip(iou.tolist(), measured, strict=True)],
         box_iou.tolist(),
         shared.tolist(),
         unions.tolist(),
-        (area > 0).tolist(),
+        ((area > 0) | only_box).tolist(),
+        np.where(measured, predicted > 0, boxed).tolist(),
         invalid,
         strict=True,
     )
@@ -343,28 +380,56 @@ def _measure(
     ]
 
 
+def _areas(
+    runs: Sequence[Ints],
+    numbers: Ints,
+    pixels: Ints,
+    sizes: Ints,
+    usable: npt.NDArray[np.bool_],
+    how: _Protocol,
+) -> tuple[Ints, Ints, Ints]:
+    """Return the pixels that the masks share, those of the prediction, and those of the truth."""
+    area = np.array([int(own[1::2].sum()) for own in runs])
+    shared, predicted = np.zeros_like(area), np.zeros_like(area)
+    rows = np.flatnonzero(usable)
+    for row, field in zip(rows.tolist(), _fields(numbers[rows, LOC_PER_BOX:], how), strict=True):
+        width, height = sizes[row].tolist()
+        pasted = paste_big_vision(field, pixels[row], (width, height), threshold=how.threshold)
+        window = runs_in_window(runs[row], height, whole_corners(pixels[row]))
+        shared[row] = np.count_nonzero(pasted.mask & window)
+        predicted[row] = np.count_nonzero(pasted.mask)
+    return shared, predicted, area
+
+
 def _sound(
-    pairs: Sequence[tuple[Truth, ReferringAnswer]], problems: list[Problem]
-) -> tuple[Sequence[tuple[Truth, ReferringAnswer]], list[Ints]]:
-    """Return the samples whose true mask can be read, and its run lengths."""
+    pairs: Sequence[_Pair], tokens: Tokens, problems: list[Problem]
+) -> tuple[Sequence[_Pair], Tokens, list[Rle], list[Ints]]:
+    """Return the samples whose true mask can be read, that mask, and its run lengths.
+
+    The mask is empty where only the box is known.
+    """
+    rles = [union([], truth.size) if truth.rle is None else truth.rle for truth, _ in pairs]
     try:
-        runs, ends = read_runs([truth.rle for truth, _ in pairs])
+        runs, ends = read_runs(rles)
     except InputError:
         sound = []
-        for truth, answer in pairs:
+        for row, rle in enumerate(rles):
             try:
-                check_rle(truth.rle)
+                check_rle(rle)
             except InputError as error:
-                problems.append(Problem(answer.line, str(error)))
+                problems.append(Problem(pairs[row][1].line, str(error)))
             else:
-                sound.append((truth, answer))
-        pairs = sound
-        runs, ends = read_runs([truth.rle for truth, _ in pairs])
-    return pairs, [own.ravel() for own in np.split(runs, ends)[:-1]]
+                sound.append(row)
+        tokens = tokens.take(sound)
+        pairs, rles = [pairs[n] for n in sound], [rles[n] for n in sound]
+        runs, ends = read_runs(rles)
+    return pairs, tokens, rles, [own.ravel() for own in np.split(runs, ends)[:-1]]
 
 
 def _fields(codes: Ints, how: _Protocol) -> npt.NDArray[np.float32]:
-    count = len(codes)
+    if how.codec is None:
+        return np.zeros((0, 64, 64), np.float32)
+    count, (codec, codes_id) = len(codes), how.codec
     # `Detections` warns if the codec is not the one of the codes.
     return Detections(
         xyxy=np.zeros((count, 4), np.float32),
@@ -374,16 +439,18 @@ def _fields(codes: Ints, how: _Protocol) -> npt.NDArray[np.float32]:
         sizes=np.ones((1, 2), np.int64),
         codes=codes.astype(np.uint8),
         has_mask=np.ones(count, np.bool_),
-        codec=how.codec,
-        codes_id=how.codes_id,
+        codec=codec,
+        codes_id=codes_id,
     ).fields()
 
 
-def _true_boxes(truths: Sequence[Truth], sizes: Ints) -> Floats:
+def _true_boxes(truths: Sequence[Truth], rles: Sequence[Rle], sizes: Ints) -> Floats:
     """Return y1, x1, y2, x2 in fractions of the image."""
-    xywh = np.array(
-        [coco_mask.toBbox(t.rle) if t.bbox is None else t.bbox for t in truths], np.float64
-    )
+    boxes = [
+        coco_mask.toBbox(rle) if truth.bbox is None else truth.bbox
+        for truth, rle in zip(truths, rles, strict=True)
+    ]
+    xywh = np.array(boxes, np.float64)
     corners = np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
     scaled: Floats = corners / np.tile(sizes[:, ::-1], 2)
     return scaled

@@ -54,8 +54,9 @@ class Truth(NamedTuple):
         File name.
     size : tuple of 2 int
         Width and height in pixels.
-    rle : Rle
-        The mask in the full resolution of the image; empty without a target.
+    rle : Rle or None
+        The mask in the full resolution of the image; empty without a target. None where only the
+        box is known.
     bbox : tuple of 4 float, or None
         x, y, width, height in pixels; by default the tight box of the mask.
     expression : str
@@ -64,7 +65,7 @@ class Truth(NamedTuple):
     id: int | str
     image: str
     size: tuple[int, int]
-    rle: Rle
+    rle: Rle | None
     bbox: tuple[float, float, float, float] | None = None
     expression: str = ""
 
@@ -248,11 +249,11 @@ class _Objects:
             image.id: "no width and height" for image in read.images.rows
         }
         self._no_images |= {item.id: item.problem for item in read.images.broken}
-        self._masks: dict[tuple[Key, tuple[Key, ...]], tuple[Rle, Xywh | None]] = {}
+        self._masks: dict[tuple[Key, tuple[Key, ...]], tuple[Rle | None, Xywh | None]] = {}
 
     def target(
         self, image_id: Key, targets: tuple[Key, ...]
-    ) -> tuple[str, tuple[int, int], Rle, Xywh | None]:
+    ) -> tuple[str, tuple[int, int], Rle | None, Xywh | None]:
         """Return an image's name and size, the mask of some objects together, and their box.
 
         Raises
@@ -273,22 +274,38 @@ class _Objects:
 
     def _mask_and_box(
         self, targets: tuple[Key, ...], size: tuple[int, int]
-    ) -> tuple[Rle, Xywh | None]:
-        """Return the union of some objects, and the box of a single one."""
-        rles, box = [], None
+    ) -> tuple[Rle | None, Xywh | None]:
+        """Return the union of some objects, and the box of a single one.
+
+        Without the mask of one of them there is no union, and the box encloses all of them.
+        """
+        rles, boxes, lacking = [], list[Xywh](), ""
         for target in targets:
             if target not in self._objects and target in self._broken:
                 raise InputError(f"annotation {target}: {self._broken[target]}")
             row = self._objects[target]
             try:
                 rle, skipped_rings = read_mask(row.segmentation, size)
-                box = solid_box(row.bbox) if len(targets) == 1 else None
+                box = solid_box(row.bbox)
             except InputError as error:
                 raise InputError(f"annotation {target}: {error}") from error
             rles += [] if rle is None else [rle]
+            boxes += [] if box is None else [box]
+            if rle is None:
+                lacking = lacking or f"annotation {target}: no segmentation"
             if skipped_rings:
                 self._skips.note("truth", "bad_ring", [0], [f"annotation {target}"])
-        return union(rles, size), box
+        if not lacking:
+            return union(rles, size), boxes[0] if len(targets) == len(boxes) == 1 else None
+        if len(boxes) < len(targets):
+            raise InputError(f"{lacking}, and not every object has a bbox")
+        return None, _enclosing(boxes)
+
+
+def _enclosing(boxes: Sequence[Xywh]) -> Xywh:
+    x, y = (min(box[axis] for box in boxes) for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
+    return x, y, right - x, bottom - y
 
 
 def solid_box(value: object) -> Xywh | None:

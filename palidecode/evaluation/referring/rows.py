@@ -1,4 +1,4 @@
-"""Rows of referring answers: the answer, its expression, and perhaps the true mask.
+"""Rows of referring answers: the answer, its expression, and perhaps the true mask or box.
 
 A row that can't be used is a `Problem` with its line number.
 """
@@ -26,9 +26,9 @@ from palidecode.prompts import plain_expression
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
 
 # Some detokenizers put spaces between special tokens.
-_ANSWER = re.compile(
-    r"\s*" + r"<loc([0-9]{4})>\s*" * LOC_PER_BOX + r"<seg([0-9]{3})>\s*" * SEG_PER_MASK
-)
+_BOX = r"\s*" + r"<loc([0-9]{4})>\s*" * LOC_PER_BOX
+_ANSWER = re.compile(_BOX + r"<seg([0-9]{3})>\s*" * SEG_PER_MASK)
+_BOX_ALONE = re.compile(_BOX + r"(?!\s*<seg)")
 _NOT_BOX_AND_MASK = "doesn't begin with four loc and sixteen seg tokens"
 _TOKENS = LOC_PER_BOX + SEG_PER_MASK
 
@@ -42,8 +42,9 @@ class ReferringAnswer(NamedTuple):
 
     Attributes
     ----------
-    tokens : sequence of 20 int, or None
-        Of text: bins y1, x1, y2, x2 and sixteen codes. Else ids of a vocabulary.
+    tokens : sequence of int, or None
+        Of text: bins y1, x1, y2, x2 and sixteen codes, or four bins of a box without a mask. Else
+        at most twenty ids of a vocabulary.
     invalid : str
         The reason why there are none, or ``""``.
     codec : str
@@ -64,24 +65,43 @@ class ReferringAnswer(NamedTuple):
 MISSING = ReferringAnswer(None, "no prediction")
 
 
-def bins_and_codes(
-    answers: Sequence[ReferringAnswer], vocabulary: Vocabulary
-) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Return answers as numbers.
+class Tokens(NamedTuple):
+    """Answers as numbers.
 
-    Returns
-    -------
+    Attributes
+    ----------
     numbers : ndarray of int64, shape (N, 20)
         Bins y1, x1, y2, x2 and sixteen codes; 0 for answers that can't be used.
+    boxed : ndarray of bool, shape (N,)
+        True for a usable box.
+    masked : ndarray of bool, shape (N,)
+        True for a usable box and mask.
     invalid : list of str
         The reason why an answer can't be used, or ``""``.
     """
+
+    numbers: npt.NDArray[np.int64]
+    boxed: Flags
+    masked: Flags
+    invalid: list[str]
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """Return some of the answers."""
+        chosen = np.asarray(rows, np.int64)
+        columns = self.numbers[chosen], self.boxed[chosen], self.masked[chosen]
+        return Tokens(*columns, [self.invalid[row] for row in rows])
+
+
+def bins_and_codes(answers: Sequence[ReferringAnswer], vocabulary: Vocabulary) -> Tokens:
+    """Return answers as numbers."""
     numbers = np.zeros((len(answers), _TOKENS), np.int64)
+    boxed, masked = np.zeros((2, len(answers)), np.bool_)
     invalid = [answer.invalid for answer in answers]
     rows = np.array([n for n, a in enumerate(answers) if a.tokens is not None], np.int64)
     if not len(rows):
-        return numbers, invalid
-    tokens = [answers[row].tokens or () for row in rows.tolist()]
+        return Tokens(numbers, boxed, masked, invalid)
+    tokens = [[*(answers[row].tokens or ())] for row in rows.tolist()]
+    tokens = [ids + [-1] * (_TOKENS - len(ids)) for ids in tokens]
     try:
         values = np.array(tokens, np.int64)
     except OverflowError:
@@ -90,7 +110,12 @@ def bins_and_codes(
     offsets = [vocabulary.loc_offset] * LOC_PER_BOX + [vocabulary.seg_offset] * SEG_PER_MASK
     values[~text] -= np.array(offsets)
     limits = np.array([LOC_COUNT] * LOC_PER_BOX + [SEG_COUNT] * SEG_PER_MASK)
-    strange: Flags = np.logical_or.reduce((values < 0) | (values >= limits), axis=1)
+    outside = (values < 0) | (values >= limits)
+    # A box alone is followed by no seg token; text has none there, ids any other.
+    alone = np.where(text, values[:, LOC_PER_BOX] < 0, outside[:, LOC_PER_BOX])
+    outside[alone, LOC_PER_BOX:] = False
+    values[alone, LOC_PER_BOX:] = 0
+    strange: Flags = np.logical_or.reduce(outside, axis=1)
     empty: Flags = np.logical_or.reduce(values[:, 2:4] <= values[:, :2], axis=1)
     for index in np.flatnonzero(strange | empty).tolist():
         if not strange[index]:
@@ -100,7 +125,9 @@ def bins_and_codes(
         invalid[int(rows[index])] = reason
     values[strange | empty] = 0
     numbers[rows] = values
-    return numbers, invalid
+    boxed[rows] = ~(strange | empty)
+    masked[rows] = boxed[rows] & ~alone
+    return Tokens(numbers, boxed, masked, invalid)
 
 
 def read_lines(
@@ -144,11 +171,12 @@ def own_pairs(
 
 
 def _own_truth(line: int, row: AnyRow, problems: list[Problem]) -> Truth:
-    if "segmentation" not in row:
+    if "segmentation" not in row and "bbox" not in row:
         raise InputError(
-            "needs 'segmentation': RLE or polygons, null for no target; or give RefCOCO's files"
+            "needs 'segmentation' (RLE or polygons, null for no target) or 'bbox'; or give "
+            "RefCOCO's files"
         )
-    given = row["segmentation"]
+    given = row.get("segmentation")
     size = row.get("size") or row.get("image_size_wh")
     if row.get("width") is not None or row.get("height") is not None:
         size = [row.get("width"), row.get("height")]
@@ -161,24 +189,26 @@ def _own_truth(line: int, row: AnyRow, problems: list[Problem]) -> Truth:
     rle, skipped_rings = _given_rle(given, width_height)
     if skipped_rings:
         problems.append(Problem(line, f"skipped {skipped_rings} polygon rings of under 3 points"))
+    box = solid_box(row.get("bbox"))
+    if rle is None and (box is None or not min(box[2:])):
+        rle = union([], width_height)  # no target
     number = row.get("id", row.get("sent_id", line))
     return Truth(
         id=number if isinstance(number, (int, str)) else line,
         image=str(row.get("image") or f"line-{line}"),
         size=width_height,
         rle=rle,
-        bbox=solid_box(row.get("bbox")),
+        bbox=box,
         expression=_expression(row),
     )
 
 
-def _given_rle(given: Any, size: tuple[int, int]) -> tuple[Rle, int]:
+def _given_rle(given: Any, size: tuple[int, int]) -> tuple[Rle | None, int]:
     """Read the true mask and count skipped rings; compressed counts are checked later, together."""
     counts = given.get("counts") if isinstance(given, Mapping) else None
     if isinstance(counts, str) and given.get("size") == [size[1], size[0]]:
         return Rle(size=[size[1], size[0]], counts=counts), 0
-    rle, skipped_rings = read_mask(read_outline(given), size)
-    return union([], size) if rle is None else rle, skipped_rings
+    return read_mask(read_outline(given), size)
 
 
 def answers_by_id(
@@ -230,20 +260,21 @@ def _expression(row: AnyRow) -> str:
 
 
 def _answer_of(line: int, row: AnyRow) -> ReferringAnswer:
-    """Return the first four loc and sixteen seg tokens, or the reason why there are none."""
+    """Return the first four loc and sixteen seg tokens, or four loc, or why there are none."""
     codec = row.get("codec")
     named = codec if isinstance(codec, str) else ""
     output, ids = row.get("output"), row.get("token_ids")
     if isinstance(output, str):
-        match = _ANSWER.match(output)
+        match = _ANSWER.match(output) or _BOX_ALONE.match(output)
         if match is not None:
-            return ReferringAnswer(tuple(map(int, match.groups())), "", named, line)
+            tokens = tuple(map(int, match.groups()))
+            return ReferringAnswer(tokens, "", named, line)
     elif isinstance(ids, (list, tuple, np.ndarray)):
         first = list(ids[:_TOKENS])
         plain = set(map(type, first)) <= {int}  # quick; numpy's are no int
         if not plain and not all(isinstance(number, (int, np.integer)) for number in first):
             raise InputError("'token_ids' must be a list of integers")
-        if len(first) == _TOKENS:
+        if len(first) >= LOC_PER_BOX:
             return ReferringAnswer(first, "", named, line, text=False)
     else:
         raise InputError("needs 'output' (text) or 'token_ids' (a list of integers)")

@@ -15,7 +15,7 @@ from palidecode.cli import main
 from palidecode.geometry.masks import paste_big_vision
 from palidecode.vocab import PALIGEMMA, loc_token, seg_token
 from tests.evaluation.referring.masks import blob, encoded
-from tests.references import referring_protocol
+from tests.references import box_accuracy, gres_numbers, referring_protocol
 
 
 def spelled(tokens):
@@ -150,6 +150,112 @@ def test_no_target_follows_gres(demo_codec):
     json.dumps(alone.as_dict(), allow_nan=False)
 
 
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1 << 30))
+def test_samples_without_a_target_are_counted_as_gres_does(seed, demo_codec):
+    rng = np.random.default_rng(seed)
+    rows, samples = problem(rng, 24, demo_codec)
+    for number in np.flatnonzero(rng.random(24) < 0.5).tolist():
+        width, height = rows[number]["size"]
+        rows[number]["segmentation"] = rng.choice([None, "empty"])
+        if rows[number]["segmentation"]:
+            rows[number]["segmentation"] = {"size": [height, width], "counts": [width * height]}
+        samples[number] = (*samples[number][:2], np.zeros((height, width), bool))
+    # The loops read an inverted or empty box as no prediction.
+    plain = [
+        (tokens if tokens and tokens[2] > tokens[0] and tokens[3] > tokens[1] else None, *rest[:2])
+        for tokens, *rest in samples
+    ]
+    found, wanted = evaluate_referring(rows, codec=demo_codec).scores(), gres_numbers(plain)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, nan_ok=True)
+
+
+def boxes(rng, count):
+    """Answers of boxes alone (some of none), truths that are only a box, and both as corners."""
+    rows, corners = [], []
+    for number in range(count):
+        width, height = (int(side) for side in rng.integers(20, 330, 2))
+        low = rng.integers(0, 500, 2)
+        high = low + rng.integers(1, 500, 2)
+        bins = [*low.tolist(), *high.tolist()]
+        scale = [width / 1023, height / 1023] * 2
+        box = [bins[i] * scale[n] for n, i in enumerate((1, 0, 3, 2))]
+        true = np.maximum(box + rng.normal(0, 8, 4), 0).tolist()
+        true[2:] = max(true[0] + 1, true[2]), max(true[1] + 1, true[3])
+        row = {"bbox": [*true[:2], true[2] - true[0], true[3] - true[1]], "size": [width, height]}
+        text = "".join(map(loc_token, bins)) + " cup ; " * (number % 3 == 0)
+        row |= {"output": text} if number % 2 else {"token_ids": [*as_ids(bins), 7439, 1]}
+        if number % 5 == 4:
+            row |= {"output": "no cup", "token_ids": None}
+            box = None
+        rows.append(row)
+        corners.append((box, true))
+    return rows, corners
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_alone_have_a_box_accuracy_and_nothing_of_masks(seed):
+    rows, corners = boxes(np.random.default_rng(seed), 40)
+    found = evaluate_referring(rows)  # loads no codec
+    assert found.boxacc == {at: box_accuracy(corners, at) for at in (0.5, 0.75)}
+    assert 0 < found.boxacc[0.75] <= found.boxacc[0.5] <= 0.8
+    assert (found.masks, found.codec, found.invalid, found.total) == (0, "", 8, 40)
+    assert found.t_acc == 32 / 40
+    numbers = found.as_dict()
+    assert {numbers[name] for name in ("miou", "ciou", "giou", "precision@0.5", "n_acc")} == {None}
+    assert {row["iou"] for row in found.rows()} == {None}
+    json.dumps(found.rows(), allow_nan=False)
+
+
+def test_a_box_counts_beside_masks_and_its_missing_mask_too(demo_codec):
+    square = [[0, 0, 64, 0, 64, 64, 0, 64]]
+    truth = {"size": [64, 64], "segmentation": square}
+    mask, box = {"output": spelled(FULL)}, {"output": spelled(FULL[:4]) + " cup"}
+    found = evaluate_referring([mask | truth, box | truth], codec=demo_codec)
+    assert found.boxacc[0.75] == 1
+    assert (found.masks, found.invalid) == (2, 1)
+    assert found.miou == found.samples[0].iou / 2
+    assert found.samples[1].invalid == "a box without a mask"
+    only_box = {"size": [64, 64], "bbox": [0, 0, 64, 64], "segmentation": None}
+    found = evaluate_referring([mask | truth, mask | only_box, box | only_box], codec=demo_codec)
+    assert found.boxacc[0.75] == 1
+    assert (found.masks, found.invalid, found.no_target) == (1, 0, 0)
+    assert found.miou == found.giou == found.samples[0].iou
+    assert [sample.iou is None for sample in found.samples] == [False, True, True]
+
+
+def test_boxes_of_expressions_without_a_target():
+    nothing = {"size": [64, 64], "bbox": None}
+    one = {"size": [64, 64], "bbox": [0, 0, 64, 64]}
+    box, none = {"output": spelled(FULL[:4]) + " cup"}, {"output": ""}
+    found = evaluate_referring([box | nothing, none | nothing, none | nothing, box | one])
+    assert (found.n_acc, found.t_acc, found.boxacc[0.5]) == (2 / 3, 1, 1)
+    assert (found.no_target, found.invalid, found.masks) == (3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "boxed"),
+    [
+        ("<loc0000><loc0000><loc1023><loc1023>", True),
+        (" <loc0000> <loc0000> <loc1023> <loc1023> cup", True),
+        ("<loc0000><loc0000><loc1023><loc1023> cup ; " + spelled(FULL[:4]) + " cat", True),
+        ("<loc0000><loc0000><loc1023><loc1023>" + "<seg001>" * 15 + " cup", False),
+        ("<loc0000><loc0000><loc1023><loc1023> <seg001> cup", False),
+        ("<loc0000><loc0000><loc1023><loc1024> cup", False),
+        ("<loc0000><loc0000><loc0000><loc1023> cup", False),
+        ("<loc0000><loc0000><loc1023> cup", False),
+        ("cup <loc0000><loc0000><loc1023><loc1023>", False),
+    ],
+)
+def test_what_is_a_box_alone(output, boxed):
+    rows = [
+        {"output": text, "size": [8, 8], "bbox": [0, 0, 8, 8]}
+        for text in (output, spelled(FULL[:4]))
+    ]
+    found = evaluate_referring(rows)
+    assert (found.samples[0].box_iou == 1, found.samples[0].invalid == "") == (boxed, boxed)
+
+
 def test_a_given_box_goes_before_the_tight_one(demo_codec):
     row = {
         "output": spelled(FULL),
@@ -164,7 +270,7 @@ def test_a_given_box_goes_before_the_tight_one(demo_codec):
 SQUARE = [[0, 0, 8, 0, 8, 8, 0, 8]]
 BAD_ROWS = [
     ("not a row", "not a JSON object"),
-    ({"output": "", "size": [8, 8]}, "needs 'segmentation'"),
+    ({"output": "", "size": [8, 8]}, "needs 'segmentation' (RLE or polygons, null for no target)"),
     ({"output": "", "segmentation": SQUARE}, "size of the picture"),
     ({"output": "", "size": [0, 8], "segmentation": SQUARE}, "a size must be"),
     ({"output": "", "size": [10**6, 10**6], "segmentation": SQUARE}, "more than a mask's"),
@@ -245,7 +351,7 @@ def test_real_answers_against_a_real_mask(shared_data, demo_codec):
     found = evaluate_referring(rows, codec=demo_codec)
     assert found.total == len(answers) * len(refs)
     usable = {sample.invalid for sample in found.samples}
-    assert usable == {"", "doesn't begin with four loc and sixteen seg tokens"}
+    assert usable == {"", "a box without a mask"}
     whole = sum(bool(re.match(r"(<loc\d+>){4} ?(<seg\d+>){16}", answer)) for answer in answers)
     assert whole == 9
     assert found.invalid == (len(answers) - whole) * len(refs)
@@ -289,6 +395,22 @@ def test_command(files, capsys, tmp_path):
     printed = json.loads(capsys.readouterr().out)
     assert printed["below"] == {}
     assert printed["miou"] == sum(sample["iou"] for sample in samples) / 2
+
+
+def test_command_with_boxes_alone(tmp_path, capsys):
+    path = tmp_path / "boxes.jsonl"
+    row = {"output": spelled(FULL[:4]) + " cup", "size": [64, 64], "bbox": [0, 0, 64, 64]}
+    path.write_text(json.dumps(row))
+    assert main(["evaluate-referring", str(path), "--min", "boxacc@0.5=1", "--min", "t_acc=1"]) == 0
+    printed, warned = capsys.readouterr()
+    assert "miou           —" in printed
+    assert "masks          not evaluated" in printed
+    assert warned == ""
+    assert main(["evaluate-referring", str(path), "--min", "miou=0.1"]) == 1
+    assert "below 0.1" in capsys.readouterr().out
+    path.write_text(json.dumps(row | {"bbox": None}))
+    assert main(["evaluate-referring", str(path), "--min", "n_acc=0.5"]) == 1
+    assert "n_acc          0.0000   below 0.5" in capsys.readouterr().out
 
 
 def test_command_exit_codes(files, capsys):

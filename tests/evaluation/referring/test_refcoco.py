@@ -193,6 +193,33 @@ def test_grefcoco_has_several_targets_or_none(tmp_path, demo_codec):
     assert result.giou == (result.samples[0].iou + 1) / 2
 
 
+def test_a_missing_prediction_is_never_right(tmp_path, demo_codec):
+    refs = [ref(1, 1, "val", "cup"), ref(2, [-1], "val", "no one", no_target=True)]
+    result = evaluate_referring(
+        [{"sent_id": 10, "output": WHOLE}], refs, INSTANCES, codec=demo_codec
+    )
+    assert (result.missing, result.n_acc, result.t_acc) == (1, 0, 1)
+    assert result.giou == result.samples[0].iou / 2
+
+
+def test_objects_that_are_only_a_box(demo_codec):
+    instances = json.loads(json.dumps(INSTANCES))
+    for row, box in zip(instances["annotations"], ([0, 0, 20, 10], [40, 20, 10, 10]), strict=True):
+        row |= {"segmentation": [], "bbox": box}
+    more = [ref(1, 1, "val", "cup"), ref(2, [1, 2], "val", "both"), ref(3, 2, "val", "other")]
+    found = read_refcoco(more, instances)
+    boxes = {number: truth.bbox for number, truth in found.truths.items()}
+    assert boxes == {10: (0, 0, 20, 10), 20: (0, 0, 50, 30), 30: (40, 20, 10, 10)}
+    assert {truth.rle for truth in found.truths.values()} == {None}
+    # 20 / 64 · 1023 and 10 / 48 · 1023, as a detect prompt is answered
+    rows = [{"sent_id": 10, "output": "<loc0000><loc0000><loc0213><loc0320> cup"}]
+    result = evaluate_referring(rows, more[:1], instances)
+    assert (result.boxacc[0.75], result.masks) == (1, 0)
+    del instances["annotations"][0]["bbox"]
+    with pytest.raises(InputError, match="annotation 1: no segmentation, and not every object"):
+        read_refcoco(more[:1], instances)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 
 import palidecode
-from palidecode import ray_data
+from palidecode import cli, ray_data
 from palidecode.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = (
-    r"`?palidecode (predict|decode|draw|weights|demo|encode|evaluate-referring|evaluate|compare)\b"
-)
+COMMANDS = rf"`?palidecode ({'|'.join(sorted(cli.COMMANDS, reverse=True))})\b"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 REFERENCE = ROOT / "docs" / "reference"
 

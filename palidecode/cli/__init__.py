@@ -1,8 +1,8 @@
 """The command line: parse the arguments, run one command, return its exit code.
 
-0: finished. 1: finished, but some input was skipped (listed on stderr) or a limit was missed.
-2: failed, with a one-line reason. 130, 143: interrupted by SIGINT or SIGTERM; the same command
-resumes.
+0: finished. 1: finished, but look: input was skipped, the sides don't fit, a picture wasn't
+found, or a limit was missed. 2: failed, with a one-line reason. 130, 143: interrupted by SIGINT
+or SIGTERM; the same command resumes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import importlib
 import io
 import os
 import sys
+import textwrap
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from palidecode.cli.terminal import escaped, message
+from palidecode.cli.parser import Parser, suggestion
+from palidecode.cli.terminal import message
 from palidecode.errors import PalidecodeError
 from palidecode.version import __version__
 
@@ -32,14 +34,42 @@ COMMANDS = {
     "boxes: mIoU, cIoU, gIoU, box accuracy, N-acc, T-acc.",
     "weights": "List, fetch, verify or convert the mask codec's weights.",
     "demo": "Run the bundled tiny model on pictures it has never seen, and evaluate it.",
+    "completion": "Print the completion script of a shell.",
 }
-"""The commands. Each is a module of this package (with _ for -), imported when it is run."""
+"""The commands. Each is a module of this package and one of `options` (with _ for -)."""
+_MEANT = {
+    **dict.fromkeys(("detect", "segment", "infer", "inference", "run", "generate"), "predict"),
+    **dict.fromkeys(("parse", "convert", "coco"), "decode"),
+    **dict.fromkeys(("plot", "show", "visualize"), "draw"),
+    **dict.fromkeys(("finetune", "rows"), "encode"),
+    **dict.fromkeys(("eval", "test", "val", "score"), "evaluate"),
+    **dict.fromkeys(("fetch", "download", "verify"), "weights"),
+    "diff": "compare",
+    "help": "--help",
+}
+"""Words of other tools, and the commands that do it here."""
+_GUIDE = """\
+palidecode turns PaliGemma's answers into boxes, masks and COCO JSON.
+
+  palidecode demo                                  try it; nothing to download
+  palidecode predict pictures/ --model DIR --prompt "detect cat" -o coco.json
+  palidecode decode answers.jsonl --images pictures/ -o coco.json
+  palidecode draw coco.json --images pictures/ -o drawn/
+  palidecode evaluate instances.json coco.json -o report/
+
+All commands: palidecode --help. One command: palidecode predict --help.
+"""
 _EXIT_CODES = """\
 exit codes:
   0        finished
-  1        finished, but some input was skipped or a --min was missed
+  1        finished, but look: input was skipped, the sides don't fit, a picture
+           was not found, or a --min was missed
   2        failed; the reason is on stderr
   130 143  interrupted by SIGINT or SIGTERM; run the same command again to resume
+
+Examples:
+  palidecode demo
+  palidecode predict --help
 """
 _FAILED = 2
 _OUTPUTS = ("output", "val", "samples", "target")
@@ -48,18 +78,27 @@ _OUTPUTS = ("output", "val", "samples", "target")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = next((text for text in arguments if not text.startswith("-")), None)
-    args = build_parser(command).parse_args(arguments)
+    if not arguments:
+        print(_GUIDE, end="")
+        return 0
+    command = next((text for text in arguments if not text.startswith("-")), "")
+    parser = build_parser(command)
+    if command and command not in COMMANDS:
+        parser.error(f"no command {command!r}{suggestion(command, COMMANDS, _MEANT.get(command))}")
+    args = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name or a label may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            warnings.showwarning = _Warnings(args.quiet).show  # type: ignore[assignment]
             _check_outputs(args)
-            code: int = args.run(args)
+            code: int = importlib.import_module(f"palidecode.cli.{_module(command)}").run(args)
         sys.stdout.flush()
     except PalidecodeError as error:
+        if args.verbose:
+            for line in traceback.format_exc().splitlines():
+                message(line)
         message(str(error))
         return _FAILED
     except KeyboardInterrupt:
@@ -84,29 +123,37 @@ def _check_outputs(args: argparse.Namespace) -> None:
     refuse_overwriting(outputs, [path for listed in paths.values() for path in listed])
 
 
-def _show_warning(warning: Warning | str, category: type[Warning], *_: object) -> None:
-    message(f"warning: {warning}")
+class _Warnings:
+    """Prints each warning once in a run, or none of them."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._shown: set[str] = set()
+
+    def show(self, warning: Warning | str, category: type[Warning], *_: object) -> None:
+        text = str(warning)
+        if not self._quiet and text not in self._shown:
+            self._shown.add(text)
+            message(f"warning: {text}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(escaped(message))
+def _module(command: str) -> str:
+    return command.replace("-", "_")
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser of all commands, with the options of `command`."""
-    parser = _Parser(
+def build_parser(*commands: str) -> Parser:
+    """Build the parser of all commands, with the options of some."""
+    parser = Parser(
         prog="palidecode",
         description="Turn PaliGemma's answers into boxes, masks and COCO JSON.",
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"palidecode {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    every = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
-        added = commands.add_parser(name, help=text, description=text)
-        if name == command:
-            module = importlib.import_module(f"palidecode.cli.{name.replace('-', '_')}")
-            module.add_options(added)
-            added.set_defaults(run=module.run)
+        added = every.add_parser(name, help=text, description=text)
+        if name in commands:
+            options = importlib.import_module(f"palidecode.cli.options.{_module(name)}")
+            options.add_options(added)
+            added.epilog = "\n".join(["Examples:", textwrap.indent(options.EXAMPLES, "  ")])
     return parser

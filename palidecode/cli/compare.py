@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palidecode.cli.options import IOU_TYPES, add_evaluation, add_output, fill
+from palidecode.cli.options import IOU_TYPES, fill
 from palidecode.cli.output import (
     DONE,
     SHOWN_CLASSES,
@@ -27,17 +27,6 @@ from palidecode.evaluation.coco.evaluate import EvaluateOptions
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.comparison import CocoComparison
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode compare``."""
-    parser.add_argument("first", type=Path, metavar="A.json", help="predictions, as for evaluate")
-    parser.add_argument(
-        "second", type=Path, metavar="B.json", help="other predictions; differences are B minus A"
-    )
-    parser.add_argument("--gt", type=Path, required=True, metavar="GT.json", help="a COCO dataset")
-    add_output(parser)
-    add_evaluation(parser, 1000)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,83 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from palidecode.answers.jsonl import AnswerRow
-from palidecode.cli.jobs import RayOptions, add_ray, run_job
-from palidecode.cli.options import (
-    add_answers,
-    add_journal,
-    add_output,
-    add_paste,
-    fill,
-)
-from palidecode.cli.output import DONE, SKIPPED, Output, counted
+from palidecode.cli.jobs import RayOptions, run_job
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of
 from palidecode.coco.categories import read_categories
 from palidecode.coco.writing import CocoOptions, CocoReport, MaskFormat, to_coco
 from palidecode.errors import InputError
 from palidecode.files import replacing
-from palidecode.runs.answers import CHUNK, AnswerDecoder, DecodeJob, DecodeOptions
+from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions
 from palidecode.runs.local import RunOptions, WrittenCoco
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode decode``."""
-    parser.add_argument(
-        "answers",
-        nargs="?",
-        type=Path,
-        metavar="ANSWERS.jsonl",
-        help="rows with 'output' or 'token_ids', and 'image' or 'width' and 'height'",
-    )
-    parser.add_argument("--text", help="one answer instead of a file; needs --size")
-    add_output(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="COCO file to write")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=CHUNK,
-        metavar="N",
-        help="answers that are decoded together (default: %(default)s)",
-    )
-    add_answers(parser)
-    group = parser.add_argument_group("COCO")
-    group.add_argument(
-        "--categories", type=Path, metavar="FILE", help="COCO file or list of names (default: all)"
-    )
-    group.add_argument(
-        "--match",
-        choices=("exact", "loose"),
-        default="exact",
-        help="matching of labels; loose ignores case and knows plurals and aliases "
-        "(default: exact)",
-    )
-    group.add_argument(
-        "--unmapped",
-        choices=("keep", "drop", "error"),
-        default="keep",
-        help="labels that are none of --categories: add as new ones (default), skip, or fail",
-    )
-    group.add_argument(
-        "--segmentation",
-        choices=("polygons", "exact", "rle", "none"),
-        default="polygons",
-        help="smooth polygons (default), polygons along pixel edges, RLE, or boxes only",
-    )
-    group.add_argument(
-        "--simplify",
-        type=float,
-        default=0.0,
-        metavar="PIXELS",
-        help="tolerance of polygons (default: 0)",
-    )
-    group.add_argument(
-        "--min-area",
-        type=float,
-        default=0.0,
-        metavar="PIXELS",
-        help="skip smaller parts of polygons (default: 0)",
-    )
-    add_paste(group)
-    add_journal(parser)
-    add_ray(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,7 +74,7 @@ def _report(written: WrittenCoco, output: Output) -> None:
         "left_out": report.left_out(),
         "problems": written.failed,
     }
-    lines = [f"{report.annotations} objects of {report.images} pictures in {written.path}"]
+    lines = [objects_of(report, written.path)]
     if written.issues:
         lines.append(f"parse issues: {counted(written.issues)}")
     if report.left_out():

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from palidecode.answers.jsonl import AnswerRow
-from palidecode.cli.options import add_answers, add_output, add_paste, fill
-from palidecode.cli.output import DONE, SKIPPED, Output
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, SKIPPED, Output, many
 from palidecode.coco.detections import read_detections
 from palidecode.coco.skips import Skip
 from palidecode.coco.writing import CocoReport
@@ -36,40 +36,6 @@ class _Style:
             raise InputError(f"--alpha must be between 0 and 1, got {self.alpha}")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode draw``."""
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="SOURCE",
-        help="answers (.jsonl), a COCO dataset (.json), or one picture with --text",
-    )
-    parser.add_argument("--text", help="one answer about the picture SOURCE")
-    add_output(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="directory to write to; with --text, a picture file or a directory",
-    )
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=0.45,
-        help="opacity of masks, from 0 to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--font",
-        type=Path,
-        metavar="FILE",
-        help="TrueType font of the labels (default: Pillow's own)",
-    )
-    add_paste(parser)
-    add_answers(parser)
-
-
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode draw``."""
     output, style = fill(Output, args), fill(_Style, args)
@@ -93,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         "problems": [{"picture": number, "reason": reason} for number, reason in problems],
         **({"skipped": [skip.as_dict() for skip in skipped]} if skipped else {}),
     }
-    output.result(data, [f"{written} pictures in {args.output}"])
+    output.result(data, [f"{many(written, 'picture')} in {args.output}"])
     output.problems(problems, "picture")
     return SKIPPED if problems or skipped else DONE
 
@@ -128,7 +94,7 @@ def _draw_all(
     """Draw on a copy of each picture; return the pictures that failed."""
     failed = []
     drawn = png_names(names)
-    with output.progress("drawing", len(names)) as bar:
+    with output.progress("drawing", len(names), "pictures") as bar:
         for index, name in enumerate(names):
             bar.update(1)
             try:

@@ -8,33 +8,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, get_args
+from typing import IO, TYPE_CHECKING
 
-from palidecode.cli.options import add_codec, add_output, fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, SKIPPED, Output, counted, many
+from palidecode.cli.progress import Progress
 from palidecode.cli.terminal import message
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.finetune.objects import (
-    DEFAULT_ABSENT,
-    Boxes,
-    Classes,
-    EmptyImages,
     EncodeReport,
     GroundTruth,
-    Invalid,
-    Order,
     RowOptions,
 )
 from palidecode.finetune.roundtrip import RoundTrip
 from palidecode.finetune.rows import encode_images, split_images
-from palidecode.prompts import Task
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from palidecode.finetune.rows import EncodedImage
 
 _SHARE = 0.1
@@ -72,96 +64,6 @@ class _Files:
             raise InputError(f"{self.images}: no such directory of pictures")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode encode``."""
-    parser.add_argument("coco", type=Path, metavar="COCO.json", help="a COCO dataset")
-    add_output(parser)
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the JSONL file to write"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="directory of the pictures; skip images whose picture is missing or has another size; "
-        "gives the size where the dataset has none",
-    )
-    parser.add_argument(
-        "--invalid",
-        choices=get_args(Invalid),
-        default="skip",
-        help="skip entries that can't be encoded, or stop at the first (default: skip)",
-    )
-    _add_rows(parser)
-    add_codec(parser)
-    group = parser.add_argument_group("validation")
-    group.add_argument(
-        "--val", type=Path, metavar="FILE", help="second JSONL file, for images held back"
-    )
-    group.add_argument(
-        "--val-share",
-        type=float,
-        metavar="SHARE",
-        help=f"share of the images held back, between 0 and 1 (default: {_SHARE})",
-    )
-
-
-def _add_rows(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("rows")
-    group.add_argument(
-        "--task",
-        choices=get_args(Task),
-        default="detect",
-        help="boxes, or boxes and masks (default: detect)",
-    )
-    group.add_argument(
-        "--classes",
-        choices=get_args(Classes),
-        default="all",
-        help="classes that a prompt asks for: all of the dataset, those present in the picture, "
-        "or some absent ones too (default: all)",
-    )
-    group.add_argument(
-        "--categories",
-        nargs="+",
-        metavar="NAME",
-        help="ask only for these categories, and skip objects of others (default: all)",
-    )
-    group.add_argument("--crowds", action="store_true", help="use crowds (iscrowd) as objects")
-    group.add_argument(
-        "--absent",
-        type=int,
-        default=DEFAULT_ABSENT,
-        metavar="N",
-        help="number of absent classes with --classes present+absent (default: %(default)s)",
-    )
-    group.add_argument(
-        "--order",
-        choices=get_args(Order),
-        default="given",
-        help="order of the objects; area puts the largest first (default: given)",
-    )
-    group.add_argument(
-        "--max-objects",
-        type=int,
-        metavar="N",
-        help="keep the first N objects of a picture (default: all)",
-    )
-    group.add_argument(
-        "--boxes",
-        choices=get_args(Boxes),
-        default="annotations",
-        help="boxes as annotated, or the tight boxes of the masks (default: annotations)",
-    )
-    group.add_argument(
-        "--empty-images",
-        choices=get_args(EmptyImages),
-        default="keep",
-        help="write a row for images without objects, or none (default: keep)",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode encode``."""
     output, files = fill(Output, args), fill(_Files, args)
@@ -174,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     truth = GroundTruth(files.coco, options, report, files.images)
     problems = [] if files.images is None else truth.check_pictures(files.images)
     trip = RoundTrip(codec, options.divisor)
-    with output.progress("encoding", len(truth.images)) as bar:
+    with output.progress("encoding", len(truth.images), "images") as bar:
         measured = _measured(encode_images(truth, codec), trip, bar)
         counts = _write(files, truth, measured, problems)
     data = {
@@ -218,7 +120,7 @@ def _no_row(files: _Files, report: EncodeReport, problems: list[tuple[int, str]]
 
 
 def _measured(
-    chunks: Iterator[list[EncodedImage]], trip: RoundTrip, bar: tqdm
+    chunks: Iterator[list[EncodedImage]], trip: RoundTrip, bar: Progress
 ) -> Iterator[EncodedImage]:
     for chunk in chunks:
         trip.add(chunk)
@@ -254,7 +156,7 @@ def _write(
 
 def _text(counts: dict[str, int], report: EncodeReport, trip: RoundTrip) -> list[str]:
     """Return the lines of what was written, the round trip and what was skipped."""
-    lines = [f"{count} rows in {name}" for name, count in counts.items()]
+    lines = [f"{many(count, 'row')} in {name}" for name, count in counts.items()]
     lines += ["", "Upper bound left by encoding, for a model without any mistake:", ""]
     lines += trip.table().split("\n")
     if report.left_out():

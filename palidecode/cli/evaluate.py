@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palidecode.cli.options import IOU_TYPES, add_evaluation, add_output, fill
+from palidecode.cli.options import IOU_TYPES, fill
 from palidecode.cli.output import (
     DONE,
     SHOWN_CLASSES,
@@ -17,6 +17,7 @@ from palidecode.cli.output import (
     aligned,
     blocks,
     decimals,
+    many,
     skip_lines,
     unexpected,
 )
@@ -32,37 +33,6 @@ if TYPE_CHECKING:
     from palidecode.evaluation.coco.result import CocoEvaluation
 
 _FOR_A_PAGE = 300  # resamples; more take over half a minute, which -o alone doesn't ask for
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode evaluate``."""
-    parser.add_argument("gt", type=Path, metavar="GT.json", help="a COCO dataset")
-    parser.add_argument(
-        "predictions",
-        type=Path,
-        metavar="PRED.json",
-        help="a COCO results list, or a file that `palidecode decode` or `predict` wrote",
-    )
-    add_output(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="directory for metrics.json and the page index.html (default: print only)",
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="directory of the pictures, for the page of -o"
-    )
-    parser.add_argument(
-        "--min",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="exit with 1 if a number is below VALUE; may be repeated. Numbers: "
-        + ", ".join((*METRICS, *RATES)),
-    )
-    add_evaluation(parser, None, f"{_FOR_A_PAGE} with -o, else 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,8 +110,8 @@ def _write_page(
 def _table(result: CocoEvaluation) -> list[str]:
     """Return the lines of an evaluation."""
     lines = [
-        f"{result.iou_type}: {result.predictions:,} predictions, {result.objects:,} objects, "
-        f"{result.images:,} images"
+        f"{result.iou_type}: {many(result.predictions, 'prediction')}, "
+        f"{many(result.objects, 'object')}, {many(result.images, 'image')}"
     ]
     if result.unscored:
         lines.append(

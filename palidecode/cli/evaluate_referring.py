@@ -6,54 +6,17 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palidecode.cli.options import add_codec, add_output, fill
+from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.codec import load_codec
 from palidecode.evaluation.gates import below, read_limits
-from palidecode.evaluation.referring.evaluate import DIVISOR, SCORES, evaluate_referring
+from palidecode.evaluation.referring.evaluate import SCORES, evaluate_referring
 from palidecode.files import replacing
 
 if TYPE_CHECKING:
     from palidecode.evaluation.referring.evaluate import ReferringResult
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode evaluate-referring``."""
-    parser.add_argument(
-        "predictions",
-        type=Path,
-        metavar="PRED.jsonl",
-        help="rows with 'output' or 'token_ids', and with 'sent_id' or their own 'segmentation' or "
-        "'bbox'",
-    )
-    add_output(parser)
-    parser.add_argument(
-        "--samples", type=Path, metavar="FILE", help="JSONL file to write, one row per sample"
-    )
-    parser.add_argument(
-        "--min",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="exit with 1 if a number is below VALUE; may be repeated. Numbers: "
-        + ", ".join(SCORES),
-    )
-    group = parser.add_argument_group("RefCOCO's files")
-    group.add_argument("--refs", type=Path, metavar="FILE", help="refs(unc).p or refs(google).p")
-    group.add_argument("--instances", type=Path, metavar="FILE", help="instances.json")
-    group.add_argument(
-        "--split", default="val", help="val, testA, testB, test or train (default: val)"
-    )
-    group.add_argument(
-        "--missing",
-        choices=("zero", "skip"),
-        default="zero",
-        help="expressions without a prediction count as IoU 0, or are skipped (default: zero)",
-    )
-    add_codec(parser, DIVISOR)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,8 +1,7 @@
-"""Long runs: their options, and a job that runs in this process or on a Ray cluster."""
+"""Long runs: options of a cluster, and a job that runs in this process or on a Ray cluster."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.output import RESUMABLE, Output
+from palidecode.cli.output import RESUMABLE, Output, many
 from palidecode.coco.shards import Result
 from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError
@@ -58,48 +57,6 @@ class Finish:
     loading: float
 
 
-def add_ray(parser: argparse.ArgumentParser, *, pictures: bool = False) -> None:
-    """Add the options of commands that can run on a cluster."""
-    group = parser.add_argument_group(
-        "cluster",
-        "With --ray, workers on a Ray cluster share the run. Every machine must see the input, "
-        "the model and the output's directory.",
-    )
-    group.add_argument(
-        "--ray",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help="run on the cluster of this machine (auto), on HOST:PORT, or without ADDRESS on all "
-        "cores of this machine",
-    )
-    group.add_argument(
-        "--workers", type=int, metavar="N", help="number of workers (default: as many as fit)"
-    )
-    group.add_argument(
-        "--worker-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default: 1)"
-    )
-    if pictures:
-        group.add_argument(
-            "--worker-gpus",
-            type=float,
-            metavar="N",
-            help="GPUs of each (default: 1 if the cluster has any)",
-        )
-        group.add_argument(
-            "--pictures",
-            metavar="DIR",
-            help="directory of the pictures, when a COCO .json or a .jsonl names them",
-        )
-    default = "64 pictures" if pictures else "1024 answers"
-    group.add_argument(
-        "--shard-size",
-        type=int,
-        metavar="N",
-        help=f"rows that are finished together (default: {default})",
-    )
-
-
 def run_job(
     job: PredictJob | DecodeJob,
     items: Iterable[Any],
@@ -125,21 +82,26 @@ def run_job(
             "--ray saves shards beside the output: --no-journal, pipes and devices can't be "
             "combined with it"
         )
-    loading, unit = [0.0], "pictures" if job.once else "rows"
+    seconds, one = [0.0], "picture" if job.once else "row"
     finished: list[WrittenCoco] = []
     began = time.perf_counter()
 
     def work(check: Callable[[], None]) -> int:
         def begin(rows: int) -> None:
             if rows:
-                output.resumed(f"{rows} {unit}", shards_folder(path))
+                output.resumed(many(rows, one), shards_folder(path))
+
+        def load() -> None:
+            if job.once:
+                output.note(f"loading {job.info()['model']} …")
 
         def count(rows: int) -> None:
             bar.update(rows)
             check()
 
-        with output.progress(doing, len(items) if isinstance(items, list) else None) as bar:
-            watch = Watch(begin, loading.append, on_result, count)
+        total = len(items) if isinstance(items, list) else None
+        with output.progress(doing, total, f"{one}s") as bar:
+            watch = Watch(begin, load, seconds.append, on_result, count)
             if ray.ray is None:
                 finished.append(write_coco(job, items, path, coco, run, watch))
             else:
@@ -171,4 +133,4 @@ def run_job(
             code = run_stoppable(lambda stopping: work(stopping.check), RESUMABLE)
             if not finished:
                 return code
-    return Finish(finished[0], time.perf_counter() - began - sum(loading), sum(loading))
+    return Finish(finished[0], time.perf_counter() - began - sum(seconds), sum(seconds))

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from palidecode.cli.progress import Progress, ProgressBar, ProgressLines
 from palidecode.cli.terminal import escaped, message
 from palidecode.coco.skips import DIFFER
 
 if TYPE_CHECKING:
     from palidecode.coco.skips import Skip
+    from palidecode.coco.writing import CocoReport
 
 DONE, SKIPPED = 0, 1
-"""Exit codes: finished; finished, but input was skipped or a limit missed."""
+"""Exit codes: finished; finished, but look: see `palidecode.cli`."""
 RESUMABLE = "run the same command again to resume"
 SHOWN_CLASSES = 20
 _SHOWN_PROBLEMS = 10
 _ON_REQUEST = ("merged", "not_asked")  # reasons to skip that the user asked for
+
+
+def many(count: int, one: str, several: str | None = None) -> str:
+    """Return a count and its noun: ``1 picture``, ``2 pictures``."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def objects_of(report: CocoReport, path: Path) -> str:
+    """Return what a COCO file holds: ``3 objects of 1 picture in coco.json``."""
+    return f"{many(report.annotations, 'object')} of {many(report.images, 'picture')} in {path}"
 
 
 def counted(counts: Mapping[str, object]) -> str:
@@ -76,9 +87,15 @@ class Output:
     ----------
     json : bool
         Print the result as one JSON object, and neither problems nor progress.
+    quiet : bool
+        Print the result alone.
+    verbose : bool
+        Print every problem.
     """
 
     json: bool = False
+    quiet: bool = False
+    verbose: bool = False
 
     def result(self, data: object, lines: list[str]) -> None:
         """Print the result on stdout: `data` as JSON, or `lines`."""
@@ -87,33 +104,33 @@ class Output:
         print("\n".join(map(escaped, lines)))
 
     def note(self, text: str) -> None:
-        """Print a line on stderr, unless the output is JSON."""
-        if not self.json:
+        """Print a line on stderr, unless the output is JSON or quiet."""
+        if not (self.json or self.quiet):
             message(text)
 
     def resumed(self, what: str, journal: Path) -> None:
         """Report that a run resumes, and from which journal."""
-        self.note(f"resuming: {what} are finished ({journal})")
+        self.note(f"resuming: {what} already finished ({journal})")
 
     def problems(self, problems: Sequence[tuple[int, str]], what: str = "line") -> None:
         """Print the first problems (number and reason), and how many more there are."""
-        for number, reason in problems[:_SHOWN_PROBLEMS]:
-            self.note(f"{what} {number}: {reason}")
-        if len(problems) > _SHOWN_PROBLEMS:
-            more = len(problems) - _SHOWN_PROBLEMS
-            self.note(f"and {more} more (--json lists all of them)")
+        self.listed([f"{what} {number}: {reason}" for number, reason in problems])
 
-    def progress(self, text: str, total: int | None = None, unit: str = "it") -> tqdm:
-        """Return a progress bar on stderr.
+    def listed(self, lines: Sequence[str]) -> None:
+        """Print the first lines on stderr, and how many more there are; all with --verbose."""
+        shown = lines if self.verbose else lines[:_SHOWN_PROBLEMS]
+        for line in shown:
+            self.note(line)
+        if len(lines) > len(shown):
+            self.note(f"and {len(lines) - len(shown)} more (--verbose lists all of them)")
 
-        It is hidden when stderr is not a terminal or the work takes under 0.5 s.
+    def progress(self, text: str, total: int | None = None, unit: str = "it") -> Progress:
+        """Return the progress on stderr: a bar, or without a terminal a line every 30 s.
+
+        The bar is hidden if the work takes under 0.5 s.
         """
-        return tqdm(
-            desc=text,
-            total=total,
-            unit=unit,
-            unit_scale=unit == "B",  # bytes: 8.5M
-            disable=True if self.json else None,  # None: unless stderr is a terminal
-            leave=False,
-            delay=0.5,
-        )
+        if self.json or self.quiet:
+            return Progress()
+        if not sys.stderr.isatty():
+            return ProgressLines(text, total, unit)
+        return ProgressBar(text, total, unit)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
-from palidecode.cli.jobs import Finish, RayOptions, add_ray, run_job
-from palidecode.cli.options import add_journal, add_output, add_paste, fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted
+from palidecode.cli.jobs import Finish, RayOptions, run_job
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import read_detections
 from palidecode.coco.shards import Failure, Result
@@ -19,118 +18,8 @@ from palidecode.errors import InputError
 from palidecode.files import inside, png_names, replacing
 from palidecode.geometry.masks import Paste
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
-from palidecode.pipeline.checkpoint import DTYPES
-from palidecode.pipeline.scoring import DEFAULT_SCORE, Score
-from palidecode.prompts import Task
 from palidecode.runs.local import RunOptions
 from palidecode.runs.pictures import PictureFile, PredictJob, find_pictures, predict_options
-
-_SHOWN = 10
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``palidecode predict``."""
-    parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures or directories of pictures"
-    )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a directory as transformers saves it, a big_vision .npz, a hub name, or demo, the "
-        "tiny model in this package",
-    )
-    add_output(parser)
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO file to write"
-    )
-    _add_question(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--overlay", type=Path, metavar="DIR", help="also draw the pictures, into this directory"
-    )
-    group.add_argument(
-        "--segmentation",
-        choices=("polygons", "exact", "rle", "none"),
-        default="rle",
-        help="smooth polygons, polygons along pixel edges, RLE (default), or boxes only",
-    )
-    add_paste(group)
-    group.add_argument(
-        "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
-    )
-    group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
-    _add_model(parser)
-    add_journal(parser)
-    add_ray(parser, pictures=True)
-
-
-def _add_question(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to look for")
-    group.add_argument("--prompt", help="for instance 'segment cat ; dog'")
-    group.add_argument(
-        "--task",
-        choices=get_args(Task),
-        help="with --classes, or with a model that lists its classes: ask for all of them",
-    )
-    group.add_argument("--classes", type=Path, metavar="FILE", help="COCO file or list of names")
-    group.add_argument(
-        "--per-class", action="store_true", help="one prompt per class (default: one for all)"
-    )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--device", help="cpu, cuda, mps … (default: the first available of cuda, mps and cpu)"
-    )
-    group.add_argument(
-        "--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: %(default)s)"
-    )
-    group.add_argument(
-        "--quantize", choices=("int8", "int4"), help="on a CPU: faster and less exact"
-    )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="pictures that are predicted together (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=256,
-        metavar="N",
-        help="tokens of the longest answer (default: %(default)s)",
-    )
-    group.add_argument(
-        "--score",
-        choices=get_args(Score),
-        default=DEFAULT_SCORE,
-        help="recipe of the scores (default: %(default)s)",
-    )
-    group.add_argument(
-        "--sub-bin", action="store_true", help="boxes finer than a bin, from probabilities"
-    )
-    group.add_argument(
-        "--divisor",
-        type=int,
-        choices=(1024, 1023),
-        default=1024,
-        help="number of loc bins per side of a picture (default: %(default)s)",
-    )
-    group.add_argument(
-        "--no-grammar", action="store_true", help="allow answers that are not well-formed"
-    )
-    group.add_argument(
-        "--max-objects", type=int, metavar="N", help="objects per answer (default: any number)"
-    )
-    group.add_argument(
-        "--weights", metavar="FILE", help="mask codec: a weights file, or google-oid"
-    )
-    group.add_argument(
-        "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -239,7 +128,7 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
     loaded = f", loaded in {finish.loading:.1f} s" if finish.loading else ""
     each = (written.rows - written.kept) / finish.seconds if finish.seconds else 0.0
     lines = [
-        f"{report.annotations} objects of {report.images} pictures in {written.path}",
+        objects_of(report, written.path),
         f"model {source}{loaded}, {each:.2f} pictures/s",
     ]
     if issues:
@@ -251,7 +140,4 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
 
 
 def _list_failed(failed: Sequence[Failure], output: Output) -> None:
-    for row in failed[:_SHOWN]:
-        output.note(f"skipped: {row['reason']}")
-    if len(failed) > _SHOWN:
-        output.note(f"and {len(failed) - _SHOWN} more (failures.jsonl lists all of them)")
+    output.listed([f"skipped: {row['reason']}" for row in failed])

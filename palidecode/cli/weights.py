@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palidecode.cli.options import add_output, fill
+from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output
 from palidecode.codec import load_codec
 from palidecode.codec.fetch import fetch, verify
@@ -26,42 +25,9 @@ if TYPE_CHECKING:
     Actions = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the actions of ``palidecode weights`` and their options."""
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
-    _add_action(actions, "list", _list, "List the available weights and mark the default.")
-    added = _add_action(actions, "fetch", _fetch, "Download Google's weights (8.5 MB).")
-    added.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="file to write (default: in the cache)"
-    )
-    added = _add_action(
-        actions, "verify", _verify, "Check that these weights decode like Google's."
-    )
-    added.add_argument(
-        "weights",
-        nargs="?",
-        help="a weights file, google-oid or palidecode-demo (default: those that decode would use)",
-    )
-    added = _add_action(
-        actions, "convert", _convert, "Convert weights between .npz and .safetensors."
-    )
-    added.add_argument("source", help="a weights file, google-oid or palidecode-demo")
-    added.add_argument("target", type=Path, help="file to write, .npz or .safetensors")
-
-
-def _add_action(
-    actions: Actions, name: str, run: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text)
-    add_output(parser)
-    parser.set_defaults(action=run)
-    return parser
-
-
 def run(args: argparse.Namespace) -> int:
     """Run an action of ``palidecode weights``."""
-    code: int = args.action(args)
-    return code
+    return _ACTIONS[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -83,7 +49,7 @@ def _list(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     output = fill(Output, args)
     with output.progress("fetching", GOOGLE_BYTES, unit="B") as bar:
-        path = fetch(args.output, progress=lambda done, _: bar.update(done - bar.n))
+        path = fetch(args.output, progress=lambda done, _: bar.update(done - bar.done))
     output.result({"path": str(path)}, [str(path)])
     return DONE
 
@@ -108,3 +74,11 @@ def _convert(args: argparse.Namespace) -> int:
     data = {"id": weights.id, "output": str(args.target)}
     fill(Output, args).result(data, [f"{weights.id} written to {args.target}"])
     return DONE
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": _list,
+    "fetch": _fetch,
+    "verify": _verify,
+    "convert": _convert,
+}

@@ -57,6 +57,8 @@ class Watch:
     ----------
     begin : callable
         Called with the number of rows that earlier runs have finished.
+    loading : callable
+        Called before a model or codec is loaded.
     loaded : callable
         Called with the seconds that loading took, where that was needed.
     result : callable
@@ -66,6 +68,7 @@ class Watch:
     """
 
     begin: Callable[[int], None] = lambda rows: None
+    loading: Callable[[], None] = lambda: None
     loaded: Callable[[float], None] = lambda seconds: None
     result: Callable[[Sequence[Any], Result], None] = lambda items, result: None
     rows: Callable[[int], None] = lambda rows: None
@@ -175,6 +178,7 @@ def write_coco(
 
     def worker() -> Worker[Item]:
         if not loaded:
+            watch.loading()
             began = time.perf_counter()
             loaded.append(job.load())
             watch.loaded(time.perf_counter() - began)

@@ -299,7 +299,7 @@ def test_a_picture_that_was_mended_is_tried_again(place, tmp_path):
         shutil.copy(pictures / "000.png", path)
     code, said = run([*words, "--overlay", tmp_path / "drawn"], tmp_path / "mended")
     assert code == 0, said
-    assert "resuming: 54 pictures are finished" in said
+    assert "resuming: 54 pictures already finished" in said
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     assert run([*words[:-1], fresh / "coco.json"], fresh)[0] == 0

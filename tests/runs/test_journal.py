@@ -309,7 +309,7 @@ def test_kept_shards_of_decode(tmp_path, capsys):
     before = kept.stat().st_mtime_ns
     assert main(words) == 1
     assert kept.stat().st_mtime_ns == before
-    assert "resuming: 1 rows are finished" in capsys.readouterr().err
+    assert "resuming: 1 row already finished" in capsys.readouterr().err
     assert (tmp_path / "coco.json").read_bytes() == first
     failed = json.loads((tmp_path / FAILURES).read_text())
     assert (failed["output"], failed["line"]) == ("coco.json", 2)

@@ -1,16 +1,17 @@
-"""Options that several commands share, and their way into frozen dataclasses."""
+"""Options that several commands share, and their way into frozen dataclasses.
+
+The options of each command are a module of its name here. Nothing heavy is imported, numpy
+neither, so that ``--help`` is quick: choices are written out, and a test holds them against
+their types.
+"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar
 
-from palidecode.coco.categories import Match
 from palidecode.errors import InputError
-from palidecode.files import check_size
-from palidecode.geometry.boxes import DEFAULT_DIVISOR
-from palidecode.geometry.masks import DEFAULT_PASTE, Paste
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,12 +42,22 @@ def fill(cls: type[Options], args: argparse.Namespace, **others: object) -> Opti
     return cls(**{name: value for name, value in vars(args).items() if name in named} | others)
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the option of every command that chooses its `Output`."""
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+def add_messages(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that choose its `Output`."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="print no progress, notes and warnings"
+    )
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="list every problem, not the first ten, and the traceback of an error",
+    )
 
 
-def add_codec(parser: argparse.ArgumentParser, divisor: int = DEFAULT_DIVISOR) -> None:
+def add_codec(parser: argparse.ArgumentParser, divisor: int = 1024) -> None:
     """Add the options of the mask codec and the bins."""
     group = parser.add_argument_group("tokens")
     group.add_argument(
@@ -61,6 +72,11 @@ def add_codec(parser: argparse.ArgumentParser, divisor: int = DEFAULT_DIVISOR) -
         default="auto",
         help="library that runs the mask codec (default: auto, which is onnx)",
     )
+    add_divisor(group, divisor)
+
+
+def add_divisor(group: argparse._ArgumentGroup, divisor: int = 1024) -> None:
+    """Add the option of the bins; `divisor` is its default."""
     group.add_argument(
         "--divisor",
         type=int,
@@ -94,14 +110,25 @@ def add_answers(parser: argparse.ArgumentParser) -> None:
     add_codec(parser)
 
 
-def add_paste(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_match(group: argparse._ArgumentGroup) -> None:
+    """Add the option of how names of categories are matched."""
+    group.add_argument(
+        "--match",
+        choices=("exact", "loose"),
+        default="exact",
+        help="matching of category names; loose ignores case and knows plurals and aliases "
+        "(default: exact)",
+    )
+
+
+def add_paste(group: argparse._ArgumentGroup) -> None:
     """Add the option of how masks are pasted into their boxes."""
-    parser.add_argument(
+    group.add_argument(
         "--paste",
-        choices=get_args(Paste),
-        default=DEFAULT_PASTE,
+        choices=("subpixel", "big_vision"),
+        default="subpixel",
         help="how masks become pixels: read at the pixels' centres, or as big_vision's RefCOCO "
-        "evaluator does, half a pixel up and left (default: %(default)s)",
+        "evaluator does, half a pixel up and left (default: subpixel)",
     )
 
 
@@ -126,6 +153,59 @@ def add_journal(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ray(parser: argparse.ArgumentParser, *, pictures: bool = False) -> None:
+    """Add the options of commands that can run on a cluster."""
+    group = parser.add_argument_group(
+        "cluster",
+        "With --ray, workers on a Ray cluster share the run. Every machine must see the input, "
+        "the model and the output's directory.",
+    )
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on the cluster of this machine (auto), on HOST:PORT, or without ADDRESS on all "
+        "cores of this machine",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="number of workers (default: as many as fit)"
+    )
+    group.add_argument(
+        "--worker-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default: 1)"
+    )
+    if pictures:
+        group.add_argument(
+            "--worker-gpus",
+            type=float,
+            metavar="N",
+            help="GPUs of each (default: 1 if the cluster has any)",
+        )
+        group.add_argument(
+            "--pictures",
+            metavar="DIR",
+            help="directory of the pictures, when a COCO .json or a .jsonl names them",
+        )
+    default = "64 pictures" if pictures else "1024 answers"
+    group.add_argument(
+        "--shard-size",
+        type=int,
+        metavar="N",
+        help=f"rows that are finished together (default: {default})",
+    )
+
+
+def add_min(parser: argparse.ArgumentParser, names: str) -> None:
+    """Add the option of limits; `names` are the numbers that it knows."""
+    parser.add_argument(
+        "--min",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"exit with 1 if a number is below VALUE; may be repeated. Numbers: {names}",
+    )
+
+
 def add_evaluation(
     parser: argparse.ArgumentParser, bootstrap: int | None, described: str = "%(default)s"
 ) -> None:
@@ -144,13 +224,7 @@ def add_evaluation(
         metavar="NAME",
         help="evaluate only these categories, by name or id (default: all)",
     )
-    group.add_argument(
-        "--match",
-        choices=get_args(Match),
-        default="exact",
-        help="matching of category names; loose ignores case and knows plurals and aliases "
-        "(default: exact)",
-    )
+    add_match(group)
     group.add_argument(
         "--merge-duplicates",
         type=float,
@@ -188,6 +262,8 @@ def add_evaluation(
 
 
 def _size(text: str) -> tuple[int, int]:
+    from palidecode.files import check_size  # loads numpy, which --help needn't
+
     try:
         width, _, height = text.lower().replace("×", "x").partition("x")
         return check_size((int(width), int(height)))

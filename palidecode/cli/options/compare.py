@@ -1,0 +1,24 @@
+"""The options of ``palidecode compare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from palidecode.cli.options import add_evaluation, add_messages
+
+EXAMPLES = """\
+palidecode compare before.json after.json --gt instances.json
+palidecode compare before.json after.json --gt instances.json --iou-type segm
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``palidecode compare``."""
+    parser.add_argument("first", type=Path, metavar="A.json", help="predictions, as for evaluate")
+    parser.add_argument(
+        "second", type=Path, metavar="B.json", help="other predictions; differences are B minus A"
+    )
+    parser.add_argument("--gt", type=Path, required=True, metavar="GT.json", help="a COCO dataset")
+    add_evaluation(parser, 1000)
+    add_messages(parser)

@@ -1,0 +1,42 @@
+"""The options of ``palidecode evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from palidecode.cli.options import add_evaluation, add_messages, add_min
+
+EXAMPLES = """\
+palidecode evaluate instances.json coco.json
+palidecode evaluate instances.json coco.json --iou-type both \\
+    --images pictures/ -o report/
+palidecode evaluate instances.json coco.json --min AP50=0.5 --min F1=0.6
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``palidecode evaluate``."""
+    parser.add_argument("gt", type=Path, metavar="GT.json", help="a COCO dataset")
+    parser.add_argument(
+        "predictions",
+        type=Path,
+        metavar="PRED.json",
+        help="a COCO results list, or a file that `palidecode decode` or `predict` wrote",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="directory for metrics.json and the page index.html (default: print only)",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="directory of the pictures, for the page of -o"
+    )
+    add_min(
+        parser,
+        "AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, precision, recall, F1",
+    )
+    add_evaluation(parser, None, "300 with -o, else 0")
+    add_messages(parser)

@@ -1,0 +1,125 @@
+"""The options of ``palidecode predict``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from palidecode.cli.options import add_divisor, add_journal, add_messages, add_paste, add_ray
+
+EXAMPLES = """\
+palidecode predict pictures/ --model demo --task segment -o coco.json
+palidecode predict pictures/ --model paligemma2-3b-mix-448 \\
+    --prompt "detect cat ; dog" -o coco.json --overlay drawn/
+palidecode predict a.jpg b.jpg --model DIR --task detect --classes names.txt \\
+    --per-class -o coco.json
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``palidecode predict``."""
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures or directories of pictures"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a directory as transformers saves it, a big_vision .npz, a hub name, or demo, the "
+        "tiny model in this package",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO file to write"
+    )
+    _add_question(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--overlay", type=Path, metavar="DIR", help="also draw the pictures, into this directory"
+    )
+    group.add_argument(
+        "--segmentation",
+        choices=("polygons", "exact", "rle", "none"),
+        default="rle",
+        help="smooth polygons, polygons along pixel edges, RLE (default), or boxes only",
+    )
+    add_paste(group)
+    group.add_argument(
+        "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
+    )
+    group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
+    _add_model(parser)
+    add_messages(parser)
+    add_journal(parser)
+    add_ray(parser, pictures=True)
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to look for")
+    group.add_argument(
+        "--prompt",
+        help="for instance 'segment cat ; dog' (default: all classes that the model lists)",
+    )
+    group.add_argument(
+        "--task",
+        choices=("detect", "segment"),
+        help="with --classes, or with a model that lists its classes: ask for all of them",
+    )
+    group.add_argument("--classes", type=Path, metavar="FILE", help="COCO file or list of names")
+    group.add_argument(
+        "--per-class", action="store_true", help="one prompt per class (default: one for all)"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--device", help="cpu, cuda, mps … (default: the first available of cuda, mps and cpu)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32", "float16"),
+        default="bfloat16",
+        help="number type of the weights (default: %(default)s)",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="on a CPU: faster and less exact (default: none)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures that are predicted together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="tokens of the longest answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--score",
+        choices=("label", "box", "objectness", "mean", "product"),
+        default="product",
+        help="recipe of the scores (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sub-bin", action="store_true", help="boxes finer than a bin, from probabilities"
+    )
+    add_divisor(group)
+    group.add_argument(
+        "--no-grammar", action="store_true", help="allow answers that are not well-formed"
+    )
+    group.add_argument(
+        "--max-objects", type=int, metavar="N", help="objects per answer (default: any number)"
+    )
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="mask codec: a weights file, google-oid or palidecode-demo (default: the model's)",
+    )
+    group.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
+    )

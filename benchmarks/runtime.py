@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 
 from palidecode.runtime.config import PRESETS, PaliGemmaConfig, config_to_hf
 from palidecode.runtime.paligemma import PaliGemma
-from palidecode.runtime.weights import INDEX, state_to_hf
+from palidecode.runtime.torch_weights import state_to_hf
+from palidecode.runtime.weights import INDEX
 
 # Prompts use the tiny model's tokenizer, whose <image> has this id. It doesn't change the speed.
 CONFIG = replace(PRESETS["paligemma-3b-224"], image_token=1536)

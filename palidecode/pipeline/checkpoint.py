@@ -17,6 +17,7 @@ from palidecode.files import read_json
 from palidecode.runtime.config import PaliGemmaConfig
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample
+from palidecode.runtime.opening import open_checkpoint
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.tokenizer import Tokenizer
 
@@ -125,7 +126,7 @@ def load(
     if codec is None and options.codec is not None:
         codec = load_codec(options.codec, threads=threads)
     path, name = locate(options.model, options.revision)
-    source, config, image_config = loading.open_checkpoint(path)
+    source, config, image_config = open_checkpoint(path)
     tokenizer = Tokenizer.from_file(_tokenizer_path(path, options.tokenizer), config.eos)
     if options.final_softcap != "config":
         config = replace(config, text=replace(config.text, final_softcap=options.final_softcap))

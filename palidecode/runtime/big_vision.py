@@ -17,8 +17,6 @@ from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from palidecode.errors import WeightsError
 from palidecode.runtime.config import PRESETS, PaliGemmaConfig, TextConfig, VisionConfig
@@ -143,8 +141,8 @@ class BigVisionNpz:
                 ) from None
         return shapes
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor; bfloat16 is recognised under any of its names. See `Source`."""
+    def read(self, name: str) -> Array:
+        """Read one array; bfloat16 is recognised under any of its names. See `Source`."""
         piece = self._pieces[name]
         try:
             turned = piece.turn(self._arrays[piece.key].open()[piece.index])
@@ -152,9 +150,7 @@ class BigVisionNpz:
             raise WeightsError(f"{self.name}: {piece.key}: {error}") from error
         # Members of an archive start at any byte, but torch needs aligned arrays.
         array = np.require(turned, requirements=("C", "A"))
-        if array.dtype.kind in "Vu":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+        return array.view(np.uint16) if array.dtype.kind in "Vu" else array
 
 
 def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfig:

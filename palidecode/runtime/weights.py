@@ -1,7 +1,7 @@
-"""Load weights from disk into the model: Hugging Face folders and big_vision's ``.npz``.
+"""Weights on disk as numpy arrays: Hugging Face folders, and big_vision's ``.npz``.
 
 Both formats are a `Source`: one spelling of names (`vision.…`, `projector.…`, `language.…`,
-then transformers' names), shapes without reading, tensors one at a time. Nothing is
+then transformers' names), shapes without reading, arrays one at a time. Nothing is
 unpickled.
 """
 
@@ -12,16 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from palidecode.errors import WeightsError
 from palidecode.runtime.config import PaliGemmaConfig
-from palidecode.runtime.linear import Finish, head_for
-from palidecode.runtime.paligemma import PaliGemma
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PREFIXES = {
@@ -35,8 +33,15 @@ _PREFIXES = {
     "model.multi_modal_projector.linear.": "projector.",
     "multi_modal_projector.linear.": "projector.",
 }
-_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
-_HEAD = "language.head.weight"
+OLDER_PREFIXES = {
+    short: prefix
+    for prefix, short in _PREFIXES.items()
+    if not prefix.startswith("model.") and prefix != "vision_tower."
+}
+"""Prefixes of the older spelling, by ours."""
+OLDER_HEAD = "language_model.lm_head.weight"
+_HEADS = ("lm_head.weight", OLDER_HEAD)
+OWN_HEAD = "language.head.weight"
 _IGNORED = (".position_ids", ".rotary_emb.inv_freq")  # buffers of older transformers
 _POOLING = "vision.head."  # SigLIP's pooling head, which PaliGemma doesn't use
 _WRAPPERS = {
@@ -52,8 +57,13 @@ _QUANTISED = {
     ".qzeros": "GPTQ or AWQ",
     ".scales": "MLX",
 }
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _SHOWN = 5
 _LONGEST_NAME = 200
+
+
+Stored: TypeAlias = npt.NDArray[np.floating[Any] | np.uint16]
+"""An array of floats; uint16 holds the bits of bfloat16."""
 
 
 class Source(Protocol):
@@ -65,8 +75,8 @@ class Source(Protocol):
         """Return every name and its shape, without reading the numbers."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor, in its stored dtype."""
+    def read(self, name: str) -> Stored:
+        """Read one array, in its stored dtype; bfloat16 as the uint16 of its bits."""
         ...
 
 
@@ -130,25 +140,34 @@ class SafetensorsFolder:
     def _add_head(self, path: Path, key: str) -> None:
         """Keep an output head that isn't the embedding."""
         embedding = "language.embed_tokens.weight"
-        with self._opened(path) as file:
-            head = file.get_tensor(key)
-        if embedding in self._files and torch.equal(head, self.read(embedding)):
+        head = self._read(path, key)
+        if embedding in self._files and np.array_equal(head, self.read(embedding)):
             return
         self.tied_head = False
-        self._files[_HEAD], self._shapes[_HEAD] = (path, key), tuple(head.shape)
+        self._files[OWN_HEAD], self._shapes[OWN_HEAD] = (path, key), tuple(head.shape)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every name and its shape; see `Source`."""
         return self._shapes
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor as a view of the mapped file; see `Source`."""
-        path, key = self._files[name]
-        with self._opened(path) as file:
-            tensor: Tensor = file.get_tensor(key)
-        if not tensor.is_floating_point():
-            raise WeightsError(f"{path}: {key} holds {tensor.dtype}, not floats")
-        return tensor
+    def read(self, name: str) -> Stored:
+        """Read one array as a view of the mapped file; see `Source`."""
+        return self._read(*self._files[name])
+
+    def _read(self, path: Path, key: str) -> Stored:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(length))[key]
+        if entry["dtype"] not in _DTYPES:
+            raise WeightsError(f"{path}: {key} holds {entry['dtype']}, not float32 or bfloat16")
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        start = 8 + length + int(entry["data_offsets"][0])
+        # Copy-on-write: torch wants arrays that it may write to.
+        mapped = np.memmap(path, dtype, "c", start, shape)
+        array: Stored = np.require(mapped, requirements=("A",)).view(np.ndarray)
+        return array
 
 
 def _refuse_layout(key: str, name: str) -> None:
@@ -266,7 +285,7 @@ def parts(config: PaliGemmaConfig) -> dict[str, Part]:
             norm(f"{ours}.{mine}", f"{theirs}.{name}", t.width, False)
     norm("language.norm", "language.norm", t.width, False)
     if not t.tied_head:
-        add("language.own_head", (_HEAD, (t.vocabulary, t.width)))
+        add("language.own_head", (OWN_HEAD, (t.vocabulary, t.width)))
     return made
 
 
@@ -306,74 +325,15 @@ def check_names(source: Source, wanted: Mapping[str, Part]) -> None:
         raise WeightsError(f"{source.name}: weights don't fit the config: {', '.join(problems)}")
 
 
-def load_weights(
-    source: Source,
-    config: PaliGemmaConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    finish: Finish | None = None,
-) -> PaliGemma:
-    """Build the model on the meta device and fill it tensor by tensor.
-
-    Parameters
-    ----------
-    source : Source
-    config : PaliGemmaConfig
-    dtype, device
-        Of the model. Tensors that already match aren't copied; they stay mapped to the file.
-    finish : callable, optional
-        Called with every `nn.Linear` as soon as it is filled; the module it returns (packed
-        or quantised) replaces it, so that at most one layer is in memory twice.
-
-    Raises
-    ------
-    WeightsError
-        See `check_names`.
-    """
-    wanted = parts(config)
-    check_names(source, wanted)
-    with torch.device("meta"):
-        model = PaliGemma(config)
-    modules: dict[str, dict[str, Part]] = {}
-    for name, part in wanted.items():
-        path, _, parameter = name.rpartition(".")
-        modules.setdefault(path, {})[parameter] = part
-    for path, parameters in modules.items():
-        module = model.get_submodule(path)
-        for name, part in parameters.items():
-            tensor = _build(source, part, dtype, device)
-            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-        if finish is not None and isinstance(module, nn.Linear):
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, finish(module))
-    model.language.head = head_for(model.language.head_weight, finish)
-    return model.eval()
+def read_part(source: Source, part: Part) -> npt.NDArray[np.float32]:
+    """Read one of our parameters in float32."""
+    arrays = [to_float32(source.read(name)) for name in part.names]
+    joined: npt.NDArray[np.float32] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    return joined.reshape(part.shape)
 
 
-def _build(source: Source, part: Part, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if len(part.names) == 1:
-        return source.read(part.names[0]).to(device, dtype).reshape(part.shape)
-    joined = torch.empty(part.shape, dtype=dtype, device=device)
-    start = 0
-    for name, shape in zip(part.names, part.shapes, strict=True):
-        joined[start : start + shape[0]] = source.read(name)
-        start += shape[0]
-    return joined
-
-
-def state_to_hf(model: PaliGemma) -> dict[str, Tensor]:
-    """Return the model's parameters under transformers' names (older spelling), for saving."""
-    prefixes = {
-        short: prefix
-        for prefix, short in _PREFIXES.items()
-        if not prefix.startswith("model.") and prefix != "vision_tower."
-    }
-    state = model.state_dict()
-    tensors: dict[str, Tensor] = {}
-    for ours, part in parts(model.config).items():
-        rows = state[ours].split([shape[0] for shape in part.shapes])
-        for name, shape, piece in zip(part.names, part.shapes, rows, strict=True):
-            tower, _, rest = name.partition(".")
-            theirs = _HEADS[1] if name == _HEAD else prefixes[f"{tower}."] + rest
-            tensors[theirs] = piece.reshape(shape).contiguous()
-    return tensors
+def to_float32(array: Stored) -> npt.NDArray[np.float32]:
+    """Convert a stored array to float32."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(array, np.float32)

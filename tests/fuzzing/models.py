@@ -27,8 +27,9 @@ from palidecode.runtime.image import read_image_config
 from palidecode.runtime.memory import check_memory
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.tokenizer import Tokenizer
-from palidecode.runtime.weights import INDEX, SafetensorsFolder, parts, state_to_hf
-from palidecode.runtime.weights import load_weights as load_model
+from palidecode.runtime.torch_weights import load_weights as load_model
+from palidecode.runtime.torch_weights import state_to_hf
+from palidecode.runtime.weights import INDEX, SafetensorsFolder, parts
 from tests.fuzzing import Target, folder, refused, written
 from tests.fuzzing.guard import watched
 from tests.fuzzing.mutation import (

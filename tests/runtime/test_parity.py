@@ -23,7 +23,8 @@ from transformers import (
 from palidecode.runtime.config import config_to_hf, read_config
 from palidecode.runtime.gemma import Rope
 from palidecode.runtime.kv_cache import KVCache
-from palidecode.runtime.weights import SafetensorsFolder, load_weights
+from palidecode.runtime.torch_weights import load_weights
+from palidecode.runtime.weights import SafetensorsFolder
 
 VOCABULARY, IMAGE, PATCH = 300, 299, 14
 LENGTHS = (4, 7, 5)  # tokens of three prompts

@@ -18,9 +18,10 @@ from palidecode.runtime.config import (
     config_from_hf,
     config_to_hf,
 )
-from palidecode.runtime.loading import open_checkpoint
+from palidecode.runtime.opening import open_checkpoint
 from palidecode.runtime.paligemma import PaliGemma
-from palidecode.runtime.weights import INDEX, SINGLE, load_weights, state_to_hf
+from palidecode.runtime.torch_weights import load_weights, state_to_hf
+from palidecode.runtime.weights import INDEX, SINGLE
 
 CONFIG = PaliGemmaConfig(
     VisionConfig(width=24, layers=2, heads=3, mlp=40, image_size=28),
@@ -383,7 +384,8 @@ from pathlib import Path
 import torch
 from palidecode.runtime.config import PaliGemmaConfig, read_config
 from palidecode.runtime.paligemma import PaliGemma
-from palidecode.runtime.weights import SafetensorsFolder, load_weights
+from palidecode.runtime.torch_weights import load_weights
+from palidecode.runtime.weights import SafetensorsFolder
 
 def peak():
     # Not ru_maxrss: a child begins with its parent's.

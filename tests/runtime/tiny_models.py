@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig, VisionConfig, config_to_hf
 from palidecode.runtime.paligemma import PaliGemma
-from palidecode.runtime.weights import SINGLE, state_to_hf
+from palidecode.runtime.torch_weights import state_to_hf
+from palidecode.runtime.weights import SINGLE
 from tests.samples import TOKENIZER
 
 _VISION = VisionConfig(width=32, layers=2, heads=4, mlp=48, image_size=28)

@@ -30,7 +30,7 @@ from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.runs.pictures import find_pictures
 from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.paligemma import PaliGemma
-from palidecode.runtime.weights import state_to_hf
+from palidecode.runtime.torch_weights import state_to_hf
 from training.model.batches import CONFIG
 from training.model.tokenizer import build
 from training.scenes.draw import COLOR_NAMES, HELD_OUT_SEED, write_scenes

@@ -1,0 +1,56 @@
+"""Open a checkpoint, a folder or a file, without reading its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from palidecode.errors import InputError
+from palidecode.files import read_json
+from palidecode.runtime.big_vision import BigVisionNpz
+from palidecode.runtime.config import PaliGemmaConfig, read_config, read_ends
+from palidecode.runtime.image import ImageConfig, read_image_config
+from palidecode.runtime.weights import SafetensorsFolder, Source
+
+
+def open_checkpoint(path: Path) -> tuple[Source, PaliGemmaConfig, ImageConfig]:
+    """Open a transformers folder or a big_vision ``.npz`` without reading its tensors.
+
+    Raises
+    ------
+    InputError, WeightsError
+        If it is neither, or damaged.
+    """
+    if path.is_dir():
+        _refuse_adapter(path)
+        config = read_config(path / "config.json")
+        source = SafetensorsFolder(path)
+        config = replace(
+            config,
+            text=replace(config.text, tied_head=source.tied_head),
+            eos=tuple(dict.fromkeys((*config.eos, *read_ends(path)))),
+        )
+        return source, config, read_image_config(path, config)
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: give a folder with config.json, or a big_vision .npz")
+    arrays = BigVisionNpz(path)
+    return arrays, arrays.config, ImageConfig(arrays.config.vision.image_size)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse an adapter, alone or beside base weights: without it the answers are the base's."""
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return
+    data = read_json(path)
+    base = data.get("base_model_name_or_path") if isinstance(data, dict) else None
+    way_out = (
+        "merge it into its base and load the result (peft: PeftModel.from_pretrained(base, "
+        "folder).merge_and_unload().save_pretrained(merged))"
+    )
+    if (folder / "config.json").exists():
+        raise InputError(
+            f"{folder}: an adapter (adapter_config.json) is beside base weights, which would be "
+            f"loaded without it: {way_out}, or move the adapter's files elsewhere"
+        )
+    raise InputError(f"{folder}: is an adapter of {base or 'an unnamed base model'}: {way_out}")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from palidecode.errors import InputError
-from palidecode.files import Picture, open_picture
+from palidecode.files import Picture, open_picture, regular
 
 Color: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[int, int, int, int]
@@ -181,6 +181,6 @@ def _font(path: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.Ima
     if path is None:
         return ImageFont.load_default(size)
     try:
-        return ImageFont.truetype(path, size)
+        return ImageFont.truetype(str(regular(path)), size)
     except OSError as error:
         raise InputError(f"{path}: not a font that Pillow can read ({error})") from error

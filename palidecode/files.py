@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -139,13 +140,33 @@ def unwritten(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: can't be written: {error.strerror or error}; {KEPT}")
 
 
+def regular(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file to read, which is opened only after this.
+
+    Raises
+    ------
+    OSError
+        For folders, and for pipes and devices, which may be waited for without end.
+    """
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind):
+        what = "folder" if stat.S_ISDIR(kind) else "pipe or device; save it as a file first"
+        raise _NotAFileError(errno.EINVAL, f"is a {what}", path)
+    return Path(path)
+
+
+class _NotAFileError(OSError):
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file, with or without a byte order mark.
 
     An `InputError` names the file and the position.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(regular(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {_reason(error)}") from error
     except RecursionError as error:
@@ -303,10 +324,7 @@ def _bare(image: Image.Image) -> Image.Image:
 @contextmanager
 def _opened(path: str | os.PathLike[str], data: bytes | None = None) -> Iterator[Image.Image]:
     with _named_errors(path):
-        # Opening a pipe may block forever; a device has no end.
-        if data is None and not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("not a regular file")
-        source = path if data is None else io.BytesIO(data)
+        source = regular(path) if data is None else io.BytesIO(data)
         with Image.open(source, formats=_known_formats()) as image:
             yield image
 

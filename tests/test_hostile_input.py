@@ -7,8 +7,10 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ from tests.fuzzing.bombs import dataset, laughs
 from tests.fuzzing.guard import Forbidden, watched
 from tests.fuzzing.pictures import saved
 from tests.runtime.tiny_models import CONFIGS, write_folder
-from tests.samples import CODES, answer
+from tests.samples import CODES, DEMO, answer
 
 RING = [8.0, 8.0, 30.0, 8.0, 30.0, 30.0, 8.0, 30.0]
 HALF = "\ud800"  # of a surrogate pair: JSON can say it, no encoding can
@@ -97,6 +99,71 @@ def test_a_pipe_or_a_folder_named_as_a_picture_is_not_waited_for(tmp_path):
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
         path for path in paths for _ in (1, 2)
     ]
+
+
+MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors", "preprocessor_config.json")
+MODEL_FILES += ("palidecode.json", "generation_config.json", "model.safetensors.index.json")
+MODEL_FILES += ("adapter_config.json", "processor_config.json")
+
+
+@pytest.mark.slow
+def test_a_pipe_or_a_device_is_no_input_file(tmp_path, picture):
+    for name in ("pipe.json", "pipe.npz", "pipe.p", "pipe.txt", "pipe.png"):
+        os.mkfifo(tmp_path / name)
+    for name in MODEL_FILES:
+        shutil.copytree(DEMO / "model", tmp_path / f"of {name}")
+        (tmp_path / f"of {name}" / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / f"of {name}" / name)
+    (tmp_path / "pics").mkdir()
+    picture.save(tmp_path / "pics" / "a.png")
+    (tmp_path / "truth.json").write_text(json.dumps(dataset(RING)))
+    row = {"image": "a.png", "output": answer("cat"), "width": 9, "height": 9}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row))
+    predict = "predict pics -o out.json --prompt detect@circle --model"
+    commands = [
+        "evaluate pipe.json truth.json",
+        "evaluate truth.json pipe.json",
+        "evaluate /dev/zero truth.json",
+        "encode pipe.json --task detect -o rows.jsonl",
+        "draw pipe.json --images pics -o drawn",
+        "draw pipe.png --text x -o drawn",
+        "decode answers.jsonl -o coco.json --categories pipe.json",
+        "decode answers.jsonl -o coco.json --categories pipe.txt",
+        "decode answers.jsonl -o coco.json --tokenizer pipe.json",
+        "evaluate-referring answers.jsonl --refs pipe.p --instances truth.json",
+        *(f"{predict} of@{name}" for name in MODEL_FILES),
+        f"{predict} pipe.npz",
+        f"{predict} demo --tokenizer pipe.json",
+    ]
+    code = "import sys; from palidecode.cli import main\n"
+    code += "for command in sys.argv[1:]:\n"
+    code += "    print(main([part.replace('@', ' ') for part in command.split()]), flush=True)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert done.stdout.split() == ["2"] * len(commands)
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands)
+    said = "is a pipe or device; save it as a file first"
+    assert [line for line in lines if said not in line] == []
+
+
+def test_answers_are_read_from_a_pipe(tmp_path, capsys):
+    os.mkfifo(tmp_path / "answers.jsonl")
+    row = {"image": "a.png", "output": answer("cat"), "width": 9, "height": 9}
+    writer = threading.Thread(
+        target=(tmp_path / "answers.jsonl").write_text, args=(json.dumps(row),), daemon=True
+    )
+    writer.start()
+    assert main(["decode", str(tmp_path / "answers.jsonl"), "-o", str(tmp_path / "c.json")]) == 0
+    writer.join()
+    assert capsys.readouterr().out.startswith("1 objects of 1 pictures")
 
 
 def test_a_picture_that_is_a_program_is_not_run(tmp_path, picture):
@@ -351,6 +418,29 @@ def test_results_need_a_dataset(tmp_path):
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(InputError, match="is a results list, not a COCO dataset"):
         from_coco_results([], tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("text", ['"truth.json"', "null", "7", "true", "1e999"])
+def test_json_of_one_value_is_no_file_of_names_and_no_path(tmp_path, capsys, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "truth.json").write_text(json.dumps(dataset(RING)))
+    (tmp_path / "value.json").write_text(text)
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"output": answer("cat"), "size": [9, 9]}))
+    for command in (
+        "evaluate value.json truth.json",
+        "evaluate truth.json value.json",
+        "encode value.json --task detect -o rows.jsonl",
+        "draw value.json --images . -o drawn",
+        "decode answers.jsonl -o coco.json --categories value.json",
+        "predict . --model demo --task detect -o coco.json --classes value.json",
+        "evaluate-referring answers.jsonl --refs value.json --instances truth.json",
+        "evaluate-referring answers.jsonl --refs truth.json --instances value.json",
+    ):
+        assert main(command.split()) == 2
+        printed, error = capsys.readouterr()
+        assert not printed
+        assert error.startswith("palidecode: ")
+        assert error.count("\n") == 1
 
 
 def test_numbers_of_too_many_digits(tmp_path):

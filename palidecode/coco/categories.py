@@ -12,7 +12,7 @@ import numpy as np
 
 from palidecode.coco.skips import Skips
 from palidecode.errors import InputError
-from palidecode.files import read_json
+from palidecode.files import read_json, regular
 
 Match: TypeAlias = Literal["exact", "loose"]
 Unmapped: TypeAlias = Literal["keep", "drop", "error"]
@@ -284,7 +284,7 @@ def read_categories(path: Path | None) -> list[Category] | None:
         skips.warn(str(path), 2)
         return categories
     try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
+        names = regular(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read: {error}") from error
     return check_categories([name.strip() for name in names if name.strip()], where=str(path))

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from palidecode.coco.categories import Category, check_categories, check_unique
 from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
-from palidecode.files import MAX_PIXELS, MAX_SIDE, read_json
+from palidecode.files import MAX_PIXELS, MAX_SIDE, read_json, regular
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Key: TypeAlias = int | str
@@ -341,7 +341,7 @@ def _fast(source: Source, kind: Any) -> Any:
     """Return the typed content; None if something is odd."""
     try:
         if isinstance(source, (str, os.PathLike)):
-            content = Path(source).read_bytes()
+            content = regular(source).read_bytes()
             return msgspec.json.decode(content.removeprefix(BOM_UTF8), type=kind)
         return msgspec.convert(source, kind)
     except OSError as error:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from palidecode.errors import WeightsError
+from palidecode.files import regular
 from palidecode.vocab import SEG_COUNT
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -191,7 +192,7 @@ def _read(path: Path) -> Read:
 
 
 def _read_npz(path: Path) -> Read:
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(regular(path)) as archive:
         members = archive.infolist()
         other = [m.filename for m in members if not m.filename.endswith(".npy")]
         if other:
@@ -214,7 +215,7 @@ def _metadata(comment: bytes) -> dict[str, str]:
 
 def _read_safetensors(path: Path) -> Read:
     try:
-        with safe_open(path, "numpy") as file:
+        with safe_open(regular(path), "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, file.metadata() or {}
     except SafetensorError as error:
@@ -241,7 +242,7 @@ def content_hash(arrays: Arrays) -> str:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)

@@ -20,7 +20,7 @@ from palidecode.codec import MaskCodec, load_codec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.detections import Detections, decode
 from palidecode.errors import InputError, WeightsError
-from palidecode.files import picture_size
+from palidecode.files import picture_size, regular
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
@@ -162,7 +162,7 @@ def _detokenizer(path: str | None) -> Callable[[list[int]], str] | None:
     except ImportError as error:
         raise InputError("a tokenizer needs: pip install 'palidecode[runtime]'") from error
     try:
-        tokenizer = Tokenizer.from_file(path)
+        tokenizer = Tokenizer.from_file(str(regular(path)))
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{path}: can't be read as a tokenizer.json: {error}") from error
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import WeightsError
+from palidecode.files import regular
 from palidecode.runtime.config import PRESETS, PaliGemmaConfig, TextConfig, VisionConfig
 
 Array = npt.NDArray[Any]
@@ -313,7 +314,7 @@ def _heads_out(kernel: Array) -> Array:
 def _members(path: Path) -> dict[str, _Stored]:
     """List the archive's arrays; nothing is unpickled."""
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with zipfile.ZipFile(regular(path)) as archive, path.open("rb") as file:
             _check_packed(archive)
             return {
                 member.filename.removesuffix(".npy"): _stored(path, archive, member, file)

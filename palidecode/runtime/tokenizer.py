@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
+from palidecode.files import regular
 from palidecode.vocab import LOC_COUNT, SEG_COUNT, Vocabulary, loc_token, seg_token
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Tokenizer:
         if not path.exists():
             raise InputError(f"{path}: no such file; put the checkpoint's tokenizer there")
         try:
-            made = cls(tokenizers.Tokenizer.from_file(str(path)), str(path), ends)
+            made = cls(tokenizers.Tokenizer.from_file(str(regular(path))), str(path), ends)
             made.decode(made.encode_prompt("detect cat ; dog"))
             return made
         except InputError:

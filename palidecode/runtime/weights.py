@@ -19,6 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from palidecode.errors import WeightsError
+from palidecode.files import regular
 from palidecode.runtime.config import PaliGemmaConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -128,7 +129,7 @@ class SafetensorsFolder:
         # A file is opened for each tensor: one that stays open keeps every page that was read
         # in memory.
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(regular(path), framework="pt") as file:
                 yield file
         except FileNotFoundError:
             raise WeightsError(f"{path} is missing: download it again") from None
@@ -202,7 +203,7 @@ def _shards(folder: Path) -> list[Path]:
             )
         raise WeightsError(f"{folder}: has neither {SINGLE} nor {INDEX}")
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(regular(index).read_text(encoding="utf-8"))["weight_map"].values())
         # A shard is a file of this folder: paths that leave it are refused.
         if not all(isinstance(name, str) and _is_file_name(name) for name in names):
             raise ValueError("a shard's name is not a file name")

@@ -30,7 +30,7 @@ from palidecode.coco.reading import (
 from palidecode.coco.segmentations import read_mask
 from palidecode.coco.skips import Skip, Skips
 from palidecode.errors import InputError
-from palidecode.files import read_json
+from palidecode.files import read_json, regular
 from palidecode.geometry.rle import Rle, union
 
 _DEEPEST = 12  # nested lists and dicts; refs have five
@@ -127,7 +127,7 @@ def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         refs = read_json(path)
     else:
         try:
-            with Path(path).open("rb") as file:
+            with regular(path).open("rb") as file:
                 # Written by Python 2, whose text was bytes.
                 refs = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
         except OSError as error:

@@ -7,7 +7,6 @@ their box, never in the whole image.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from palidecode.answers.parsing import Answer, Detokenize
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
 from palidecode.geometry.masks import (
@@ -426,11 +425,10 @@ class Detections:
             codec = _default_codec()
         if codec.id != self.codes_id:
             hint = "run: palidecode weights fetch" if self.codes_id == GOOGLE_ID else "pass codec="
-            warnings.warn(
+            warn(
                 f"these seg codes belong to {self.codes_id!r} but are decoded with {codec.id!r}: "
                 f"boxes are right, mask shapes are NOT; {hint}",
                 CodecMismatchWarning,
-                stacklevel=2,
             )
         return codec
 

@@ -1,10 +1,15 @@
-"""The exceptions of this package.
+"""The exceptions of this package, and the place that its warnings name.
 
 PalidecodeError
 ├── ParseError      an answer with a parse issue, under ``strict=True`` (also a ValueError)
 ├── InputError      an argument or a file that can't be used (also a ValueError)
 └── WeightsError    weights that are missing, damaged or of another layout
 """
+
+from __future__ import annotations
+
+import sys
+import warnings
 
 
 class PalidecodeError(Exception):
@@ -21,3 +26,11 @@ class InputError(PalidecodeError, ValueError):
 
 class WeightsError(PalidecodeError):
     """Weights are missing, damaged, or not of the expected layout."""
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called this package, however many of its functions lie between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "palidecode":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

@@ -28,14 +28,6 @@ ROWS = [
 """From the ground up: a room imports from the rows above it here, never from its own."""
 NOT_BUILT = {"formats", "trainer", "serve"}
 ONLY_THESE_RUN_A_MODEL = {"pipeline", "trainer"}
-BAGS_TO_OPEN = {"cli": 1, "coco": 3}
-"""How many functions of a room still take `**options: Any`."""
-RIDDLES_TO_SOLVE = {
-    "cli",
-    "coco",
-    "evaluation",
-}
-"""Rooms whose docstrings still open with question words."""
 
 
 def names_for_type_checkers(module):
@@ -247,7 +239,7 @@ def test_keywords_of_functions_are_named():
             if bag and bag.annotation and ast.unparse(bag.annotation) == "Any":
                 bags[room_of(path)] += 1
     # Attributes of ONNX nodes are whatever ONNX knows.
-    assert bags <= Counter(BAGS_TO_OPEN) + Counter(codec=1), bags
+    assert bags <= Counter(codec=1), bags
 
 
 OPENERS = {"What", "Whether", "How", "Where", "Which", "Who", "Whose", "When", "Why", "That", "Of"}
@@ -255,7 +247,7 @@ OPENERS |= {"Let", "Nothing", "Everything", "Anything", "Beside", "Behind", "Hav
 """Docstrings open with a verb, or with the noun that is returned."""
 
 
-@pytest.mark.parametrize("room", sorted({room_of(path) for path in FILES} - RIDDLES_TO_SOLVE))
+@pytest.mark.parametrize("room", sorted({room_of(path) for path in FILES}))
 def test_docstrings_open_plainly(room):
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for path in FILES:

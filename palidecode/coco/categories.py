@@ -281,7 +281,7 @@ def read_categories(path: Path | None) -> list[Category] | None:
         if content is None:
             raise InputError(f"{path}: contains null, no categories")
         categories = check_categories(content, skips, str(path))
-        skips.warn(str(path), 2)
+        skips.warn(str(path))
         return categories
     try:
         names = regular(path).read_text(encoding="utf-8-sig").splitlines()

@@ -61,7 +61,7 @@ def from_coco(
     InputError
         If the file is no COCO dataset, or no image or annotation of it can be read.
     """
-    detections, _ = read_detections(dataset, crowds=crowds, report=report, stacklevel=3)
+    detections, _ = read_detections(dataset, crowds=crowds, report=report)
     return detections
 
 
@@ -70,7 +70,6 @@ def read_detections(
     *,
     crowds: bool = False,
     report: CocoReport | None = None,
-    stacklevel: int = 2,
 ) -> tuple[Detections, list[ImageRow]]:
     """Do the work of `from_coco`; also return the images, in the order of the detections' sizes."""
     skips = Skips()
@@ -83,7 +82,7 @@ def read_detections(
         report.crowds += len(read.annotations.rows) - len(rows)
     images = sized_images(read, skips)
     detections = _detections(rows, images, read.categories, "truth", skips)
-    _tell(detections, skips, read.where, report, stacklevel)
+    _tell(detections, skips, read.where, report)
     return detections, images
 
 
@@ -123,7 +122,7 @@ def from_coco_results(
     images = sized_images(truth, skips)
     rows = read.annotations.numbered()
     detections = _detections(rows, images, truth.categories, "prediction", skips)
-    _tell(detections, skips, read.where, report, stacklevel=2)
+    _tell(detections, skips, read.where, report)
     return detections
 
 
@@ -185,12 +184,10 @@ def _detections(
     )
 
 
-def _tell(
-    detections: Detections, skips: Skips, where: str, report: CocoReport | None, stacklevel: int
-) -> None:
+def _tell(detections: Detections, skips: Skips, where: str, report: CocoReport | None) -> None:
     """Report what was skipped; an error if nothing is left."""
     if not len(detections) and any(skip.side in ("truth", "prediction") for skip in skips.skipped):
         raise InputError(f"{where}: no row can be read: {skips}")
     if report is not None:
         report.skipped += [*skips.skipped, *skips.noted]
-    skips.warn(where, stacklevel + 1)
+    skips.warn(where)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import uuid
-import warnings
 import zlib
 from array import array
 from collections import Counter, defaultdict
@@ -33,7 +32,7 @@ from palidecode.coco.writing import (
     json_line,
 )
 from palidecode.detections import CodecMismatchWarning, Detections
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.files import KEPT, unwritten
 
 KEY_SIZE = 16  # bytes
@@ -455,7 +454,7 @@ class Merger:
             if (name, text) not in self._warned:
                 self._warned.add((name, text))
                 mismatch = name == CodecMismatchWarning.__name__
-                warnings.warn(text, CodecMismatchWarning if mismatch else UserWarning, stacklevel=2)
+                warn(text, CodecMismatchWarning if mismatch else UserWarning)
         start, ids = first, list[int]()
         for row in range(first, stop):
             self.rows += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,6 +9,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from palidecode.errors import warn
 
 Side: TypeAlias = Literal["truth", "prediction", "image", "category", "ref"]
 
@@ -182,11 +183,10 @@ class Skips:
             for skip in (*self.skipped, *self.noted)
         )
 
-    def warn(self, where: str, stacklevel: int) -> None:
+    def warn(self, where: str) -> None:
         """Warn of what was skipped or noted, if anything was."""
         if self._skipped or self._noted:
-            text = f"{where}: skipped: {self}"
-            warnings.warn(text, SkippedRowsWarning, stacklevel=stacklevel + 1)
+            warn(f"{where}: skipped: {self}", SkippedRowsWarning)
 
     def _collect(
         self,

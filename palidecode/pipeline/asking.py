@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 
 from PIL import Image
 
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.files import Picture, check_picture, open_picture
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.runtime.engine import Engine, Features
@@ -146,7 +145,7 @@ def _open_all(
                 same[id(picture)] = open_picture(picture)
             except InputError as error:
                 same[id(picture)] = unreadable[id(picture)] = error
-                warnings.warn(str(error), UnreadablePictureWarning, stacklevel=4)
+                warn(str(error), UnreadablePictureWarning)
         opened.append(same[id(picture)])
     return opened
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
@@ -11,7 +10,7 @@ from typing import Literal, TypeAlias, cast
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.detections import Detections
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.asking import Asker
@@ -362,11 +361,10 @@ class PaliDecoder:
         asked = [names for _, names in filter(None, map(asked_names, prompts))]
         unknown = [name for names in asked for name in names if name not in self.classes]
         if self.classes and unknown:
-            warnings.warn(
+            warn(
                 f"{', '.join(map(repr, dict.fromkeys(unknown)))}: not among the classes that "
                 f"{self.source or 'the model'} knows ({', '.join(self.classes)}); what it answers "
                 "is a guess",
-                stacklevel=4,
             )
 
     def read(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from palidecode.cores import cores
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
@@ -61,10 +61,9 @@ class Workers:
         bounds, fitting = self._bounds(), self._fitting()
         few, many = bounds or (max(1, fitting),) * 2
         if few > fitting:
-            warnings.warn(
+            warn(
                 f"{few} workers leave the readers no CPU, or don't fit at all: this waits until "
                 f"the cluster grows; {fitting} would fit now",
-                stacklevel=2,
             )
         # Two shards to each actor: one that it works on, one that waits.
         return ActorPoolStrategy(min_size=few, max_size=many, max_tasks_in_flight_per_actor=2)

@@ -104,7 +104,7 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
             skips.add("image", "bad_name", offset, f"{at}: {error}")
     if not names:
         raise InputError(f"{path}: has no images with a usable name: {skips}")
-    skips.warn(str(path), 2)
+    skips.warn(str(path))
     return _dataset((name, os.path.join(folder, name)) for name in names)
 
 

@@ -357,6 +357,22 @@ def test_a_class_lights_up_in_the_curves(page):
     assert lit.count() == 0
 
 
+TEXT_WIDTH = """select => {
+    const brush = document.createElement("canvas").getContext("2d");
+    brush.font = getComputedStyle(select).font;
+    return brush.measureText(select.selectedOptions[0].text).width;
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_chosen_order_can_be_read(page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    select = page.locator("#panel-bbox select[data-filter=order]")
+    select.select_option("mistake")
+    around = 40  # padding and the arrow
+    assert select.bounding_box()["width"] >= select.evaluate(TEXT_WIDTH) + around
+
+
 def test_a_phone_scrolls_one_way(page):
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from palidecode.coco.categories import Match
 from palidecode.coco.reading import Source, no_collection
 from palidecode.coco.skips import Skips
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.evaluation.coco.duplicates import repeats
 from palidecode.evaluation.coco.engine import (
     BEST,
@@ -253,12 +252,11 @@ def _unscored(predicted: Table, scores: str, skips: Skips) -> bool:
         why = f"all have the score {predicted.score[0]:g}"
     else:
         return False
-    warnings.warn(
+    warn(
         f"the predictions {why}: AP depends on their order, so it is the mean over random "
         "orders, and can't be compared with AP of scored predictions; precision, recall and F1 "
         "can",
         UnscoredWarning,
-        stacklevel=4,
     )
     return True
 

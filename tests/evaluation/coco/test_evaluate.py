@@ -239,6 +239,15 @@ def test_without_scores_no_order_is_privileged():
     assert ignored.stats.tolist() == result.stats.tolist()
 
 
+@pytest.mark.parametrize(
+    "call", [lambda t, r: evaluate_coco(t, r), lambda t, r: compare_coco(t, r, r, bootstrap=0)]
+)
+def test_a_warning_names_the_line_that_called(call):
+    with pytest.warns(UnscoredWarning) as caught:
+        call(*scene([[(1, 0)]], [[(1, 0, None)]]))
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 def test_rates_do_not_depend_on_the_order_of_close_objects():
     # The first prediction fits both objects, the second only one: a greedy matching in the
     # order of the file would give the shared object away.

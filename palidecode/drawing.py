@@ -56,11 +56,6 @@ def draw_objects(
         Opacity of masks, in [0, 1].
     font : path, optional
     boxes : bool
-
-    Raises
-    ------
-    InputError
-        For a picture or a font that can't be read.
     """
     canvas = np.array(open_picture(picture))
     height, width = canvas.shape[:2]

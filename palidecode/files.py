@@ -49,11 +49,6 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     Creates missing folders. If writing fails, an earlier file at `path` stays unchanged. Links
     are followed; ``-`` is the standard output, which is written through, as devices and pipes
     are.
-
-    Raises
-    ------
-    InputError
-        If it can't be written, or is a folder.
     """
     # Escape lone surrogates, as in file names that are not UTF-8, the way JSON does.
     how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
@@ -108,13 +103,7 @@ def _written_through(
 def refuse_overwriting(
     outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
 ) -> None:
-    """Refuse outputs that are an input, or a picture in a folder of the inputs.
-
-    Raises
-    ------
-    InputError
-        Naming the file.
-    """
+    """Refuse outputs that are an input, or a picture in a folder of the inputs."""
     given = [Path(os.path.realpath(path)) for path in inputs if os.path.exists(path)]
     for output in outputs:
         target = Path(os.path.realpath(output))
@@ -176,13 +165,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
-    """Resolve the file `name` in `folder`, which it must not leave.
-
-    Raises
-    ------
-    InputError
-        For ``..``, absolute paths and links that lead out of the folder.
-    """
+    """Resolve the file `name` in `folder`, which it must not leave."""
     base = Path(folder).resolve()
     try:
         path = (base / name).resolve()
@@ -207,11 +190,6 @@ def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tup
     """Read a picture's width and height, EXIF rotation applied, from its header.
 
     If `data` holds the file's content, `path` is only used in messages.
-
-    Raises
-    ------
-    InputError
-        If it is missing, not a picture, or a decompression bomb.
     """
     with _opened(path, data) as image:
         width, height = image.size
@@ -224,11 +202,6 @@ def open_picture(picture: Picture) -> Image.Image:
     """Open a picture as RGB, EXIF rotation applied, alpha composited on white.
 
     Idempotent.
-
-    Raises
-    ------
-    InputError
-        If it is missing, truncated, not a picture, or a decompression bomb.
     """
     check_picture(picture)
     if isinstance(picture, np.ndarray):
@@ -242,13 +215,7 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def check_picture(picture: object) -> None:
-    """Refuse what can't be a picture whatever is in it: other types, arrays and addresses.
-
-    Raises
-    ------
-    InputError
-        With what to give instead.
-    """
+    """Refuse what can't be a picture whatever is in it: other types, arrays and addresses."""
     if isinstance(picture, np.ndarray):
         _check_array(picture)
     elif isinstance(picture, str) and picture.lower().startswith(("http://", "https://")):

@@ -102,13 +102,7 @@ def fiftyone_fields(
 
 
 def class_ids(labels: Iterable[str], classes: Sequence[str] | None, first: int) -> dict[str, int]:
-    """Number the labels from `first`, in the order of `classes` or else of appearance.
-
-    Raises
-    ------
-    InputError
-        For a label that is none of `classes`.
-    """
+    """Number the labels from `first`, in the order of `classes` or else of appearance."""
     known = dict.fromkeys(labels)
     ids = {name: number for number, name in enumerate(known if classes is None else classes, first)}
     unknown = sorted(set(known) - set(ids))

@@ -41,13 +41,7 @@ def write_prompt(task: Task, names: Sequence[str]) -> str:
 
 
 def with_verb(task: Task, prompt: str) -> str:
-    """Add the verb where it is missing: ``cat ; dog`` and ``detect cat ; dog`` ask the same.
-
-    Raises
-    ------
-    InputError
-        For a prompt of the other task.
-    """
+    """Add the verb where it is missing: ``cat ; dog`` and ``detect cat ; dog`` ask the same."""
     verb, _ = split_verb(prompt)
     if verb not in (None, task):
         raise InputError(f"the prompt {prompt!r} asks to {verb}, the task is to {task}")
@@ -55,13 +49,7 @@ def with_verb(task: Task, prompt: str) -> str:
 
 
 def asked_names(prompt: str) -> tuple[Task, list[str]] | None:
-    """Read the task and the names out of a prompt; None for prompts without a verb.
-
-    Raises
-    ------
-    InputError
-        For a ``detect`` or ``segment`` without names, and names that hold tokens.
-    """
+    """Read the task and the names out of a prompt; None for prompts without a verb."""
     verb, rest = split_verb(prompt)
     if verb is None:
         return None
@@ -74,14 +62,7 @@ def asked_names(prompt: str) -> tuple[Task, list[str]] | None:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that would be read as something else.
-
-    Raises
-    ------
-    InputError
-        For an empty name, and one with a ``;``, a ``<``, a line break, white space at its ends,
-        or what Gemma's tokenizer reads as a token (``[@BOS@]``).
-    """
+    """Refuse a name that would be read as something else."""
     breaks = name.splitlines() != [name] or name != name.strip()
     if breaks or any(mark in name for mark in _FORGING):
         raise InputError(
@@ -108,13 +89,7 @@ def plain_expression(prompt: str) -> str:
 def prompts_for(
     task: Task, names: Sequence[str], prompt: str | None, per_class: bool
 ) -> tuple[str, ...]:
-    """Return the prompt as given, or the names in one prompt, or in one each.
-
-    Raises
-    ------
-    InputError
-        If there is nothing to ask for, or a prompt of the other task.
-    """
+    """Return the prompt as given, or the names in one prompt, or in one each."""
     if prompt is not None:
         with_verb(task, prompt)
         return (prompt,)
@@ -145,11 +120,6 @@ def what_to_ask(
         Names to ask for where there is neither: the classes that the model's folder lists.
     per_class : bool
         One prompt for each name.
-
-    Raises
-    ------
-    InputError
-        For no task, nothing to look for, and a prompt beside classes.
     """
     task = task or split_verb(prompt or "")[0]
     if task is None:

@@ -183,11 +183,6 @@ def check_categories(
         Name of their file, for messages.
     by_name : bool
         Keep one category of each name, as `one_per_name`; else only ids must be unique.
-
-    Raises
-    ------
-    InputError
-        If ids or names are repeated, or no category can be used.
     """
     start = f"{where}: " if where else ""
     used: set[object] | None = None
@@ -238,11 +233,6 @@ def one_per_name(
         Ids of the categories that have annotations; None counts all as used.
     start, way_out : str
         Start and end of the message.
-
-    Raises
-    ------
-    InputError
-        If several used categories share a name.
     """
     by_name: dict[str, list[Category]] = {}
     for item in categories:
@@ -268,11 +258,6 @@ def read_categories(path: Path | None) -> list[Category] | None:
     """Read the categories of a COCO file, a JSON list, or a text file with one name per line.
 
     None for None. Categories that can't be read are skipped with a warning.
-
-    Raises
-    ------
-    InputError
-        If the file can't be read, or contains no categories.
     """
     if path is None:
         return None

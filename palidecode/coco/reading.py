@@ -198,12 +198,6 @@ def read_dataset(
         Lists that must be there; others may be missing.
     unused : sequence of str
         Keys of annotations that may have any value.
-
-    Raises
-    ------
-    InputError
-        If the file can't be read or isn't a dataset, if ids of images or categories are repeated,
-        or if none of the images or categories can be read.
     """
     where = _where(source, name)
     content = _fast(source, _Content[kind])  # type: ignore[valid-type]
@@ -228,11 +222,6 @@ def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoFile[R]
         Of the predictions: `Row` or `BoxRow`.
     skips : Skips
         Is filled with what can't be read.
-
-    Raises
-    ------
-    InputError
-        If it can't be read, or is neither.
     """
     where = _where(source, "the predictions")
     content = _fast(source, list[kind] | _Content[kind])  # type: ignore[valid-type]
@@ -252,13 +241,7 @@ def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoFile[R]
 
 
 def sized_images(read: CocoFile[R], skips: Skips) -> list[ImageRow]:
-    """Return the images that have a width and a height; skip the others.
-
-    Raises
-    ------
-    InputError
-        If none has.
-    """
+    """Return the images that have a width and a height; skip the others."""
     sized, problem = [], ""
     for offset, image in read.images.numbered():
         if min(image.width, image.height) > 0:
@@ -283,13 +266,7 @@ def index_by_id(images: Sequence[ImageRow]) -> dict[Key, int]:
 
 
 def read_box(value: object) -> Xywh | None:
-    """Read a COCO box, x, y, width, height in pixels; None if there is none.
-
-    Raises
-    ------
-    InputError
-        If it is anything else.
-    """
+    """Read a COCO box, x, y, width, height in pixels; None if there is none."""
     try:
         box: Xywh | None = msgspec.convert(_native(value), Xywh | None)
     except _DAMAGE:
@@ -305,13 +282,7 @@ def is_box(box: Xywh) -> bool:
 
 
 def read_outline(value: object) -> Outline:
-    """Read a COCO segmentation: polygons, an RLE, or None.
-
-    Raises
-    ------
-    InputError
-        If it is anything else.
-    """
+    """Read a COCO segmentation: polygons, an RLE, or None."""
     try:
         outline: Outline = msgspec.convert(
             _loosened({"segmentation": value})["segmentation"], Outline

@@ -47,11 +47,6 @@ def read_mask(outline: Outline, size: tuple[int, int]) -> tuple[Rle | None, int]
         None if there is no mask.
     skipped : int
         Number of skipped rings.
-
-    Raises
-    ------
-    InputError
-        If the mask is damaged, of another size than the picture, or has no sound ring.
     """
     if outline is None or is_none(outline):
         return None, 0

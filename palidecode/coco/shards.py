@@ -151,13 +151,7 @@ class Shard:
         return shard_name(self.keys)
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder: under another name, synced, then renamed.
-
-        Raises
-        ------
-        InputError
-            If it can't be written.
-        """
+        """Write it into a folder: under another name, synced, then renamed."""
         path = folder / self.name
         aside = folder / f"{uuid.uuid4().hex}.part"  # several machines may try it together
         data = self._text().encode()
@@ -209,13 +203,7 @@ def _block(lines: list[str]) -> str:
 
 
 def read_shard(path: Path) -> Shard | None:
-    """Return the shard at a path; None where there is none, or one that is damaged.
-
-    Raises
-    ------
-    InputError
-        If it can't be read.
-    """
+    """Return the shard at a path; None where there is none, or one that is damaged."""
     body = _body(path)
     try:
         return None if body is None else _shard(body.decode())
@@ -302,13 +290,7 @@ class ShardBuilder:
         return shard
 
     def add(self, keys: Sequence[bytes], result: Result) -> None:
-        """Add rows; keys are only needed where the shard will be saved.
-
-        Raises
-        ------
-        InputError
-            For a label without a category, where that is an error.
-        """
+        """Add rows; keys are only needed where the shard will be saved."""
         shard, detections = self.shard, result.detections
         first, before = len(shard), len(shard.texts)
         reports: defaultdict[int, CocoReport] = defaultdict(CocoReport)  # by image

@@ -64,11 +64,6 @@ def fetch(
     -------
     Path
         The complete, checked file. Until then only ``<target>.part`` exists.
-
-    Raises
-    ------
-    WeightsError
-        If the download fails or isn't the expected file.
     """
     path = target or cache_dir() / GOOGLE_FILE
     if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:

@@ -109,11 +109,6 @@ def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
         A file, ``"google-oid"`` or ``"palidecode-demo"``. By default the file that the
         environment variable ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched,
         else the one in this package.
-
-    Raises
-    ------
-    WeightsError
-        If there is no such file.
     """
     fetched = cache_dir() / GOOGLE_FILE
     if weights is None:
@@ -142,11 +137,6 @@ def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
     ----------
     weights : str or path, optional
         As for `find_weights`. ``.npz`` is read without pickle.
-
-    Raises
-    ------
-    WeightsError
-        If the file can't be read, or names, shapes or dtypes don't fit.
     """
     path = find_weights(weights)
     arrays, metadata = _read(path)
@@ -250,13 +240,7 @@ def sha256_of(path: Path) -> str:
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> CodecWeights:
-    """Rewrite weights as ``.npz`` or ``.safetensors`` in float32, keeping their id.
-
-    Raises
-    ------
-    WeightsError
-        If the source can't be read, or the target has another suffix or can't be written.
-    """
+    """Rewrite weights as ``.npz`` or ``.safetensors`` in float32, keeping their id."""
     weights, path = load_weights(source), Path(target)
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: the target must end in .npz or .safetensors")

@@ -88,11 +88,6 @@ def run(output: Path) -> DemoReport:
     ----------
     output : Path
         The folder to write to.
-
-    Raises
-    ------
-    InputError
-        If it can't be written.
     """
     with resources.as_file(resources.files("palidecode.demo")) as folder:
         codec = load_codec(DEMO_ID)

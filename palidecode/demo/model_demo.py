@@ -148,11 +148,6 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
         The folder to write to.
     model : str or path
         The bundled one, or a folder of ``training/model/report.py``.
-
-    Raises
-    ------
-    InputError
-        If torch isn't installed, or the folder can't be written.
     """
     began = time.perf_counter()
     decoder = _load(model)
@@ -207,11 +202,6 @@ def run_on(
     output : Path
         The folder to write to.
     model : str or path
-
-    Raises
-    ------
-    InputError
-        If torch isn't installed, the picture can't be read, or the folder can't be written.
     """
     image = open_picture(picture)
     decoder = _load(model)

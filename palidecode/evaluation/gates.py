@@ -24,11 +24,6 @@ def read_limits(texts: Iterable[str], known: Collection[str]) -> dict[str, float
     Returns
     -------
     dict of str to float
-
-    Raises
-    ------
-    InputError
-        For an unknown name, and for a value that is no number.
     """
     limits: dict[str, float] = {}
     for text in texts:

@@ -113,11 +113,6 @@ def crop_rles(rles: Sequence[Rle], xyxy: npt.ArrayLike) -> npt.NDArray[np.float3
     -------
     ndarray of float32, shape (N, 64, 64)
         In [0, 1]; all 0 if the rounded box is empty or the mask has no pixel in it.
-
-    Raises
-    ------
-    InputError
-        For damaged RLE, and if the numbers differ.
     """
     boxes = _finite(xyxy)
     if len(rles) != len(boxes):

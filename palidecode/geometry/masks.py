@@ -73,11 +73,6 @@ def paste_big_vision(
     -------
     MaskCrop
         Equal, pixel by pixel, to big_vision's paste. Empty for inverted and empty boxes.
-
-    Raises
-    ------
-    InputError
-        If the box isn't finite, or is far larger than the image.
     """
     x1, y1, x2, y2 = whole_corners(xyxy)
     width, height = size
@@ -127,11 +122,6 @@ def paste_subpixel(
     -------
     MaskCrop
         Empty for inverted and empty boxes, and where no pixel's centre is inside.
-
-    Raises
-    ------
-    InputError
-        If the box isn't finite, or more than 2²⁹ pixels of the image are in it.
     """
     x1, y1, x2, y2 = _finite_corners(xyxy)
     x0, columns, column_weights = _samples(x1, x2, size[0])

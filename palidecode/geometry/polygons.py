@@ -90,12 +90,6 @@ def smooth_polygons(
     -------
     list of Polygons
         Without parts if the field is nowhere above the threshold or the box is empty.
-
-    Raises
-    ------
-    InputError
-        If shapes don't fit, numbers aren't finite, tolerances are negative or `holes` is
-        unknown.
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     check_options(simplify, min_area, holes)

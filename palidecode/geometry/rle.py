@@ -116,12 +116,6 @@ def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle
         Points far outside the image are moved closer to it.
     size : tuple of int
         Width and height of the image.
-
-    Raises
-    ------
-    InputError
-        If a ring isn't three or more finite points or is too long, or the image has no pixel
-        or more than 2²⁹.
     """
     width, height = size
     if min(size) < 1 or width * height > MAX_PIXELS:
@@ -176,12 +170,6 @@ def check_rle(rle: object) -> Rle:
     ----------
     rle : dict
         ``size`` (height, width) and ``counts``: str, bytes, or a list of run lengths.
-
-    Raises
-    ------
-    InputError
-        If keys are missing, counts can't be read or don't fill ``size``, or the image has more
-        than 2²⁹ pixels.
     """
     return _checked(rle)[0]
 
@@ -244,11 +232,6 @@ def read_runs(rles: Sequence[Rle]) -> tuple[Ints, Ints]:
         Pairs of a background run and a mask run, one RLE after the other.
     ends : ndarray of int64, shape (N,)
         End of each RLE's pairs.
-
-    Raises
-    ------
-    InputError
-        If counts can't be read or don't fill the size; the message is about the first such RLE.
     """
     numbers, counts = _uncompress([rle["counts"] for rle in rles])
     runs, ends = _without_differences(numbers, counts)

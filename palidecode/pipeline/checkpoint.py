@@ -35,11 +35,6 @@ class ModelOptions:
     """The model to load and its settings, see `PaliDecoder.from_pretrained`; plain values only.
 
     `codec` names weights of the mask codec, a file or an id.
-
-    Raises
-    ------
-    InputError
-        For an unknown dtype or resample, or a cap that isn't positive.
     """
 
     model: str
@@ -84,13 +79,7 @@ class LoadedModel(NamedTuple):
 
 
 def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> ModelNotes:
-    """Describe a checkpoint without loading it.
-
-    Raises
-    ------
-    InputError
-        If it is neither local nor downloadable.
-    """
+    """Describe a checkpoint without loading it."""
     path, name = locate(folder_or_id, revision)
     codes_id, classes = _notes(path)
     return ModelNotes(name, codes_id, tuple(classes))
@@ -108,11 +97,6 @@ def load(
         A loaded one, instead of that of the options.
     threads : int, optional
         Of the codec; by default as many as there are cores.
-
-    Raises
-    ------
-    InputError, WeightsError
-        See `PaliDecoder.from_pretrained`.
     """
     try:
         import tokenizers  # noqa: F401
@@ -146,11 +130,6 @@ def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) ->
     """Return a checkpoint's path, and its name with the revision that was taken.
 
     ``demo`` is the model of this package; a folder of that name is ``./demo``.
-
-    Raises
-    ------
-    InputError
-        If it is neither local nor downloadable.
     """
     text = os.fspath(folder_or_id)
     if text == DEMO_MODEL:

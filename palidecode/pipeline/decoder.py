@@ -30,13 +30,7 @@ DEFAULT_TOKENS = 256
 
 @dataclass(frozen=True)
 class AskOptions:
-    """Options of asking for objects, see `PaliDecoder.detect`; plain values only.
-
-    Raises
-    ------
-    InputError
-        For an unknown `score` or `over`, and numbers out of range.
-    """
+    """Options of asking for objects, see `PaliDecoder.detect`; plain values only."""
 
     grammar: bool | GrammarOptions = True
     over: Over = "allowed"

@@ -82,11 +82,6 @@ def write_report(
         Names of the two files on the page.
     below : sequence of str
         Descriptions of numbers below their limit.
-
-    Raises
-    ------
-    InputError
-        If the page can't be written.
     """
     thumbnails = Thumbnails(images)
     share = MOST_BYTES // max(len(results), 1)

@@ -87,12 +87,6 @@ class BigVisionNpz:
         Keys outside ``params/``: the optimiser and step of a training state.
     config : PaliGemmaConfig
         From `config_of`.
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing or damaged, isn't such a checkpoint, or has missing or unknown
-        arrays.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,11 +163,6 @@ def config_of(arrays: Mapping[str, Shaped], name: str = "npz") -> PaliGemmaConfi
         Keys without ``params/``.
     name : str
         For messages.
-
-    Raises
-    ------
-    WeightsError
-        If an array that is needed is missing or of another rank.
     """
 
     def shape(key: str, rank: int) -> tuple[int, ...]:

@@ -128,13 +128,7 @@ PRESETS = {
 
 
 def read_config(path: Path) -> PaliGemmaConfig:
-    """Read a Hugging Face ``config.json``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, isn't JSON, isn't PaliGemma's, or has impossible sizes.
-    """
+    """Read a Hugging Face ``config.json``."""
     if not path.exists():
         raise InputError(
             f"{path.parent}: no config.json; give a folder as transformers' save_pretrained "

@@ -42,11 +42,6 @@ def read_image_config(folder: Path, config: PaliGemmaConfig) -> ImageConfig:
 
     Reads ``preprocessor_config.json``, or ``image_processor`` in ``processor_config.json``,
     where newer transformers saves it.
-
-    Raises
-    ------
-    InputError
-        If a value is unknown, or the size isn't that of the model's vision tower.
     """
     size = config.vision.image_size
     path, part = folder / "preprocessor_config.json", None

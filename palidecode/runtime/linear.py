@@ -29,13 +29,7 @@ _LEVELS = 15  # highest of int4's levels, from 0
 
 
 def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None) -> Finish | None:
-    """Choose the class that replaces each loaded `nn.Linear`; None keeps them.
-
-    Raises
-    ------
-    InputError
-        For an unknown `quantize`, or if the device isn't the CPU.
-    """
+    """Choose the class that replaces each loaded `nn.Linear`; None keeps them."""
     if quantize not in (None, "int8", "int4"):
         raise InputError(f"quantize must be None, 'int8' or 'int4', got {quantize!r}")
     if quantize is not None and device.type != "cpu":

@@ -62,11 +62,6 @@ class Tokenizer:
         Ids of loc, seg and control tokens.
     image : int or None
         Id of ``<image>``, where there is one.
-
-    Raises
-    ------
-    InputError
-        If loc, seg or control tokens are missing or not in a row.
     """
 
     def __init__(
@@ -89,13 +84,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path, ends: Sequence[int] = ()) -> Tokenizer:
-        """Read a ``tokenizer.json``.
-
-        Raises
-        ------
-        InputError
-            If it is missing, damaged, or not PaliGemma's.
-        """
+        """Read a ``tokenizer.json``."""
         import tokenizers
 
         if not path.exists():
@@ -133,13 +122,7 @@ class Tokenizer:
         return ids
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Tokenize ``<bos>``, the prompt and a newline jointly, as transformers does.
-
-        Raises
-        ------
-        InputError
-            If the prompt spells a control token, which would end or forge the model's input.
-        """
+        """Tokenize ``<bos>``, the prompt and a newline jointly, as transformers does."""
         ids = self.encode(f"{prompt}\n")
         if self._control & set(ids):
             raise InputError(

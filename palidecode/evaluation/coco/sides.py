@@ -34,11 +34,6 @@ def index_by_name(
     """Map the images of a prediction dataset, which have ids of their own, to the ground truth's.
 
     Images whose name fits several are skipped.
-
-    Raises
-    ------
-    InputError
-        If none of them is in the ground truth.
     """
     exact: dict[str, list[int]] = {}
     for index, image in enumerate(truths):

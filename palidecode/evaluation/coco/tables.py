@@ -116,14 +116,7 @@ class Scene:
 
 
 def read_scene(source: Source, masks: bool, skips: Skips, crowds: bool = False) -> Scene:
-    """Read and check the ground truth; `crowds` counts crowds as objects.
-
-    Raises
-    ------
-    InputError
-        If it can't be read, has no images or categories, repeats an id, or has images without the
-        sizes that masks need.
-    """
+    """Read and check the ground truth; `crowds` counts crowds as objects."""
     read = read_dataset(
         source, Row if masks else BoxRow, skips, name="the ground truth", unused=("score",)
     )
@@ -164,11 +157,6 @@ def read_answers(
     asked : dict of int to set of int
         Indices of the categories that the prompts of an image asked for; only images whose file
         contains them.
-
-    Raises
-    ------
-    InputError
-        If they can't be read, or none is about an image of the scene.
     """
     read = read_predictions(source, Row if scene.masks else BoxRow, skips)
     if read.is_list:

@@ -239,9 +239,7 @@ def test_without_scores_no_order_is_privileged():
     assert ignored.stats.tolist() == result.stats.tolist()
 
 
-@pytest.mark.parametrize(
-    "call", [lambda t, r: evaluate_coco(t, r), lambda t, r: compare_coco(t, r, r, bootstrap=0)]
-)
+@pytest.mark.parametrize("call", [evaluate_coco, lambda t, r: compare_coco(t, r, r, bootstrap=0)])
 def test_a_warning_names_the_line_that_called(call):
     with pytest.warns(UnscoredWarning) as caught:
         call(*scene([[(1, 0)]], [[(1, 0, None)]]))

@@ -109,17 +109,9 @@ def what_to_ask(
 ) -> Asked:
     """Work out the task, the prompts, and the names they ask for.
 
-    Parameters
-    ----------
-    task : {"detect", "segment"}, optional
-        By default the prompt's verb.
-    prompt : str, optional
-    classes : sequence of str, optional
-        Names to ask for instead of a prompt.
-    known : sequence of str
-        Names to ask for where there is neither: the classes that the model's folder lists.
-    per_class : bool
-        One prompt for each name.
+    Without a task it is the prompt's verb. Names to ask for are those of the prompt, else
+    `classes`, else `known`, the classes that the model's folder lists; `per_class` makes one
+    prompt for each.
     """
     task = task or split_verb(prompt or "")[0]
     if task is None:

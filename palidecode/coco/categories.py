@@ -171,18 +171,11 @@ def check_categories(
     *,
     by_name: bool = True,
 ) -> list[Category]:
-    """Return a checked copy of COCO categories.
+    """Return a checked copy of COCO categories: dicts, bare names, or those of a dataset.
 
-    Parameters
-    ----------
-    categories : list of dict or of str, or dict, optional
-        COCO categories, bare names, or a COCO dataset that has categories.
-    skips : Skips, optional
-        Is filled with the categories that can't be used; without it the first of them is an error.
-    where : str
-        Name of their file, for messages.
-    by_name : bool
-        Keep one category of each name, as `one_per_name`; else only ids must be unique.
+    `skips` is filled with the categories that can't be used; without it the first of them is an
+    error. `by_name` keeps one category of each name, as `one_per_name`; else only ids must be
+    unique.
     """
     start = f"{where}: " if where else ""
     used: set[object] | None = None
@@ -226,13 +219,8 @@ def one_per_name(
 ) -> list[Category]:
     """Drop the unused ones of categories that share a name.
 
-    Parameters
-    ----------
-    categories : sequence of dict
-    used : collection of int, optional
-        Ids of the categories that have annotations; None counts all as used.
-    start, way_out : str
-        Start and end of the message.
+    `used` are the ids that have annotations, None all of them; `start` and `way_out` begin and
+    end the error's message.
     """
     by_name: dict[str, list[Category]] = {}
     for item in categories:

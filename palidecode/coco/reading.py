@@ -183,21 +183,11 @@ def read_dataset(
     needs: Sequence[str] = _LISTS,
     unused: Sequence[str] = (),
 ) -> CocoFile[R]:
-    """Read a COCO dataset.
+    """Read a COCO dataset, its annotations as `kind`: `Row`, `BoxRow`, or another struct.
 
-    Parameters
-    ----------
-    source : path or dict
-    kind : type
-        Of the annotations: `Row`, `BoxRow`, or another struct.
-    skips : Skips
-        Is filled with what can't be read.
-    name : str
-        Name of a dataset that is not a file, for messages.
-    needs : sequence of str
-        Lists that must be there; others may be missing.
-    unused : sequence of str
-        Keys of annotations that may have any value.
+    `skips` is filled with what can't be read. `name` is that of a dataset that is not a file;
+    `needs` are the lists that must be there, `unused` the keys of annotations that may have any
+    value.
     """
     where = _where(source, name)
     content = _fast(source, _Content[kind])  # type: ignore[valid-type]
@@ -215,13 +205,7 @@ def read_dataset(
 def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoFile[R]:
     """Read a results list, or a dataset as `palidecode decode` writes it.
 
-    Parameters
-    ----------
-    source : path, list or dict
-    kind : type
-        Of the predictions: `Row` or `BoxRow`.
-    skips : Skips
-        Is filled with what can't be read.
+    The predictions are read as `kind`: `Row` or `BoxRow`.
     """
     where = _where(source, "the predictions")
     content = _fast(source, list[kind] | _Content[kind])  # type: ignore[valid-type]

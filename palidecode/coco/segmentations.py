@@ -33,20 +33,9 @@ _AT_ONCE = 1000  # masks; their numbers stay in the processor's cache
 
 
 def read_mask(outline: Outline, size: tuple[int, int]) -> tuple[Rle | None, int]:
-    """Read a segmentation; rings of fewer than three points are skipped.
+    """Read a segmentation; return its RLE or None, and the number of skipped rings.
 
-    Parameters
-    ----------
-    outline : Outline
-    size : tuple of int
-        Width and height of the picture.
-
-    Returns
-    -------
-    rle : Rle or None
-        None if there is no mask.
-    skipped : int
-        Number of skipped rings.
+    Rings of fewer than three points are skipped. `size` is the picture's width and height.
     """
     if outline is None or is_none(outline):
         return None, 0
@@ -82,14 +71,7 @@ class Masks(NamedTuple):
 
 
 def read_masks(outlines: Sequence[Outline], sizes: Ints) -> Masks:
-    """Read many segmentations; as `read_mask`, but rings that need no change stay rings.
-
-    Parameters
-    ----------
-    outlines : sequence of N Outline
-    sizes : ndarray of int64, shape (N, 2)
-        Width and height of each mask's picture.
-    """
+    """Read many segmentations; as `read_mask`, but rings that need no change stay rings."""
     count = len(outlines)
     missing, damaged, bad_rings = np.zeros((3, count), np.bool_)
     read = Masks([None] * count, missing, damaged, bad_rings, np.full(count, np.nan))

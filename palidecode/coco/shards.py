@@ -266,17 +266,7 @@ def _keys(rows: Mapping[str, Any]) -> list[bytes]:
 
 
 class ShardBuilder:
-    """Fills shards with what was detected.
-
-    Parameters
-    ----------
-    options : CocoOptions
-        Those of the file that will be merged.
-
-    Attributes
-    ----------
-    shard : Shard
-    """
+    """Fills shards with what was detected, with the options of the file that will be merged."""
 
     def __init__(self, options: CocoOptions) -> None:
         self._form = options.form

@@ -47,23 +47,10 @@ def fetch(
     attempts: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Download the official weights, resuming an interrupted download.
+    """Download the official weights, resuming an interrupted download; return the checked file.
 
-    Parameters
-    ----------
-    target : Path, optional
-        The file to write; by default in the user's cache.
-    url, size, sha256
-        Address, bytes and hash of the file.
-    attempts : int
-        Number of attempts when the connection breaks.
-    progress : callable, optional
-        Called with (bytes so far, bytes in total).
-
-    Returns
-    -------
-    Path
-        The complete, checked file. Until then only ``<target>.part`` exists.
+    `progress` is called with (bytes so far, bytes in total). Until all is checked, only
+    ``<target>.part`` exists.
     """
     path = target or cache_dir() / GOOGLE_FILE
     if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:

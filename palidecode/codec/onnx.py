@@ -23,15 +23,7 @@ _CHUNK = 32  # the activations of more masks don't fit in the cache
 
 
 class OnnxCodec:
-    """Encodes and decodes with onnxruntime, in chunks of 32.
-
-    Parameters
-    ----------
-    weights : CodecWeights
-        Encoder and decoder start their sessions on first use.
-    threads : int, optional
-        By default one for each core available to this process.
-    """
+    """Encodes and decodes with onnxruntime, in chunks of 32; sessions start on first use."""
 
     def __init__(self, weights: CodecWeights, threads: int | None = None) -> None:
         self.id = weights.id

@@ -101,14 +101,10 @@ def shipped_path() -> Path:
 
 
 def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
-    """Choose the weights file.
+    """Choose the weights file: a path, ``"google-oid"`` or ``"palidecode-demo"``.
 
-    Parameters
-    ----------
-    weights : str or path, optional
-        A file, ``"google-oid"`` or ``"palidecode-demo"``. By default the file that the
-        environment variable ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched,
-        else the one in this package.
+    None is the file that ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched, else the
+    one in this package.
     """
     fetched = cache_dir() / GOOGLE_FILE
     if weights is None:
@@ -131,13 +127,7 @@ def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
 
 
 def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
-    """Read and check a weights file.
-
-    Parameters
-    ----------
-    weights : str or path, optional
-        As for `find_weights`. ``.npz`` is read without pickle.
-    """
+    """Read and check a weights file, see `find_weights`; ``.npz`` is read without pickle."""
     path = find_weights(weights)
     arrays, metadata = _read(path)
     checked, ignored = check_arrays(arrays, str(path))

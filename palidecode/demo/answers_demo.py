@@ -82,13 +82,7 @@ class DemoReport:
 
 
 def run(output: Path) -> DemoReport:
-    """Decode the bundled answers and write ``coco.json`` and ``overlay.png``.
-
-    Parameters
-    ----------
-    output : Path
-        The folder to write to.
-    """
+    """Decode the bundled answers; write ``coco.json`` and ``overlay.png`` to a folder."""
     with resources.as_file(resources.files("palidecode.demo")) as folder:
         codec = load_codec(DEMO_ID)
         rows = read_rows(folder / ANSWERS, folder)

@@ -140,14 +140,9 @@ class PictureReport:
 
 
 def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport:
-    """Segment the bundled pictures and write overlays, ``coco.json`` and ``metrics.json``.
+    """Segment the bundled pictures; write overlays, ``coco.json`` and ``metrics.json`` to `output`.
 
-    Parameters
-    ----------
-    output : Path
-        The folder to write to.
-    model : str or path
-        The bundled one, or a folder of ``training/model/report.py``.
+    The model is the bundled one, or a folder of ``training/model/report.py``.
     """
     began = time.perf_counter()
     decoder = _load(model)
@@ -192,16 +187,9 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
 def run_on(
     picture: Path, prompt: str | None, output: Path, model: str | os.PathLike[str] = DEMO_MODEL
 ) -> PictureReport:
-    """Ask the model about one's own picture and write an overlay to `output`.
+    """Ask the model about one's own picture and write an overlay to the folder `output`.
 
-    Parameters
-    ----------
-    picture : Path
-    prompt : str, optional
-        By default, all classes it knows, with masks.
-    output : Path
-        The folder to write to.
-    model : str or path
+    Without a prompt, it asks for all classes that the model knows, with masks.
     """
     image = open_picture(picture)
     decoder = _load(model)

@@ -12,19 +12,7 @@ TOLERANCE = 1e-9
 
 
 def read_limits(texts: Iterable[str], known: Collection[str]) -> dict[str, float]:
-    """Parse limits such as ``AP=0.5``.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        ``NAME=VALUE`` each. Where a name is repeated, its highest limit counts.
-    known : collection of str
-        The names of the numbers that can be limited.
-
-    Returns
-    -------
-    dict of str to float
-    """
+    """Parse limits such as ``AP=0.5`` of `known` numbers; the highest limit of each counts."""
     limits: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -43,24 +31,9 @@ def read_limits(texts: Iterable[str], known: Collection[str]) -> dict[str, float
 
 
 def below(numbers: Mapping[str, float | None], limits: Mapping[str, float]) -> dict[str, float]:
-    """Return the limits that are missed.
+    """Return the limits that are missed by more than `TOLERANCE`.
 
-    Parameters
-    ----------
-    numbers : mapping of str to float or None
-        A number that couldn't be computed (None or NaN) misses every limit.
-    limits : mapping of str to float
-        See `read_limits`.
-
-    Returns
-    -------
-    dict of str to float
-        The missed ones of `limits`, each by more than `TOLERANCE`.
-
-    Examples
-    --------
-    >>> below({"AP": 0.4, "F1": 0.9}, {"AP": 0.5, "F1": 0.5})
-    {'AP': 0.5}
+    A number that couldn't be computed (None or NaN) misses every limit.
     """
     missed = {}
     for name, limit in limits.items():

@@ -102,17 +102,7 @@ def encode_masks(masks: Masks, xyxy: npt.ArrayLike, codec: MaskCodec) -> npt.NDA
 def crop_rles(rles: Sequence[Rle], xyxy: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Crop RLE masks to the same values as `crop_masks`, without decoding the images.
 
-    Parameters
-    ----------
-    rles : sequence of N RLE dicts
-        Each with the size of its own image.
-    xyxy : array_like of float, shape (N, 4)
-        Boxes in pixels.
-
-    Returns
-    -------
-    ndarray of float32, shape (N, 64, 64)
-        In [0, 1]; all 0 if the rounded box is empty or the mask has no pixel in it.
+    Each of the N RLEs has the size of its own image.
     """
     boxes = _finite(xyxy)
     if len(rles) != len(boxes):

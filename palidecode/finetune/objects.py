@@ -283,17 +283,9 @@ class GroundTruth:
         return objects, unclear
 
     def check_pictures(self, folder: Path) -> list[tuple[int, str]]:
-        """Remove the images whose picture is missing or has another size.
+        """Remove the images whose picture in `folder` is missing or has another size.
 
-        Parameters
-        ----------
-        folder : Path
-            The directory of the pictures.
-
-        Returns
-        -------
-        list of (int, str)
-            Position of each removed image in the dataset, and the reason.
+        Returns the position of each removed image in the dataset, and the reason.
         """
         kept, problems = [], []
         for image in self.images:

@@ -21,14 +21,7 @@ OVERALL = "all classes"
 
 @dataclass
 class IouSums:
-    """The number of objects of a class, and the sums of their IoU.
-
-    Attributes
-    ----------
-    objects, masks : int
-    box_iou, mask_iou : float
-        Sums, not means.
-    """
+    """The number of objects of a class, and the sums (not means) of their IoU."""
 
     objects: int = 0
     masks: int = 0
@@ -47,21 +40,9 @@ class IouSums:
 class RoundTrip:
     """Decodes encoded objects and compares them with the originals.
 
-    Compares boxes in pixels, and masks at full resolution, pasted as by big_vision's evaluator but
-    without building images. Keeps only sums.
-
-    Parameters
-    ----------
-    codec : MaskCodec, optional
-        The codec of the codes.
-    divisor : {1024, 1023}
-        The divisor of the bins.
-
-    Attributes
-    ----------
-    by_class : dict of str to IouSums
-        In order of appearance.
-    overall : IouSums
+    Compares boxes in pixels, and masks at full resolution, pasted as by big_vision's evaluator
+    but without building images. Keeps only sums: `overall`, and `by_class` in order of
+    appearance.
     """
 
     def __init__(self, codec: MaskCodec | None = None, divisor: int = DEFAULT_DIVISOR) -> None:

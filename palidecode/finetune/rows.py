@@ -280,15 +280,9 @@ def _finish(
 
 
 def split_images(names: list[str], share: float, seed: int = 0) -> set[str]:
-    """Choose the names of the images for the validation file.
+    """Choose the names of the images for the validation file, a share in (0, 1) of all.
 
-    Parameters
-    ----------
-    names : list of str
-        File names; all rows of a repeated name go to the same side.
-    share : float
-        Share of the images, above 0 and below 1; each side gets at least one image.
-    seed : int
+    Rows of a repeated name go to the same side; each side gets at least one image.
     """
     if not 0 < share < 1:
         raise InputError(f"the share for validation must be between 0 and 1, got {share}")

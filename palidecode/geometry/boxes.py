@@ -127,18 +127,7 @@ def box_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def paired_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Compute the intersection over union of each box of `a` with the same row of `b`.
-
-    Parameters
-    ----------
-    a, b : array_like of float, shape (N, 4)
-        Corners in any unit.
-
-    Returns
-    -------
-    ndarray of float64, shape (N,)
-        In [0, 1]; 0 if both boxes are empty.
-    """
+    """IoU of each box of `a` with the same row of `b`, shape (N,); 0 if both boxes are empty."""
     return _iou(as_rows(a, 4, "a"), as_rows(b, 4, "b"))
 
 

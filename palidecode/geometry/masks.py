@@ -58,21 +58,8 @@ def paste_big_vision(
 ) -> MaskCrop:
     """Paste a field into its box, its corners truncated, as big_vision's RefCOCO evaluator does.
 
-    Parameters
-    ----------
-    field : ndarray of float32, shape (64, 64)
-        Roughly in [-1, 1].
-    xyxy : array_like of float, shape (4,)
-        The box in pixels; its corners are truncated to whole pixels.
-    size : tuple of int
-        Width and height of the image, to which the mask is cropped.
-    threshold : float
-        A pixel is mask where the resized field is above it.
-
-    Returns
-    -------
-    MaskCrop
-        Equal, pixel by pixel, to big_vision's paste. Empty for inverted and empty boxes.
+    Takes a field (64, 64), a box in pixels, and the width and height of the image. The crop
+    equals big_vision's paste, pixel by pixel; it is empty for inverted and empty boxes.
     """
     x1, y1, x2, y2 = whole_corners(xyxy)
     width, height = size
@@ -103,25 +90,10 @@ def paste_subpixel(
 ) -> MaskCrop:
     """Read a field bilinearly at the centres of the pixels inside the exact box.
 
-    Between the outermost samples and the box's edge the field is held constant; nothing is
-    antialiased. Measured on 775 objects of COCO, encoded and decoded without a mistake: mean
-    IoU 0.934, against 0.893 with `paste_big_vision`.
-
-    Parameters
-    ----------
-    field : ndarray of float32, shape (64, 64)
-        Roughly in [-1, 1].
-    xyxy : array_like of float, shape (4,)
-        The box in pixels.
-    size : tuple of int
-        Width and height of the image; the mask is cropped to it.
-    threshold : float
-        A pixel is mask where the field is above it.
-
-    Returns
-    -------
-    MaskCrop
-        Empty for inverted and empty boxes, and where no pixel's centre is inside.
+    Takes what `paste_big_vision` takes. Between the outermost samples and the box's edge the
+    field is held constant; nothing is antialiased. Measured on 775 objects of COCO, encoded and
+    decoded without a mistake: mean IoU 0.934, against 0.893 with `paste_big_vision`. The crop is
+    empty where no pixel's centre is inside the box.
     """
     x1, y1, x2, y2 = _finite_corners(xyxy)
     x0, columns, column_weights = _samples(x1, x2, size[0])
@@ -220,21 +192,10 @@ def _resize_above(
 
 
 def crop_masks(masks: npt.NDArray[np.bool_], xyxy: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Crop full-image masks to the 64×64 crops that the codec encodes.
+    """Crop masks (N, H, W) to the 64×64 crops that the codec encodes, float32 in [0, 1].
 
-    As in big_vision, corners are rounded to pixels and crops are resized bilinearly with
-    antialias.
-
-    Parameters
-    ----------
-    masks : ndarray of bool or uint8 (0 and 1), shape (N, H, W)
-    xyxy : array_like of float, shape (N, 4)
-        Boxes in pixels.
-
-    Returns
-    -------
-    ndarray of float32, shape (N, 64, 64)
-        In [0, 1]; all 0 if the rounded box is empty or outside the image.
+    As in big_vision, the boxes' corners are rounded to pixels and crops are resized bilinearly
+    with antialias. A crop is all 0 if its rounded box is empty or outside the image.
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     if masks.ndim != 3 or len(masks) != len(boxes):

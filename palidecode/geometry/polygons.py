@@ -127,16 +127,10 @@ def exact_polygons(
     min_area: float = 0.0,
     holes: Holes = "keep",
 ) -> list[Polygons]:
-    """Trace masks along their pixel edges.
+    """Trace masks along their pixel edges; options as for `smooth_polygons`.
 
     Without `simplify` and `min_area`, pycocotools rasterises the exteriors to the same mask,
     pixel by pixel, if it has no holes.
-
-    Parameters
-    ----------
-    crops : sequence of MaskCrop
-    simplify, min_area, holes
-        As for `smooth_polygons`.
     """
     check_options(simplify, min_area, holes)
     geometry, owners = [_NONE], [np.zeros(0, np.int64)]

@@ -34,19 +34,9 @@ class Rle(TypedDict):
 
 
 def crop_to_rle(crop: MaskCrop, size: tuple[int, int]) -> Rle:
-    """Encode a crop as the RLE of its image.
+    """Encode a crop as the RLE of its image, whose `size` is width and height.
 
-    Parameters
-    ----------
-    crop : MaskCrop
-        A crop within the image.
-    size : tuple of int
-        Width and height of the image.
-
-    Returns
-    -------
-    Rle
-        Equal, byte for byte, to ``pycocotools.mask.encode`` of the whole image.
+    Equals ``pycocotools.mask.encode`` of the whole image, byte for byte.
     """
     width, height = size
     h, w = crop.mask.shape
@@ -108,14 +98,9 @@ def _compress(counts: Ints, size: tuple[int, int]) -> Rle:
 
 
 def rings_to_rle(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
-    """Encode COCO's polygons of one object as a single RLE.
+    """Encode COCO's polygons of one object, flat x, y, x, y, … in pixels, as a single RLE.
 
-    Parameters
-    ----------
-    rings : sequence of flat x, y, x, y, … in pixels
-        Points far outside the image are moved closer to it.
-    size : tuple of int
-        Width and height of the image.
+    Points far outside the image, whose `size` is width and height, are moved closer to it.
     """
     width, height = size
     if min(size) < 1 or width * height > MAX_PIXELS:
@@ -165,11 +150,6 @@ def check_rle(rle: object) -> Rle:
 
     COCO's C code trusts its input and reads out of bounds if counts and size disagree, so the
     counts are summed first.
-
-    Parameters
-    ----------
-    rle : dict
-        ``size`` (height, width) and ``counts``: str, bytes, or a list of run lengths.
     """
     return _checked(rle)[0]
 
@@ -220,18 +200,10 @@ def _check_total(total: int, height: int, width: int) -> None:
 
 
 def read_runs(rles: Sequence[Rle]) -> tuple[Ints, Ints]:
-    """Decode the run lengths of compressed RLEs together.
+    """Decode the run lengths of N compressed RLEs together.
 
-    Parameters
-    ----------
-    rles : sequence of N Rle
-
-    Returns
-    -------
-    runs : ndarray of int64, shape (R, 2)
-        Pairs of a background run and a mask run, one RLE after the other.
-    ends : ndarray of int64, shape (N,)
-        End of each RLE's pairs.
+    Returns int64 (R, 2), pairs of a background run and a mask run, one RLE after the other, and
+    the end of each RLE's pairs (N,).
     """
     numbers, counts = _uncompress([rle["counts"] for rle in rles])
     runs, ends = _without_differences(numbers, counts)
@@ -316,13 +288,7 @@ def _without_differences(numbers: Ints, counts: Ints) -> tuple[Ints, Ints]:
 
 
 def rle_to_crop(rle: Rle) -> MaskCrop:
-    """Decode the mask within its own tight box, without building the image.
-
-    Returns
-    -------
-    MaskCrop
-        Empty at 0, 0 if the RLE has no mask pixel.
-    """
+    """Decode the mask within its own tight box, without building the image; empty at 0, 0."""
     checked, runs = _checked(rle)
     height = checked["size"][0]
     edges = np.cumsum(runs)
@@ -343,18 +309,10 @@ def rle_to_crop(rle: Rle) -> MaskCrop:
 
 
 def rle_to_window(rle: Rle, xyxy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Decode the mask within a box, without building the image.
+    """Decode the mask within a box in pixels, without building the image.
 
-    Parameters
-    ----------
-    rle : Rle
-    xyxy : array_like of float, shape (4,)
-        The box in pixels; it is clipped to the image and rounded.
-
-    Returns
-    -------
-    ndarray of bool, shape (h, w)
-        The crop that `crop_masks` resizes; h or w is 0 if the rounded box is empty.
+    The box is clipped to the image and rounded, as in `crop_masks`; the window (h, w) may be
+    empty.
     """
     checked, runs = _checked(rle)
     height, width = checked["size"]

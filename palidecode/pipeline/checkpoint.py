@@ -88,16 +88,7 @@ def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) 
 def load(
     options: ModelOptions, codec: MaskCodec | None = None, *, threads: int | None = None
 ) -> LoadedModel:
-    """Load a checkpoint and all that belongs to it.
-
-    Parameters
-    ----------
-    options : ModelOptions
-    codec : MaskCodec, optional
-        A loaded one, instead of that of the options.
-    threads : int, optional
-        Of the codec; by default as many as there are cores.
-    """
+    """Load a checkpoint and all that belongs to it; `codec` replaces that of the options."""
     try:
         import tokenizers  # noqa: F401
 

@@ -102,15 +102,8 @@ def evidence_of(
 ) -> list[Evidence]:
     """Collect the evidence of each object that has a box.
 
-    Parameters
-    ----------
-    objects : sequence of ParsedObject
-        Parsed from token ids, so that their spans count tokens.
-    token_ids, logprobs, end_logprobs : sequences of equal length
-    separators : callable
-        Takes a token id; True if its text contains a ``;``.
-    vocabulary : Vocabulary
-        Token ids.
+    The objects are parsed from token ids, so that their spans count tokens. `separators` takes a
+    token id and returns True if its text contains a ``;``.
     """
     v, collected = vocabulary, []
     behind = 0  # index at which the answer could have ended before this object
@@ -140,21 +133,10 @@ def evidence_of(
 def expected_bins(
     modes: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], radius: int
 ) -> npt.NDArray[np.float64]:
-    """Sub-bin coordinates: the mean of the loc distribution around its chosen bin.
+    """Sub-bin coordinates: the mean of the loc distribution around its chosen bin, in bins.
 
-    Parameters
-    ----------
-    modes : ndarray of int, shape (M,)
-        The bins that were written.
-    probabilities : ndarray, shape (M, 1024)
-        The distribution of each.
-    radius : int
-        Number of bins to each side that count.
-
-    Returns
-    -------
-    ndarray of float64, shape (M,)
-        In bins.
+    Takes the bins that were written (M,) and the distribution of each (M, 1024); `radius` bins to
+    each side count.
     """
     bins = np.arange(LOC_COUNT)
     near = np.abs(bins - modes[:, None]) <= radius

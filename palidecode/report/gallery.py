@@ -46,13 +46,7 @@ _TOLERANCE = 0.4  # canvas pixels by which an outline may deviate
 
 
 class Thumbnails:
-    """Small copies of pictures as base64 WebP, each encoded once.
-
-    Parameters
-    ----------
-    folder : path or None
-        Folder of the pictures; None gives no copies.
-    """
+    """Small copies of a folder's pictures as base64 WebP, each encoded once; or none."""
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = folder
@@ -118,15 +112,7 @@ class Gallery:
 
 
 def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> Gallery:
-    """Prepare the pictures to show, the worst first.
-
-    Parameters
-    ----------
-    result : CocoEvaluation
-    thumbnails : Thumbnails
-    bytes_left : int
-        Size limit of the pictures and their outlines.
-    """
+    """Prepare the pictures to show, the worst first, in at most `bytes_left`."""
     shown, skipped, used, clipped = {}, 0, 0, 0
     truths = _by_image(result.scene.truths.image, result.images)
     predictions = _by_image(result.predicted.image, result.images)
@@ -294,14 +280,9 @@ def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[lis
 
 
 def outline(rle: Rle, scale: float) -> str:
-    """Trace a mask as an SVG path, no finer than the canvas, for the even-odd fill rule.
+    """Trace a mask as an SVG path for the even-odd fill rule, no finer than the canvas.
 
-    Parameters
-    ----------
-    rle : dict
-        COCO's compressed RLE.
-    scale : float
-        Canvas pixels per picture pixel.
+    `scale` is the number of canvas pixels per picture pixel.
     """
     crop = rle_to_crop(rle)
     if not crop.mask.any():

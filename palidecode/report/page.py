@@ -70,18 +70,8 @@ def write_report(
 ) -> None:
     """Write evaluations of the same predictions as one self-contained HTML page.
 
-    Parameters
-    ----------
-    path : path
-        The page.
-    results : mapping of {"bbox", "segm"} to CocoEvaluation
-        One tab for each.
-    images : path, optional
-        Folder of the pictures; without it, boxes are drawn on blank canvases.
-    truth_name, predictions_name : str
-        Names of the two files on the page.
-    below : sequence of str
-        Descriptions of numbers below their limit.
+    `results` gives a tab for each of ``bbox`` and ``segm``. Without `images`, the folder of the
+    pictures, boxes are drawn on blank canvases. `below` describes the numbers below their limit.
     """
     thumbnails = Thumbnails(images)
     share = MOST_BYTES // max(len(results), 1)

@@ -59,15 +59,7 @@ _STYLE: Any = {
 
 
 def curves_svg(curves: Sequence[Curve], name: str) -> Markup:
-    """Plot precision over recall; the mean is emphasised, and the page highlights others.
-
-    Parameters
-    ----------
-    curves : sequence of Curve
-        The mean, then one for each class, which becomes the element ``curve-<n>``.
-    name : str
-        Prefix of the ids in this plot.
-    """
+    """Plot precision over recall: the mean, then each class as ``<name>-curve-<n>``."""
     with _figure(4.6, 3.5) as (figure, out):
         axes = figure.add_subplot()
         for row, curve in enumerate(curves[1:]):
@@ -83,13 +75,7 @@ def curves_svg(curves: Sequence[Curve], name: str) -> Markup:
 
 
 def kinds_svg(kinds: Sequence[tuple[str, int, float | None]], name: str) -> Markup:
-    """Plot the count of each kind of error, and the AP50 gained by fixing it.
-
-    Parameters
-    ----------
-    kinds : sequence of (word, count, gain in AP50 or None)
-    name : str
-    """
+    """Plot the count of each kind of error, and the AP50 gained by fixing it."""
     gains = [gain for _, _, gain in kinds if gain is not None]
     with _figure(9.0 if gains else 6.0, 2.3) as (figure, out):
         columns = figure.subplots(1, 2 if gains else 1, sharey=True, squeeze=False)[0]

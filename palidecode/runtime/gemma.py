@@ -170,23 +170,12 @@ class Gemma(nn.Module):
         cache: KVCache | None = None,
         last: int = 0,
     ) -> Tensor:
-        """Compute the hidden states after the final norm.
+        """Compute the hidden states (B, T, width) after the final norm of `x`, of the same shape.
 
-        Parameters
-        ----------
-        x : Tensor, shape (B, T, width)
-        position : Tensor of int64, shape (B, T)
-            Each token's position in its row; −1 is padding.
-        prefix : Tensor of int64, shape (B,)
-            Length of each row's prefix (image, ``<bos>``, prompt, newline). Its tokens attend
-            to each other in both directions; what follows is causal.
-        cache : KVCache, optional
-        last : int
-            If above 0, the last layer computes only that many last tokens.
-
-        Returns
-        -------
-        Tensor, shape (B, T or last, width)
+        `position` (B, T) is each token's position in its row, −1 for padding; `prefix` (B,) the
+        length of each row's prefix (image, ``<bos>``, prompt, newline), whose tokens attend to
+        each other in both directions; what follows is causal. With `last` above 0, the last layer
+        computes only that many last tokens.
         """
         if cache is not None:
             cache.reserve(position)
@@ -216,14 +205,7 @@ class Gemma(nn.Module):
         return full, full & (both | (own - other < self.config.sliding_window))
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Compute float32 logits of hidden states (…, width), for the vocabulary or some rows.
-
-        Parameters
-        ----------
-        hidden : Tensor
-        rows : Tensor, shape (R, width), optional
-            Rows of `head_weight`; by default all.
-        """
+        """Compute float32 logits of hidden states (…, width); `rows` are of `head_weight`."""
         if rows is None and self.head is not None:
             logits: Tensor = self.head(hidden).float()
         else:

@@ -88,19 +88,10 @@ def _colour(path: Path, data: dict[str, object], name: str) -> Colour:
 def to_pixels(
     images: Sequence[Picture], config: ImageConfig | None = None
 ) -> npt.NDArray[np.float32]:
-    """Convert pictures to the vision tower's input.
+    """Convert pictures to the vision tower's input, float32 (B, 3, S, S), red, green, blue.
 
-    Parameters
-    ----------
-    images : sequence of path, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4)
-        Opened by `palidecode.files.open_picture`. Boxes are in the coordinates of the picture
-        it returns, whose size is ``open_picture(image).size``.
-    config : ImageConfig, optional
-
-    Returns
-    -------
-    ndarray of float32, shape (B, 3, S, S)
-        Red, green, blue; in [−1, 1] with the default mean and std.
+    Pictures are opened by `palidecode.files.open_picture`; boxes are in the coordinates of the
+    picture it returns. Values are in [−1, 1] with the default mean and std.
     """
     config = config or ImageConfig()
     pixels = np.empty((len(images), 3, config.size, config.size), np.float32)

@@ -101,12 +101,8 @@ def int8_saturates() -> bool:
 class Int8Linear(nn.Module):
     """int8 weights with a scale per output; inputs are quantised with a scale per token.
 
-    Parameters
-    ----------
-    linear : nn.Linear
-    split : bool, optional
-        Split each input into two rows, of seven bits and of one, whose pairwise sums fit in 16
-        bits. The result is the same. By default where `int8_saturates`.
+    `split` puts each input in two rows, of seven bits and of one, whose pairwise sums fit in 16
+    bits: the result is the same. By default where `int8_saturates`.
     """
 
     def __init__(self, linear: nn.Module, split: bool | None = None) -> None:

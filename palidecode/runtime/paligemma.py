@@ -47,16 +47,9 @@ class PaliGemma(nn.Module):
         return features
 
     def embed_prefix(self, features: Tensor, prompts: Tensor, lengths: Tensor) -> Prefix:
-        """Join image tokens and prompts to the input of `prefill`.
+        """Join image tokens (B, tokens, width) and prompts to the input of `prefill`.
 
-        Parameters
-        ----------
-        features : Tensor, shape (B, tokens, width)
-            From `encode_image`.
-        prompts : Tensor of int64, shape (B, T)
-            ``<bos>``, prompt and newline, padded on the right.
-        lengths : Tensor of int64, shape (B,)
-            Length of each prompt without padding.
+        `prompts` (B, T) are ``<bos>``, prompt and newline, padded on the right to `lengths` (B,).
         """
         text = self.language.embed_tokens(prompts)
         embeddings = torch.cat((features.to(text.dtype), text), dim=1)
@@ -79,34 +72,18 @@ class PaliGemma(nn.Module):
     def step(self, tokens: Tensor, position: Tensor, length: Tensor, cache: KVCache) -> Tensor:
         """Read one more token of every row; return its hidden state, (B, width).
 
-        Parameters
-        ----------
-        tokens, position : Tensor of int64, shape (B,)
-        length : Tensor of int64, shape (B,)
-            Length of each row's prefix.
-        cache : KVCache
+        All arguments have shape (B,); `length` is that of each row's prefix.
         """
         embedded = self.language.embed_tokens(tokens[:, None])
         hidden: Tensor = self.language(embedded, position[:, None], length, cache)
         return hidden[:, 0]
 
     def forward(self, pixels: Tensor, ids: Tensor, prefix: Tensor, lengths: Tensor) -> Tensor:
-        """Compute the logits of prompts and answers in one pass, as training does.
+        """Compute logits (B, T, vocabulary) of prompts and answers in one pass, as training does.
 
-        Parameters
-        ----------
-        pixels : Tensor, shape (B, 3, S, S)
-        ids : Tensor of int64, shape (B, T)
-            ``<bos>``, prompt, newline and answer, padded on the right.
-        prefix : Tensor of int64, shape (B,)
-            Tokens up to the newline, which attend to each other in both directions.
-        lengths : Tensor of int64, shape (B,)
-            Tokens without padding.
-
-        Returns
-        -------
-        Tensor of float32, shape (B, T, vocabulary)
-            Logits of the token after each one.
+        `ids` (B, T) are ``<bos>``, prompt, newline and answer, padded on the right to `lengths`
+        (B,). The first `prefix` (B,) of them, up to the newline, attend to each other in both
+        directions.
         """
         whole = self.embed_prefix(self.encode_image(pixels), ids, lengths)
         tokens = self.config.vision.tokens

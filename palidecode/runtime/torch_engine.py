@@ -16,14 +16,7 @@ from palidecode.runtime.paligemma import PaliGemma
 
 
 class TorchEngine:
-    """Runs a `PaliGemma` module; see `Engine`.
-
-    Parameters
-    ----------
-    model : PaliGemma
-    quantize : {"int8", "int4"}, optional
-        How its weights are stored, for `name`.
-    """
+    """Runs a `PaliGemma` module; see `Engine`. `quantize` tells how its weights are stored."""
 
     def __init__(self, model: PaliGemma, quantize: str | None = None) -> None:
         self.model = model

@@ -65,17 +65,8 @@ class Interval:
 def resampled_stats(engine: Engine, predicted: Table, resamples: int, seed: int) -> Floats:
     """Compute COCO's numbers over random halves of the images; a seed fixes the halves.
 
-    Parameters
-    ----------
-    engine : Engine
-    predicted : Table
-        All predictions scored.
-    resamples, seed : int
-
-    Returns
-    -------
-    ndarray of float64, shape (resamples, 12)
-        NaN for AR1, AR10, and for halves without an object.
+    Takes predictions that all have a score; returns (resamples, 12), NaN for AR1, AR10, and for
+    halves without an object.
     """
     if resamples < 10:
         raise InputError(f"a bootstrap needs at least 10 resamples, got {resamples}")
@@ -104,20 +95,10 @@ def centred(
     confidence: float,
     limits: tuple[float, float],
 ) -> dict[str, Interval]:
-    """Intervals as wide as the samples' percentiles, centred on the numbers.
+    """Intervals as wide as the percentiles of `resampled_stats`, centred on the numbers (12,).
 
-    Parameters
-    ----------
-    samples : ndarray of float64, shape (resamples, 12)
-        From `resampled_stats`.
-    values : ndarray of float64, shape (12,)
-        NaN for numbers without a value.
-    images : int
-        Number of images; corrects for odd numbers.
-    confidence : float
-        Share of the samples between the percentiles.
-    limits : tuple of float
-        The least and the largest possible value.
+    `images` corrects for odd numbers of them; `limits` are the least and the largest possible
+    value.
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be between 0 and 1, got {confidence}")
@@ -144,16 +125,8 @@ def centred(
 def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
     """Compute precision, recall and F1 of images drawn with replacement; a seed fixes the draws.
 
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (B, 3)
-        Right and wrong predictions and missed objects of every image.
-    resamples, seed : int
-
-    Returns
-    -------
-    ndarray of float64, shape (resamples, 3)
-        NaN if a number can't be computed, and for a single image.
+    `counts` (B, 3) are right and wrong predictions and missed objects of every image. Returns
+    (resamples, 3), NaN if a number can't be computed, and for a single image.
     """
     images = len(counts)
     if images < 2:
@@ -169,16 +142,7 @@ def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) ->
 
 
 def percentiles(samples: Floats, values: Floats, confidence: float) -> dict[str, Interval]:
-    """Intervals of precision, recall and F1, or of their differences.
-
-    Parameters
-    ----------
-    samples : ndarray of float64, shape (resamples, 3)
-        From `resampled_rates`.
-    values : ndarray of float64, shape (3,)
-        The numbers; NaN for numbers without a value.
-    confidence : float
-    """
+    """Intervals of precision, recall and F1, or of their differences, from `resampled_rates`."""
     intervals: dict[str, Interval] = {}
     for column, (name, value) in enumerate(zip(RATES, values.tolist(), strict=True)):
         drawn = samples[:, column]

@@ -12,19 +12,10 @@ from palidecode.evaluation.coco.tables import Scene, Table
 
 
 def repeats(predicted: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool_]:
-    """Mark predictions that repeat a better one of the same image and class.
+    """Mark predictions that repeat a better one of the same image and class, shape (N,).
 
-    Parameters
-    ----------
-    predicted : Table
-    scene : Scene
-    threshold : float
-        Least IoU of a duplicate, in (0, 1].
-
-    Returns
-    -------
-    ndarray of bool, shape (N,)
-        Keeps the best scored of several duplicates; without scores, the first.
+    `threshold` is the least IoU of a duplicate, in (0, 1]. The best scored of several duplicates
+    stays; without scores, the first.
     """
     if not 0 < threshold <= 1:
         raise InputError(f"merge_duplicates is an IoU in (0, 1], got {threshold!r}")

@@ -97,15 +97,7 @@ class Engine:
     def evaluate(
         self, predicted: Table, scores: Floats | None = None, settings: Settings = STANDARD
     ) -> Evaluator:
-        """Run hotcoco's evaluator on predictions.
-
-        Parameters
-        ----------
-        predicted : Table
-        scores : ndarray of float64, shape (N,), optional
-            Scores to use instead of the table's.
-        settings : Settings
-        """
+        """Run hotcoco's evaluator on predictions; `scores` (N,) replace the table's."""
         if scores is not None:
             predicted = replace(predicted, score=scores)
         evaluator = hotcoco.COCOeval(self._truth, self._loaded(predicted), self.iou_type)
@@ -164,19 +156,10 @@ def _accumulated(evaluator: Evaluator) -> dict[str, Floats]:
 
 
 def stats_of_images(evaluator: Evaluator, choices: list[list[int]]) -> Floats:
-    """COCO's twelve numbers over several choices of images, without new matching.
+    """COCO's twelve numbers over choices of images' indices, each once, without new matching.
 
-    Parameters
-    ----------
-    evaluator : Evaluator
-        From `Engine.matched`.
-    choices : list of list of int
-        Indices of images, each at most once.
-
-    Returns
-    -------
-    ndarray of float64, shape (choices, 12)
-        -1 for AR1, AR10 and numbers without ground truth.
+    Takes an evaluator of `Engine.matched`; returns (choices, 12), -1 for AR1, AR10 and numbers
+    without ground truth.
     """
     slices = {str(n): [index + 1 for index in images] for n, images in enumerate(choices)}
     sliced = evaluator.slice_by(slices)

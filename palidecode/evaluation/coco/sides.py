@@ -81,17 +81,9 @@ def compare_sizes(
 ) -> None:
     """Note pictures whose size differs between predictions and ground truth.
 
-    Parameters
-    ----------
-    read : CocoFile
-        The predictions.
-    index_of : mapping of int or str to int
-        Index of their images in `truths`.
-    truths : list of ImageRow
-    skips : Skips
-    scale : bool
-        Scale the predictions to the ground truth's size instead. Pictures that are turned by 90°
-        can't be scaled, and are noted all the same.
+    `index_of` gives the index in `truths` of a prediction's image. `scale` scales the predictions
+    to the ground truth's size instead; pictures that are turned by 90° can't be scaled, and are
+    noted all the same.
     """
     for offset, image in read.images.numbered():
         truth = truths[index_of[image.id]] if image.id in index_of else image
@@ -121,14 +113,7 @@ def note_units(
 ) -> None:
     """Note predictions whose boxes are no pixels: fractions of the picture, or loc bins.
 
-    Parameters
-    ----------
-    boxes : ndarray of float64, shape (N, 4)
-        x, y, width, height.
-    sizes : ndarray of int64, shape (N, 2)
-        Width and height of each box's picture; 0 if unknown.
-    offsets : ndarray of int64, shape (N,)
-    skips : Skips
+    Takes boxes (N, 4), and the size of each box's picture (N, 2), 0 if unknown.
     """
     solid = (boxes[:, 2:] > 0).all(axis=1)
     boxes, sizes, offsets = boxes[solid], sizes[solid], offsets[solid]

@@ -18,6 +18,8 @@ from palidecode.codec.weights import (
     cache_dir,
     convert,
     find_weights,
+    load_weights,
+    remember,
     shipped_path,
 )
 
@@ -56,16 +58,19 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     """Check the weights; the exit code is 1 if they are not Google's codec."""
-    codec = load_codec(args.weights)
-    result = verify(codec)
+    weights = load_weights(args.weights)
+    result = verify(load_codec(weights))
+    if result.passed and weights.id != GOOGLE_ID:
+        remember(weights.arrays)
+        weights = load_weights(args.weights)
     correlations = ", ".join(f"{value:.3f}" for value in result.correlations)
     verdict = (
         "pass: these weights decode the codes of Google's checkpoints"
         if result.passed
         else "fail: NOT the codec of Google's checkpoints; run: palidecode weights fetch"
     )
-    lines = [codec.id, f"correlation with five published fields: {correlations}", verdict]
-    fill(Output, args).result({"id": codec.id, **result._asdict()}, lines)
+    lines = [weights.id, f"correlation with five published fields: {correlations}", verdict]
+    fill(Output, args).result({"id": weights.id, **result._asdict()}, lines)
     return DONE if result.passed else SKIPPED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ from palidecode.files import regular
 from palidecode.vocab import SEG_COUNT
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
-Read = tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]
-"""A file's arrays and metadata."""
 
 GOOGLE_ID = "google-oid"
 DEMO_ID = "palidecode-demo"
@@ -129,9 +128,8 @@ def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
 def load_weights(weights: str | os.PathLike[str] | None = None) -> CodecWeights:
     """Read and check a weights file, see `find_weights`; ``.npz`` is read without pickle."""
     path = find_weights(weights)
-    arrays, metadata = _read(path)
-    checked, ignored = check_arrays(arrays, str(path))
-    return CodecWeights(checked, _identify(path, checked, metadata), ignored)
+    checked, ignored = check_arrays(_read(path), str(path))
+    return CodecWeights(checked, _identify(path, checked), ignored)
 
 
 def check_arrays(
@@ -161,7 +159,7 @@ def check_arrays(
     return checked, tuple(extra)
 
 
-def _read(path: Path) -> Read:
+def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: weights must be a .npz or .safetensors file")
     try:
@@ -171,7 +169,7 @@ def _read(path: Path) -> Read:
         raise WeightsError(f"{path}: can't be read as {path.suffix} weights: {reason}") from error
 
 
-def _read_npz(path: Path) -> Read:
+def _read_npz(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     with zipfile.ZipFile(regular(path)) as archive:
         members = archive.infolist()
         other = [m.filename for m in members if not m.filename.endswith(".npy")]
@@ -179,37 +177,44 @@ def _read_npz(path: Path) -> Read:
             raise ValueError(f"{other[0]!r} is not an array")
         if sum(member.file_size for member in members) > _MAX_BYTES:
             raise ValueError("it unpacks to more than any mask codec")
-        comment = archive.comment
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}, _metadata(comment)
+        return {name: file[name] for name in file.files}
 
 
-def _metadata(comment: bytes) -> dict[str, str]:
-    """Parse the metadata that `_save_npz` writes; empty for other comments."""
-    try:
-        metadata = json.loads(comment)
-    except ValueError:
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _read_safetensors(path: Path) -> Read:
+def _read_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     try:
         with safe_open(regular(path), "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 
 
-def _identify(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> str:
-    """Identify weights by the file's hash, else by metadata of our own that fits, else custom."""
+def _identify(path: Path, arrays: Arrays) -> str:
+    """Identify weights by what they hold; what a file says of itself isn't believed."""
     if path.stat().st_size == GOOGLE_BYTES and sha256_of(path) == GOOGLE_SHA256:
         return GOOGLE_ID
     digest = content_hash(arrays)
-    if metadata.get("id") and metadata.get("content") == digest:
-        return metadata["id"]
-    return f"custom:{digest[:8]}"
+    if digest == manifest()["content_sha256"]:
+        return DEMO_ID
+    return GOOGLE_ID if _verified(digest).is_file() else f"custom:{digest[:8]}"
+
+
+def remember(arrays: Arrays) -> None:
+    """Remember that weights decode as Google's do; from now on their id is ``google-oid``.
+
+    Warns if the cache can't be written.
+    """
+    path = _verified(content_hash(arrays))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        reason = error.strerror or error
+        warnings.warn(f"{path}: can't be written, so this is forgotten: {reason}", stacklevel=2)
+
+
+def _verified(digest: str) -> Path:
+    return cache_dir() / "verified" / digest
 
 
 def content_hash(arrays: Arrays) -> str:
@@ -230,39 +235,33 @@ def sha256_of(path: Path) -> str:
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> CodecWeights:
-    """Rewrite weights as ``.npz`` or ``.safetensors`` in float32, keeping their id."""
+    """Rewrite weights as ``.npz`` or ``.safetensors`` in float32.
+
+    Their id stays; on another machine Google's stays after ``palidecode weights verify``.
+    """
     weights, path = load_weights(source), Path(target)
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: the target must end in .npz or .safetensors")
     part = path.with_name(path.name + f".part{path.suffix}")
     try:
         if path.suffix == ".npz":
-            _save_npz(weights, part)
+            np.savez(part, **weights.arrays)  # type: ignore[arg-type]
         else:
-            save_safetensors(weights.arrays, weights.id, part)
+            save_safetensors(weights.arrays, part)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise WeightsError(f"{path}: can't be written: {error}") from error
+    if weights.id == GOOGLE_ID:
+        remember(weights.arrays)
     return weights
 
 
-def _save_npz(weights: CodecWeights, path: Path) -> None:
-    """Write weights as ``.npz``; the archive's comment holds their id and hash."""
-    np.savez(path, **weights.arrays)  # type: ignore[arg-type]
-    with zipfile.ZipFile(path, "a") as archive:
-        metadata = {"id": weights.id, "content": content_hash(weights.arrays)}
-        archive.comment = json.dumps(metadata).encode()
-
-
-def save_safetensors(
-    arrays: Arrays, id_: str, path: Path, dtype: npt.DTypeLike = np.float32
-) -> None:
-    """Write arrays with their id, and a hash that ties the id to these values."""
+def save_safetensors(arrays: Arrays, path: Path, dtype: npt.DTypeLike = np.float32) -> None:
+    """Write arrays, in `dtype`."""
     stored = {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
-    digest = content_hash({k: v.astype(np.float32) for k, v in stored.items()})
     try:
-        save_file(stored, path, metadata={"id": id_, "content": digest})
+        save_file(stored, path)
     except SafetensorError as error:  # any error of the file system
         raise OSError(str(error)) from error
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors
 import torch
 from safetensors.numpy import save_file
 
-from palidecode.codec import load_codec, weights
+from palidecode.cli import main
+from palidecode.codec import fetch, load_codec, weights
 from palidecode.codec.weights import (
     CODEBOOK,
     DEMO_ID,
@@ -23,6 +23,7 @@ from palidecode.codec.weights import (
     find_weights,
     load_weights,
     manifest,
+    remember,
     save_safetensors,
     sha256_of,
     shipped_path,
@@ -235,7 +236,8 @@ def test_google_is_known_by_the_files_hash_alone(tmp_path, arrays, monkeypatch):
 @pytest.mark.parametrize("source", FORMATS)
 @pytest.mark.parametrize("target", FORMATS)
 def test_convert_keeps_values_and_id(tmp_path, arrays, source, target):
-    save_safetensors(arrays, GOOGLE_ID, tmp_path / "first.safetensors")
+    save_safetensors(arrays, tmp_path / "first.safetensors")
+    remember(arrays)
     start, end = tmp_path / f"a{source}", tmp_path / f"b{target}"
     convert(tmp_path / "first.safetensors", start)
     convert(start, end)
@@ -243,35 +245,56 @@ def test_convert_keeps_values_and_id(tmp_path, arrays, source, target):
     assert loaded.id == GOOGLE_ID
     assert content_hash(loaded.arrays) == content_hash(arrays)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        {"first.safetensors", start.name, end.name}
+        {"cache", "first.safetensors", start.name, end.name}
     )
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_other_values_under_our_id_are_custom(tmp_path, arrays, suffix):
-    path = tmp_path / f"w{suffix}"
-    save_safetensors(arrays, DEMO_ID, tmp_path / "first.safetensors")
-    convert(tmp_path / "first.safetensors", path)
-    changed = arrays | {CODEBOOK: arrays[CODEBOOK] + 1}
-    if suffix == ".npz":
-        with zipfile.ZipFile(path) as archive:
-            comment = archive.comment
-        write(path, changed)
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.comment = comment
-    else:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata()
-        write(path, changed, metadata)
-    assert load_weights(path).id == f"custom:{content_hash(changed)[:8]}"
+@pytest.mark.parametrize("target", FORMATS)
+def test_the_demo_codec_is_known_by_its_values(tmp_path, target):
+    assert convert(DEMO_ID, tmp_path / f"w{target}").id == DEMO_ID
+    assert load_weights(tmp_path / f"w{target}").id == DEMO_ID
+    assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("comment", [b"made by hand", b"[1, 2]", b'{"id": "google-oid"}', b"\xff"])
-def test_somebody_elses_comment_in_an_archive_means_nothing(tmp_path, arrays, comment):
+def test_a_converted_file_of_googles_is_known_afterwards(tmp_path, arrays, monkeypatch):
+    source = write(tmp_path / "w.npz", arrays)
+    monkeypatch.setattr(weights, "GOOGLE_BYTES", source.stat().st_size)
+    monkeypatch.setattr(weights, "GOOGLE_SHA256", sha256_of(source))
+    convert(source, tmp_path / "w.safetensors")
+    assert load_weights(tmp_path / "w.safetensors").id == GOOGLE_ID
+
+
+@pytest.mark.parametrize("id_", [GOOGLE_ID, DEMO_ID, "mine"])
+def test_what_a_file_says_of_itself_is_not_believed(tmp_path, arrays, id_):
+    digest = content_hash(arrays)
+    says = {"id": id_, "content": digest}
+    write(tmp_path / "w.safetensors", arrays, says)
+    write(tmp_path / "w.npz", arrays)
+    with zipfile.ZipFile(tmp_path / "w.npz", "a") as archive:
+        archive.comment = json.dumps(says).encode()
+    for suffix in FORMATS:
+        assert load_weights(tmp_path / f"w{suffix}").id == f"custom:{digest[:8]}"
+
+
+def test_weights_that_were_verified_are_remembered_by_their_values(
+    tmp_path, arrays, monkeypatch, capsys
+):
     path = write(tmp_path / "w.npz", arrays)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = comment
+    assert main(["weights", "verify", str(path)]) == 1
     assert load_weights(path).id.startswith("custom:")
+    monkeypatch.setattr(fetch, "_PASS", -1.0)
+    assert main(["weights", "verify", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-3] == GOOGLE_ID
+    assert load_weights(path).id == GOOGLE_ID
+    changed = arrays | {CODEBOOK: arrays[CODEBOOK] + 1}
+    assert load_weights(write(path, changed)).id == f"custom:{content_hash(changed)[:8]}"
+
+
+def test_a_cache_that_can_not_be_written_is_said(tmp_path, arrays, monkeypatch):
+    (tmp_path / "cache").write_text("a file, no folder")
+    with pytest.warns(UserWarning, match="can't be written, so this is forgotten"):
+        remember(arrays)
+    assert load_weights(write(tmp_path / "w.npz", arrays)).id.startswith("custom:")
 
 
 @pytest.mark.parametrize("target", ["w.pt", "absent/w.npz", "absent/w.safetensors", "d.npz"])

@@ -110,7 +110,7 @@ def export(run: Path, coco: Path, fonts: list[str], command: str) -> None:
     arrays = {name: tensors[f"average.{name}"] for name in SHAPES}
     exact = load_codec(CodecWeights(arrays, DEMO_ID))
     path = shipped_path()
-    save_safetensors(arrays, DEMO_ID, path, np.float16)
+    save_safetensors(arrays, path, np.float16)
     shipped = load_weights(path)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     sample = np.stack([shrink(item.mask) for item in masks.load_coco(coco, 1)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from palidecode.answers.jsonl import AnswerRow
 from palidecode.cli.jobs import RayOptions, run_job
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of
+from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of, report_lines, unasked
 from palidecode.coco.categories import read_categories
 from palidecode.coco.writing import CocoOptions, CocoReport, MaskFormat, to_coco
 from palidecode.errors import InputError
@@ -60,7 +60,7 @@ def _decode_file(
         raise InputError(f"{answers}: no usable row; {path} was not written")
     _report(written, output)
     output.problems(problems)
-    return SKIPPED if problems or written.report.left_out() else DONE
+    return SKIPPED if problems or unasked(written.report) else DONE
 
 
 def _report(written: WrittenCoco, output: Output) -> None:
@@ -71,14 +71,14 @@ def _report(written: WrittenCoco, output: Output) -> None:
         "resumed": written.kept,
         "annotations": report.annotations,
         "issues": dict(written.issues),
+        "empty_boxes": report.empty_boxes,
         "left_out": report.left_out(),
         "problems": written.failed,
     }
     lines = [objects_of(report, written.path)]
     if written.issues:
         lines.append(f"parse issues: {counted(written.issues)}")
-    if report.left_out():
-        lines.append(f"skipped: {counted(report.left_out())}")
+    lines += report_lines(report)
     output.result(data, lines)
 
 
@@ -100,6 +100,7 @@ def _decode_text(
         simplify=coco.form.simplify,
         min_area=coco.form.min_area,
         paste=coco.form.paste,
+        drop_empty=coco.drop_empty,
         report=report,
     )
     if path is not None:
@@ -116,4 +117,4 @@ def _decode_text(
         output.result({"coco": dataset, "issues": issues}, lines)
     for issue in issues:
         output.note(f"{issue['kind']} at {issue['span']}: {issue['text']!r}")
-    return SKIPPED if report.left_out() else DONE
+    return SKIPPED if unasked(report) else DONE

@@ -72,6 +72,22 @@ def skip_lines(title: str, skips: Sequence[Skip]) -> list[str]:
     return ["", f"{title}:", *lines] if lines else []
 
 
+def report_lines(report: CocoReport) -> list[str]:
+    """Return the lines about objects that are skipped or written without a side."""
+    lines = []
+    if report.empty_boxes:
+        lines.append(
+            f"inverted or empty boxes: {report.empty_boxes}, written without width or height "
+            "(--drop-empty skips them)"
+        )
+    return lines + ([f"skipped: {counted(report.left_out())}"] if report.left_out() else [])
+
+
+def unasked(report: CocoReport) -> bool:
+    """Return True for objects skipped that the options don't ask to skip."""
+    return bool(report.left_out().keys() - {"dropped_boxes"})
+
+
 def unexpected(skipped: Sequence[Skip], noted: Sequence[Skip]) -> bool:
     """Return True for rows skipped that the options don't ask to skip, and sides that differ."""
     return any(skip.reason not in _ON_REQUEST for skip in skipped) or any(

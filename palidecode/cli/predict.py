@@ -8,7 +8,7 @@ from pathlib import Path
 
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of
+from palidecode.cli.output import DONE, SKIPPED, Output, objects_of, report_lines, unasked
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import read_detections
 from palidecode.coco.shards import Failure, Result
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--overlay can't be combined with --ray; use palidecode draw afterwards")
     pictures = find_pictures(args.images) if ray.ray is None else []
     job = _job(args)
-    coco = CocoOptions(list(job.names) or None, form=fill(MaskFormat, args))
+    coco = fill(CocoOptions, args, categories=list(job.names) or None, form=fill(MaskFormat, args))
     overlay = None if args.overlay is None else _Overlay(args.overlay, pictures, args.paste)
     finish = run_job(
         job,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if overlay is not None:
         overlay.draw_rest(written.path)
     _report(job, finish, output)
-    return SKIPPED if written.failed or written.report.left_out() else DONE
+    return SKIPPED if written.failed or unasked(written.report) else DONE
 
 
 def _job(args: argparse.Namespace) -> PredictJob:
@@ -121,6 +121,7 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
         "resumed": written.kept,
         "annotations": report.annotations,
         "issues": issues,
+        "empty_boxes": report.empty_boxes,
         "left_out": report.left_out(),
         "unread": [{"name": row["image"], "reason": row["reason"]} for row in written.failed],
         "seconds": seconds,
@@ -133,8 +134,7 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
     ]
     if issues:
         lines.append(f"parse issues: {issues}")
-    if report.left_out():
-        lines.append(f"skipped: {counted(report.left_out())}")
+    lines += report_lines(report)
     output.result(data, lines)
     _list_failed(written.failed, output)
 

@@ -269,7 +269,7 @@ class ShardBuilder:
     """Fills shards with what was detected, with the options of the file that will be merged."""
 
     def __init__(self, options: CocoOptions) -> None:
-        self._form = options.form
+        self._form, self._drop_empty = options.form, options.drop_empty
         self._wanted = options.map()
         self._begin()
 
@@ -285,7 +285,10 @@ class ShardBuilder:
         first, before = len(shard), len(shard.texts)
         reports: defaultdict[int, CocoReport] = defaultdict(CocoReport)  # by image
         counts = [0] * len(result.rows)
-        for found in annotations_of(detections, self._category_of, self._form, reports.__getitem__):
+        found_in = annotations_of(
+            detections, self._category_of, self._form, reports.__getitem__, self._drop_empty
+        )
+        for found in found_in:
             counts[found.image] += 1
             shard.categories.append(found.category)
             shard.texts.append(found.text())
@@ -333,7 +336,7 @@ class ShardBuilder:
         for image, report in reports.items():
             note = notes[result.rows[image]]
             note["report"] = {name: count for name, count in vars(report).items() if count}
-            if report.empty_boxes:
+            if report.dropped_boxes or report.infinite_boxes:
                 of_image = (result.detections.image_index == image).nonzero()[0].tolist()
                 found = (self._category[result.detections.labels[row]] for row in of_image)
                 note["labels"] = [number for number in found if number is not None]

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -43,7 +43,11 @@ class CocoReport:
     images, annotations : int
         Images and annotations that were written.
     empty_boxes : int
-        Objects skipped because their box is inverted, empty or infinite: COCO can't represent it.
+        Objects whose box is inverted or empty, written without the side that it lacks.
+    dropped_boxes : int
+        The same, skipped on request (`CocoOptions.drop_empty`).
+    infinite_boxes : int
+        Objects skipped because their box is infinite or NaN: COCO can't represent it.
     empty_masks : int
         Objects whose mask has no pixel; their box is kept.
     small_parts : int
@@ -59,6 +63,8 @@ class CocoReport:
     images: int = 0
     annotations: int = 0
     empty_boxes: int = 0
+    dropped_boxes: int = 0
+    infinite_boxes: int = 0
     empty_masks: int = 0
     small_parts: int = 0
     crowds: int = 0
@@ -67,16 +73,17 @@ class CocoReport:
 
     def add(self, other: CocoReport) -> None:
         """Add the counts of another report."""
-        for name in ("images", "annotations", "empty_boxes", "empty_masks", "small_parts"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.crowds += other.crowds
+        for name, count in vars(other).items():
+            if isinstance(count, int):
+                setattr(self, name, getattr(self, name) + count)
         self.unmapped.update(other.unmapped)
         self.skipped += other.skipped
 
     def left_out(self) -> dict[str, object]:
         """Counts that aren't 0, for messages and for ``info.left_out`` of a dataset."""
         counts: dict[str, object] = {
-            "empty_boxes": self.empty_boxes,
+            "dropped_boxes": self.dropped_boxes,
+            "infinite_boxes": self.infinite_boxes,
             "empty_masks": self.empty_masks,
             "small_parts": self.small_parts,
             "crowds": self.crowds,
@@ -122,6 +129,7 @@ class CocoOptions:
     unmapped: Unmapped = "keep"
     aliases: Mapping[str, str] | None = None
     form: MaskFormat = field(default_factory=MaskFormat)
+    drop_empty: bool = False
 
     def __post_init__(self) -> None:
         if self.categories is not None:
@@ -147,6 +155,7 @@ def to_coco(
     simplify: float = 0.0,
     min_area: float = 0.0,
     paste: Paste = DEFAULT_PASTE,
+    drop_empty: bool = False,
     report: CocoReport | None = None,
 ) -> Dataset:
     """Detections to a COCO dataset: info, images, annotations, categories.
@@ -169,8 +178,12 @@ def to_coco(
         For polygons, in pixels and square pixels.
     paste : {"subpixel", "big_vision"}
         For RLE, ``"exact"`` and areas: see `Detections.to_rle`.
+    drop_empty : bool
+        Skip objects whose box is inverted or empty. By default they are written without the side
+        that they lack (``[x, y, 0, 0]``) and without a mask, so that evaluators count them as
+        wrong.
     report : CocoReport, optional
-        Counts are added to it. They are also in ``info.left_out``.
+        Counts are added to it. They are also in ``info``.
 
     Returns
     -------
@@ -188,7 +201,8 @@ def to_coco(
     images = images_of(detections, file_names, image_ids)
     form = MaskFormat(segmentation, simplify, min_area, paste)
     annotations: list[Dataset] = []
-    for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
+    found_in = annotations_of(detections, mapping.id_of, form, lambda image: report, drop_empty)
+    for found in found_in:
         ids = {"image_id": images[found.image]["id"], "category_id": found.category}
         annotations.append({"id": len(annotations) + 1, **ids, **found.fields(), "iscrowd": 0})
     report.annotations += len(annotations)
@@ -212,13 +226,14 @@ def to_coco_results(
     aliases: Mapping[str, str] | None = None,
     default_score: float = 1.0,
     paste: Paste = DEFAULT_PASTE,
+    drop_empty: bool = False,
     report: CocoReport | None = None,
 ) -> list[Dataset]:
     """Detections to a COCO results list, as evaluators load it.
 
     Parameters
     ----------
-    detections, categories, segmentation, image_ids, match, aliases, report
+    detections, categories, segmentation, image_ids, match, aliases, drop_empty, report
         As for `to_coco`. Give the categories and image ids of the ground truth.
     unmapped : {"drop", "keep", "error"}
         Evaluators don't know new categories, so by default those rows are skipped and
@@ -239,7 +254,8 @@ def to_coco_results(
     ids = [image["id"] for image in images_of(detections, None, image_ids)]
     results = []
     form = MaskFormat(segmentation, paste=paste)
-    for found in annotations_of(detections, mapping.id_of, form, lambda image: report):
+    found_in = annotations_of(detections, mapping.id_of, form, lambda image: report, drop_empty)
+    for found in found_in:
         row = {"image_id": ids[found.image], "category_id": found.category, **found.fields()}
         if not row["segmentation"]:
             del row["segmentation"]
@@ -313,31 +329,38 @@ def annotations_of(
     category_of: Callable[[str], int | None],
     form: MaskFormat,
     report_of: Callable[[int], CocoReport],
+    drop_empty: bool = False,
 ) -> Iterator[Annotation]:
     """Objects in order; those that COCO can't represent are skipped and counted.
 
     `category_of` a label is None where its objects are skipped. `report_of` an image counts what
-    is skipped or changed in it.
+    is skipped or changed in it. Inverted and empty boxes lose the sides that they lack, and their
+    mask.
     """
-    sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
-    solid = np.asarray(((sides > 0) & (sides < np.inf)).all(axis=1))
+    finite = np.asarray(np.isfinite(detections.xyxy).all(axis=1))
+    solid = np.asarray((detections.xyxy[:, 2:] > detections.xyxy[:, :2]).all(axis=1))
     ids = list(map(category_of, detections.labels))
     known = np.fromiter((number is not None for number in ids), np.bool_, len(ids))
-    for row in np.flatnonzero(~(solid & known)).tolist():
+    for row in np.flatnonzero(~(finite & solid & known)).tolist():
         report = report_of(int(detections.image_index[row]))
-        report.empty_boxes += not solid[row]
         if not known[row]:
             report.unmapped[detections.labels[row]] += 1
-    kept = np.flatnonzero(solid & known)
+        elif not finite[row]:
+            report.infinite_boxes += 1
+        else:
+            report.dropped_boxes += drop_empty
+            report.empty_boxes += not drop_empty
+    kept = np.flatnonzero(finite & known & (solid | (not drop_empty)))
     for start in range(0, len(kept), _CHUNK):
         rows = kept[start : start + _CHUNK]
         part = detections.select(rows)
+        part = replace(part, has_mask=part.has_mask & solid[rows])
         masks, areas = _segmentations(part, form, report_of)
         corners = np.round(part.xyxy.astype(np.float64), 3).tolist()
         images, scores = part.image_index.tolist(), part.scores.tolist()
         columns = zip(images, rows.tolist(), corners, masks, areas, scores, strict=True)
         for image, row, (x1, y1, x2, y2), mask, area, score in columns:
-            width, height = round(x2 - x1, 3), round(y2 - y1, 3)
+            width, height = round(max(x2 - x1, 0.0), 3), round(max(y2 - y1, 0.0), 3)
             yield Annotation(
                 image,
                 ids[row],
@@ -384,6 +407,8 @@ def _info(report: CocoReport) -> Dataset:
     from palidecode.version import __version__
 
     info: Dataset = {"description": f"palidecode {__version__}"}
+    if report.empty_boxes:
+        info["empty_boxes"] = report.empty_boxes
     if report.left_out():
         info["left_out"] = report.left_out()
     return info
@@ -397,7 +422,7 @@ class CocoWriter:
     Parameters
     ----------
     path : str or path
-    categories, match, unmapped, aliases
+    categories, match, unmapped, aliases, drop_empty
         As for `to_coco`.
     form : MaskFormat
         How masks are written.
@@ -432,11 +457,12 @@ class CocoWriter:
         unmapped: Unmapped = "keep",
         aliases: Mapping[str, str] | None = None,
         form: MaskFormat | None = None,
+        drop_empty: bool = False,
         info: Mapping[str, object] | None = None,
     ) -> None:
         self.report = CocoReport()
         self._more = dict(info or {})
-        self._form = form or MaskFormat()
+        self._form, self._drop_empty = form or MaskFormat(), drop_empty
         self.categories = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
         self.ids: dict[str, int] = {}
         self._opening: AbstractContextManager[IO[Any]] = replacing(path)
@@ -459,8 +485,8 @@ class CocoWriter:
         names = file_names or [""] * len(detections.sizes)
         images = images_of(detections, names, None)
         ids = [self.add_image(i["file_name"], (i["width"], i["height"])) for i in images]
-        of = self.categories.id_of
-        for found in annotations_of(detections, of, self._form, lambda image: self.report):
+        of, drop = self.categories.id_of, self._drop_empty
+        for found in annotations_of(detections, of, self._form, lambda image: self.report, drop):
             self.add_annotations([ids[found.image]], [found.category], [found.text()])
 
     def add_image(self, name: str, size: tuple[int, int]) -> int:

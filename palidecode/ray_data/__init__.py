@@ -239,6 +239,7 @@ def write_coco(
     simplify: float = 0.0,
     min_area: float = 0.0,
     paste: Paste = DEFAULT_PASTE,
+    drop_empty: bool = False,
     restart: bool = False,
     keep_journal: bool = False,
 ) -> WrittenCoco:
@@ -252,7 +253,7 @@ def write_coco(
     ----------
     found : Found, or ray.data.Dataset of the rows that `Found.dataset` gives
     path : path
-    categories, match, unmapped, aliases
+    categories, match, unmapped, aliases, drop_empty
         As for `to_coco`; by default the names that were asked for.
     segmentation, simplify, min_area, paste
         How masks are written: see `MaskFormat`. Masks of a Dataset are RLE, so polygons follow
@@ -276,7 +277,7 @@ def write_coco(
     names = list(found.job.names) or None
     form = MaskFormat(segmentation, simplify, min_area, paste)
     options = CocoOptions(
-        names if categories is None else categories, match, unmapped, aliases, form
+        names if categories is None else categories, match, unmapped, aliases, form, drop_empty
     )
     written = write(found, Path(path), options, RunOptions(restart, keep_journal))
     if not written.report.images:

@@ -72,7 +72,8 @@ def saved(folder, shard):
 
 def whole(path, parts, options):
     """What one writer makes of all, and its report."""
-    given = {name: getattr(options, name) for name in ("categories", "match", "unmapped")}
+    names = ("categories", "match", "unmapped", "drop_empty")
+    given = {name: getattr(options, name) for name in names}
     with CocoWriter(
         path, **given, aliases=options.aliases, form=options.form, info={"by": "me"}
     ) as writer:
@@ -90,6 +91,7 @@ def whole(path, parts, options):
         {"categories": ["dog", "cat", "bicycle"], "match": "loose"},
         {"categories": ["dog", "cat"], "unmapped": "drop"},
         {"categories": [{"id": 7, "name": "dog"}], "aliases": {"cat": "zebra", "Cats": "dog"}},
+        {"drop_empty": True},
     ],
 )
 @pytest.mark.parametrize("each", [1, 2, 6])
@@ -114,7 +116,8 @@ def test_merged_shards_are_what_one_writer_writes(tmp_path, demo_codec, form, op
         assert merger.issues == issues
         assert (merger.rows, merger.failed) == (6 * BATCH, [])
     assert report["annotations"] > 10
-    assert report["empty_boxes"] > 0
+    assert report["dropped_boxes" if options.drop_empty else "empty_boxes"] > 0
+    assert report["empty_boxes" if options.drop_empty else "dropped_boxes"] == 0
     assert sum(issues.values()) > 10
 
 

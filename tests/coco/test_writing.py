@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import hotcoco
 import numpy as np
@@ -84,13 +85,47 @@ def test_an_unknown_format_is_refused(found):
         to_coco(found, segmentation="svg")
 
 
-def test_inverted_and_empty_boxes_are_counted_not_written():
-    text = f"{answer('a', (700, 0, 100, 100))} ; {answer('b', (5, 5, 5, 9))} ; {answer('c')}"
+NO_AREA = (
+    f"{answer('c', (512, 256, 0, 512), CODES)} ; {answer('c', (0, 512, 0, 0), CODES)} ; "
+    f"{answer('c', (0, 0, 512, 512), CODES)}"
+)
+"""An inverted box, an empty one and a good one of a 100×100 picture, with masks."""
+
+
+def test_inverted_and_empty_boxes_are_written_without_a_side(demo_codec):
     report = CocoReport()
-    dataset = to_coco(decode([text], (100, 100)), report=report)
-    assert [item["bbox"][2] for item in dataset["annotations"]] == [pytest.approx(58.594, abs=1e-3)]
-    assert report.left_out() == {"empty_boxes": 2}
-    assert dataset["info"]["left_out"] == {"empty_boxes": 2}
+    found = decode([NO_AREA], (100, 100), demo_codec)
+    dataset = to_coco(found, report=report)
+    boxes = [item["bbox"] for item in dataset["annotations"]]
+    assert boxes == [[25, 50, 25, 0], [50, 0, 0, 0], [0, 0, 50, 50]]
+    empty = [(item["area"], item["segmentation"]) for item in dataset["annotations"][:2]]
+    assert empty == [(0, [])] * 2
+    assert dataset["annotations"][2]["segmentation"]
+    assert (report.empty_boxes, report.left_out()) == (2, {})
+    assert dataset["info"]["empty_boxes"] == 2
+    results = to_coco_results(found, categories=["c"])
+    assert [row["bbox"] for row in results] == boxes
+    assert ["segmentation" in row for row in results] == [False, False, True]
+
+
+def test_boxes_without_an_area_can_be_dropped(demo_codec):
+    report = CocoReport()
+    found = decode([NO_AREA], (100, 100), demo_codec)
+    dataset = to_coco(found, drop_empty=True, report=report)
+    assert [item["bbox"] for item in dataset["annotations"]] == [[0, 0, 50, 50]]
+    assert report.left_out() == dataset["info"]["left_out"] == {"dropped_boxes": 2}
+    assert report.empty_boxes == 0
+    assert len(to_coco_results(found, categories=["c"], drop_empty=True)) == 1
+
+
+def test_infinite_boxes_are_skipped():
+    found = decode([NO_AREA], (100, 100))
+    xyxy = found.xyxy.copy()
+    xyxy[2, 3], xyxy[0, 0] = np.inf, np.nan
+    report = CocoReport()
+    dataset = to_coco(replace(found, xyxy=xyxy), report=report)
+    assert [item["bbox"] for item in dataset["annotations"]] == [[50, 0, 0, 0]]
+    assert (report.left_out(), report.empty_boxes) == ({"infinite_boxes": 2}, 1)
 
 
 def test_labels_that_do_not_map_are_kept_dropped_or_refused(found):
@@ -142,10 +177,11 @@ def test_coco_and_back_is_the_same(demo_codec, objects):
     found = decode([text], (500, 400), demo_codec)
     solid = (found.xyxy[:, 2:] > found.xyxy[:, :2]).all(axis=1)
     again = from_coco(json.loads(json.dumps(to_coco(found, segmentation="rle"))))
-    expected = found.select(solid)
-    assert again.labels == expected.labels
-    assert np.allclose(again.xyxy, expected.xyxy, atol=2e-3)
-    assert again.to_rle() == expected.to_rle()
+    assert again.labels == found.labels
+    lacking = found.xyxy.copy()
+    lacking[:, 2:] = np.maximum(lacking[:, 2:], lacking[:, :2])
+    assert np.allclose(again.xyxy, lacking, atol=2e-3)
+    assert again.to_rle() == replace(found, has_mask=found.has_mask & solid).to_rle()
     assert again.sizes.tolist() == [[500, 400]]
 
 

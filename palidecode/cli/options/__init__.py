@@ -132,6 +132,16 @@ def add_paste(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_drop_empty(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option of what becomes of boxes without an area."""
+    parser.add_argument(
+        "--drop-empty",
+        action="store_true",
+        help="skip inverted and empty boxes; by default they are written without width or height, "
+        "so that evaluators count them as wrong",
+    )
+
+
 def add_journal(parser: argparse.ArgumentParser) -> None:
     """Add the options of resumable commands."""
     group = parser.add_argument_group(

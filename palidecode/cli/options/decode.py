@@ -7,6 +7,7 @@ from pathlib import Path
 
 from palidecode.cli.options import (
     add_answers,
+    add_drop_empty,
     add_journal,
     add_match,
     add_messages,
@@ -74,6 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="skip smaller parts of polygons (default: 0)",
     )
     add_paste(group)
+    add_drop_empty(group)
     add_messages(parser)
     add_journal(parser)
     add_ray(parser)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_divisor, add_journal, add_messages, add_paste, add_ray
+from palidecode.cli.options import (
+    add_divisor,
+    add_drop_empty,
+    add_journal,
+    add_messages,
+    add_paste,
+    add_ray,
+)
 
 EXAMPLES = """\
 palidecode predict pictures/ --model demo --task segment -o coco.json
@@ -42,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="smooth polygons, polygons along pixel edges, RLE (default), or boxes only",
     )
     add_paste(group)
+    add_drop_empty(group)
     group.add_argument(
         "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
     )

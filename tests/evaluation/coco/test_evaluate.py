@@ -18,6 +18,7 @@ import palidecode
 from palidecode import CocoWriter, InputError, UnscoredWarning, compare_coco, evaluate_coco
 from palidecode.cli import main
 from tests.evaluation.problems import problem
+from tests.samples import answer, written
 
 GT = "instances_val2014_100.json"
 
@@ -49,6 +50,57 @@ def pycocotools_stats(truth, results, kind, **params):
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator.stats
+
+
+SQUARE = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}],
+    "categories": [{"id": 1, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 32, 32], "area": 1024}
+        | {"iscrowd": 0, "segmentation": [[0, 0, 32, 0, 32, 32, 0, 32]]}
+    ],
+}
+# The right box has the lowest score, behind an inverted and an empty one.
+ODD = f"{answer('cat', (512, 512, 0, 0))} ; {answer('cat', (0, 8, 0, 512))} ; "
+ODD += answer("cat", (0, 0, 512, 512))
+
+
+def test_inverted_and_empty_boxes_cost_as_much_as_handed_directly(tmp_path):
+    detections = palidecode.decode([ODD], (64, 64), scores=[[0.9, 0.8, 0.7]])
+    rows = [
+        {"image_id": 1, "category_id": 1, "score": score, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        for (x1, y1, x2, y2), score in zip(
+            detections.xyxy.tolist(), detections.scores.tolist(), strict=True
+        )
+    ]
+    directly = evaluate_coco(SQUARE, rows).metrics
+    assert directly["AP50"] == pytest.approx(1 / 3)
+    written = palidecode.to_coco(detections, file_names=["a.jpg"])
+    assert evaluate_coco(SQUARE, written).metrics == directly
+    results = palidecode.to_coco_results(detections, categories=SQUARE)
+    assert evaluate_coco(SQUARE, results).metrics == directly
+    assert pycocotools_stats(SQUARE, results, "bbox")[1] == pytest.approx(1 / 3)
+    dropped = palidecode.to_coco_results(detections, categories=SQUARE, drop_empty=True)
+    assert evaluate_coco(SQUARE, dropped).metrics["AP50"] == pytest.approx(1)
+
+
+def test_decode_and_evaluate_count_boxes_without_an_area(tmp_path, capsys):
+    truth, coco = tmp_path / "truth.json", tmp_path / "coco.json"
+    truth.write_text(json.dumps(SQUARE))
+    row = {"image": "a.jpg", "width": 64, "height": 64, "output": ODD}
+    decode = ["decode", str(written(tmp_path, [row])), "-o", str(coco)]
+    for more, wrong, told in (
+        ([], 2, "inverted or empty boxes: 2, written without width or height"),
+        (["--drop-empty"], 0, "skipped: dropped_boxes 2"),
+    ):
+        assert main([*decode, *more]) == 0
+        assert told in capsys.readouterr().out
+        with pytest.warns(UnscoredWarning):
+            rates = evaluate_coco(truth, coco).rates
+        assert (rates.right, rates.wrong, rates.missed) == (1, wrong, 0)
+    assert main(["decode", "--text", ODD, "--size", "64x64", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["coco"]
+    assert printed["info"]["empty_boxes"] == 2
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

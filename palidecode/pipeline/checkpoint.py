@@ -79,8 +79,9 @@ class LoadedModel(NamedTuple):
 
 
 def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> ModelNotes:
-    """Describe a checkpoint without loading it."""
+    """Describe a checkpoint without loading it; refuse what is none."""
     path, name = locate(folder_or_id, revision)
+    open_checkpoint(path)
     codes_id, classes = _notes(path)
     return ModelNotes(name, codes_id, tuple(classes))
 

@@ -286,31 +286,6 @@ class PaliDecoder:
         )
         return self.ask("segment", images, prompt, options, batch_size, on_token)
 
-    def objects(
-        self,
-        task: Task,
-        images: Pictures,
-        prompt: str | Sequence[str],
-        *,
-        grammar: bool | GrammarOptions = True,
-        over: Over = "allowed",
-        score: Score = DEFAULT_SCORE,
-        sub_bin: bool = False,
-        divisor: int = DEFAULT_DIVISOR,
-        clip: bool = False,
-        max_new_tokens: int = DEFAULT_TOKENS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 8,
-        on_token: OnToken | None = None,
-    ) -> Detections:
-        """Detect or segment, depending on `task`; see `detect`."""
-        options = AskOptions(
-            grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
-        )
-        return self.ask(task, images, prompt, options, batch_size, on_token)
-
     def ask(
         self,
         task: Task,

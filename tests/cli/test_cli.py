@@ -139,6 +139,7 @@ def test_one_text_as_coco(capsys, tmp_path):
         (("draw", "nowhere.png", "--text", "x", "-o", "y"), "no such picture"),
         (("draw", "x.jsonl", "-o", "y"), "--images DIR"),
         (("draw", "x.png", "--text", "x", "-o", "y", "--alpha", "7"), "--alpha"),
+        (("decode", "x", "-o", "y", "--batch-size", "0"), "--batch-size must be at least 1"),
         (("weights", "verify", "nowhere.npz"), "no such weights"),
         (("weights", "convert", DEMO_ID, "x.txt"), ".npz or .safetensors"),
         (("demo", "--answers", "-o", "/dev/null/x"), "can't be written"),
@@ -152,6 +153,16 @@ def test_what_can_not_be_done_is_one_line(capsys, tmp_path, monkeypatch, argumen
     assert err.count("\n") == 1
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_model_is_named_before_there_is_anything_to_ask(capsys, folder):
+    pictures = folder / "pictures"
+    target = folder / "coco.json"
+    code, _, err = run(
+        capsys, "predict", pictures, "--model", pictures, "--task", "detect", "-o", target
+    )
+    assert code == 2
+    assert f"{pictures}: no config.json" in err
 
 
 def test_a_file_without_a_usable_row_writes_nothing(capsys, tmp_path):

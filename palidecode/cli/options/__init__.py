@@ -29,17 +29,19 @@ IOU_TYPES: dict[str, tuple[IouType, ...]] = {
 
 
 def fill(cls: type[Options], args: argparse.Namespace, **others: object) -> Options:
-    """Build a dataclass of options from the parsed arguments of the same names.
+    """Build a dataclass of options from the parsed arguments of the same names, and `others`.
 
-    Parameters
-    ----------
-    cls : dataclass type
-    args : Namespace
-    **others
-        Fields that have no argument of their own, or another value.
+    An error about one of them names it as the user typed it: ``--batch-size``, not batch_size.
     """
-    named = {field.name for field in fields(cls)}
-    return cls(**{name: value for name, value in vars(args).items() if name in named} | others)
+    given = vars(args)
+    named = {field.name: given[field.name] for field in fields(cls) if field.name in given}
+    try:
+        return cls(**named | others)
+    except InputError as error:
+        name, space, rest = str(error).partition(" ")
+        if name not in named:
+            raise
+        raise InputError(f"--{name.replace('_', '-')}{space}{rest}") from error
 
 
 def add_messages(parser: argparse.ArgumentParser) -> None:

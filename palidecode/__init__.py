@@ -7,6 +7,7 @@ needs numpy alone.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 from palidecode.version import __version__ as __version__
@@ -76,11 +77,12 @@ if not TYPE_CHECKING:  # which would take any name for one of the package
     globals()["__all__"] = sorted(_HOME_OF)
 
     def __getattr__(name: str) -> object:
-        home = _HOME_OF.get(name)
-        if home is None:
+        if name in _HOME_OF:
+            value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+            return value
+        if name.startswith("_") or importlib.util.find_spec(f"palidecode.{name}") is None:
             raise AttributeError(f"module 'palidecode' has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(home), name)
-        return value
+        return importlib.import_module(f"palidecode.{name}")  # palidecode.report
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_HOME_OF})

@@ -49,6 +49,13 @@ def test_every_public_name_is_there_and_nothing_else():
         _ = palidecode.nothing
 
 
+def test_rooms_need_no_import_of_their_own():
+    code = (
+        "import palidecode; assert palidecode.report.write_report and palidecode.ray_data.predict"
+    )
+    assert "palidecode.report.page" in loaded_after(code)
+
+
 def test_without_its_source_the_package_still_has_every_name(tmp_path):
     """As in an application that was packed without sources."""
     code = "import builtins; real = builtins.open\n"

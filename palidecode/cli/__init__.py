@@ -72,7 +72,7 @@ Examples:
   palidecode predict --help
 """
 _FAILED = 2
-_OUTPUTS = ("output", "val", "samples", "target")
+_OUTPUTS = ("output", "val", "samples", "target", "issues")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from palidecode.answers.jsonl import AnswerRow
-from palidecode.cli.jobs import RayOptions, run_job
+from palidecode.cli.issues import Issues, collected
+from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of, report_lines, unasked
 from palidecode.coco.categories import read_categories
@@ -16,7 +17,7 @@ from palidecode.coco.writing import CocoOptions, CocoReport, MaskFormat, to_coco
 from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions
-from palidecode.runs.local import RunOptions, WrittenCoco
+from palidecode.runs.local import RunOptions, Watch, WrittenCoco
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,14 +28,20 @@ def run(args: argparse.Namespace) -> int:
     if (args.text is None) == (args.answers is None):
         raise InputError("give either a file of answers or --text")
     if args.text is not None:
+        if args.issues is not None:
+            raise InputError("--issues is for files of answers; --text prints its issues")
         if ray.ray is not None:
             raise InputError("--ray can't be combined with --text: it decodes files of answers")
         return _decode_text(args.text, options, coco, args.output, output)
     if args.output is None:
         raise InputError("name the file to write: -o coco.json")
-    return _decode_file(
-        args.answers, options, coco, args.output, fill(RunOptions, args), ray, output
-    )
+    run = fill(RunOptions, args)
+    with collected(args.issues) as issues:
+        finish = _decode_file(args.answers, options, coco, args.output, run, ray, output, issues)
+        issues.discarded = isinstance(finish, int)
+    if isinstance(finish, int):
+        return finish
+    return _finish(args.answers, finish.written, issues, output)
 
 
 def _decode_file(
@@ -45,25 +52,30 @@ def _decode_file(
     run: RunOptions,
     ray: RayOptions,
     output: Output,
-) -> int:
+    issues: Issues,
+) -> Finish | int:
     job = DecodeJob(options)
     if ray.ray is None and not answers.is_file():
         # A pipe can't be read again, so there is nothing to resume.
         run = replace(run, no_journal=True)
-    finish = run_job(job, job.items(answers), [answers], path, coco, run, ray, output, "decoding")
-    if isinstance(finish, int):
-        return finish
-    written = finish.written
+    watch = Watch(issue=issues.add)
+    items = job.items(answers)
+    return run_job(job, items, [answers], path, coco, run, ray, output, "decoding", watch)
+
+
+def _finish(answers: Path, written: WrittenCoco, issues: Issues, output: Output) -> int:
+    """Report what was written, and return the exit code."""
     problems = [(row["line"], row["reason"]) for row in written.failed]
     if not written.report.images:
         output.problems(problems)
-        raise InputError(f"{answers}: no usable row; {path} was not written")
-    _report(written, output)
+        raise InputError(f"{answers}: no usable row; {written.path} was not written")
+    _report(written, issues, output)
     output.problems(problems)
+    output.listed(issues.lines(), issues.count, "--issues FILE writes")
     return SKIPPED if problems or unasked(written.report) else DONE
 
 
-def _report(written: WrittenCoco, output: Output) -> None:
+def _report(written: WrittenCoco, issues: Issues, output: Output) -> None:
     report = written.report
     data = {
         "output": str(written.path),
@@ -72,6 +84,7 @@ def _report(written: WrittenCoco, output: Output) -> None:
         "annotations": report.annotations,
         "issues": dict(written.issues),
         "empty_boxes": report.empty_boxes,
+        "issue_rows": issues.first,
         "left_out": report.left_out(),
         "problems": written.failed,
     }

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.cli.output import RESUMABLE, Output, many
-from palidecode.coco.shards import Result
 from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError
 from palidecode.files import writes_through
@@ -47,6 +46,16 @@ class RayOptions:
     shard_size: int | None = None
     pictures: str | None = None
 
+    def __post_init__(self) -> None:
+        given = {
+            "--workers": self.workers,
+            "--worker-gpus": self.worker_gpus,
+            "--shard-size": self.shard_size,
+        }
+        alone = [name for name, value in given.items() if value is not None]
+        if self.ray is None and alone:
+            raise InputError(f"{' and '.join(alone)} can't be used without --ray")
+
 
 @dataclass(frozen=True)
 class Finish:
@@ -67,9 +76,11 @@ def run_job(
     ray: RayOptions,
     output: Output,
     doing: str,
-    on_result: Callable[[Sequence[Any], Result], None] = lambda items, result: None,
+    watch: Watch,
 ) -> Finish | int:
     """Run a job on `items`, or with `ray` on the rows of `source`.
+
+    `watch` has the callbacks that the command needs; the others report progress.
 
     Returns
     -------
@@ -101,9 +112,9 @@ def run_job(
 
         total = len(items) if isinstance(items, list) else None
         with output.progress(doing, total, f"{one}s") as bar:
-            watch = Watch(begin, load, seconds.append, on_result, count)
+            watching = replace(watch, begin=begin, loading=load, loaded=seconds.append, rows=count)
             if ray.ray is None:
-                finished.append(write_coco(job, items, path, coco, run, watch))
+                finished.append(write_coco(job, items, path, coco, run, watching))
             else:
                 # Ray is an optional dependency, and not needed by most runs.
                 from palidecode.ray_data.running import found_in, write
@@ -117,7 +128,7 @@ def run_job(
                     num_gpus=ray.worker_gpus,
                     shard_size=ray.shard_size or None,
                 )
-                finished.append(write(found, path, coco, run, watch))
+                finished.append(write(found, path, coco, run, watching))
         return 0
 
     with ExitStack() as stack:

@@ -132,13 +132,19 @@ class Output:
         """Print the first problems (number and reason), and how many more there are."""
         self.listed([f"{what} {number}: {reason}" for number, reason in problems])
 
-    def listed(self, lines: Sequence[str]) -> None:
-        """Print the first lines on stderr, and how many more there are; all with --verbose."""
+    def listed(
+        self, lines: Sequence[str], count: int | None = None, way: str = "--verbose lists"
+    ) -> None:
+        """Print the first lines on stderr, and how many more there are; all with --verbose.
+
+        `count` is their number where `lines` are not all of them, and `way` names who has them.
+        """
         shown = lines if self.verbose else lines[:_SHOWN_PROBLEMS]
         for line in shown:
             self.note(line)
-        if len(lines) > len(shown):
-            self.note(f"and {len(lines) - len(shown)} more (--verbose lists all of them)")
+        more = (len(lines) if count is None else count) - len(shown)
+        if more:
+            self.note(f"and {more:,} more ({way} all of them)")
 
     def progress(self, text: str, total: int | None = None, unit: str = "it") -> Progress:
         """Return the progress on stderr: a bar, or without a terminal a line every 30 s.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from palidecode.cli.issues import Issues, collected
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, objects_of, report_lines, unasked
+from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of, report_lines, unasked
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import read_detections
 from palidecode.coco.shards import Failure, Result
@@ -18,7 +20,7 @@ from palidecode.errors import InputError
 from palidecode.files import inside, png_names, replacing
 from palidecode.geometry.masks import Paste
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
-from palidecode.runs.local import RunOptions
+from palidecode.runs.local import RunOptions, Watch
 from palidecode.runs.pictures import PictureFile, PredictJob, find_pictures, predict_options
 
 
@@ -33,18 +35,23 @@ def run(args: argparse.Namespace) -> int:
     job = _job(args)
     coco = fill(CocoOptions, args, categories=list(job.names) or None, form=fill(MaskFormat, args))
     overlay = None if args.overlay is None else _Overlay(args.overlay, pictures, args.paste)
-    finish = run_job(
-        job,
-        pictures,
-        args.images,
-        args.output,
-        coco,
-        options,
-        ray,
-        output,
-        f"{job.options.task}ing",
-        overlay.draw if overlay else lambda items, result: None,
-    )
+    with collected(args.issues) as issues:
+        watch = Watch(issue=issues.add)
+        if overlay is not None:
+            watch = replace(watch, result=overlay.draw)
+        finish = run_job(
+            job,
+            pictures,
+            args.images,
+            args.output,
+            coco,
+            options,
+            ray,
+            output,
+            f"{job.options.task}ing",
+            watch,
+        )
+        issues.discarded = isinstance(finish, int)
     if isinstance(finish, int):
         return finish
     written = finish.written
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"no picture could be read; {written.path} was not written")
     if overlay is not None:
         overlay.draw_rest(written.path)
-    _report(job, finish, output)
+    _report(job, finish, issues, output)
     return SKIPPED if written.failed or unasked(written.report) else DONE
 
 
@@ -81,6 +88,11 @@ class _Overlay:
         self._folder, self._paste = folder, paste
         self._pictures = {item.name: item for item in pictures}
         self._copies = png_names(self._pictures)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is no directory; name one for --overlay")
+        for item in pictures:
+            if item.path.lower().endswith(".png"):  # refused before a model is loaded
+                self._copy(item)
 
     def draw(self, items: Sequence[PictureFile], result: Result) -> None:
         """Draw the pictures of a batch that could be read."""
@@ -109,9 +121,8 @@ class _Overlay:
         return copy
 
 
-def _report(job: PredictJob, finish: Finish, output: Output) -> None:
+def _report(job: PredictJob, finish: Finish, issues: Issues, output: Output) -> None:
     written, report = finish.written, finish.written.report
-    issues = sum(written.issues.values())
     source = job.info()["model"]
     seconds = {"load": round(finish.loading, 2), "predict": round(finish.seconds, 2)}
     data = {
@@ -120,7 +131,8 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
         "images": report.images,
         "resumed": written.kept,
         "annotations": report.annotations,
-        "issues": issues,
+        "issues": issues.count,
+        "issue_rows": issues.first,
         "empty_boxes": report.empty_boxes,
         "left_out": report.left_out(),
         "unread": [{"name": row["image"], "reason": row["reason"]} for row in written.failed],
@@ -132,11 +144,12 @@ def _report(job: PredictJob, finish: Finish, output: Output) -> None:
         objects_of(report, written.path),
         f"model {source}{loaded}, {each:.2f} pictures/s",
     ]
-    if issues:
-        lines.append(f"parse issues: {issues}")
+    if issues.count:
+        lines.append(f"parse issues: {counted(written.issues)}")
     lines += report_lines(report)
     output.result(data, lines)
     _list_failed(written.failed, output)
+    output.listed(issues.lines(), issues.count, "--issues FILE writes")
 
 
 def _list_failed(failed: Sequence[Failure], output: Output) -> None:

@@ -64,12 +64,20 @@ def _verify(args: argparse.Namespace) -> int:
         remember(weights.arrays)
         weights = load_weights(args.weights)
     correlations = ", ".join(f"{value:.3f}" for value in result.correlations)
-    verdict = (
-        "pass: these weights decode the codes of Google's checkpoints"
-        if result.passed
-        else "fail: NOT the codec of Google's checkpoints; run: palidecode weights fetch"
-    )
-    lines = [weights.id, f"correlation with five published fields: {correlations}", verdict]
+    if result.passed:
+        verdict = "pass: these weights decode the codes of Google's checkpoints"
+    elif weights.id == DEMO_ID:
+        verdict = (
+            "palidecode's own codec, as it should be: it decodes the answers of models trained "
+            "with it. Answers of Google's checkpoints need Google's codec: palidecode weights fetch"
+        )
+    else:
+        verdict = "fail: NOT the codec of Google's checkpoints; run: palidecode weights fetch"
+    lines = [
+        weights.id,
+        f"correlation with five published fields of Google's codec: {correlations}",
+        verdict,
+    ]
     fill(Output, args).result({"id": weights.id, **result._asdict()}, lines)
     return DONE if result.passed else SKIPPED
 

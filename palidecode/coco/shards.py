@@ -14,7 +14,7 @@ import uuid
 import zlib
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, repeat
 from operator import sub
@@ -46,6 +46,8 @@ MALFORMED = (
 _Item = TypeVar("_Item")
 Failure = dict[str, Any]
 """A row of failures.jsonl: ``line`` or ``image``, and ``reason``."""
+RowIssue = dict[str, Any]
+"""A parse issue: ``line`` or ``image`` of its row, ``kind``, ``span`` and ``text``."""
 
 _IMAGES, _CATEGORIES, _INFO = '],\n"images": [', '],\n"categories": ', ',\n"info": '
 _LAST = b',\n"crc32": "%08x"}\n'
@@ -92,13 +94,13 @@ class Note(TypedDict, total=False):
     """Details of a row that has any.
 
     ``reason`` why it, or a part of it, was skipped; its ``name`` where it has no image;
-    ``issues`` of its answer, by kind; ``report``, counts of `CocoReport` that aren't 0; and with
+    ``issues`` of its answer; ``report``, counts of `CocoReport` that aren't 0; and with
     skipped boxes ``labels``, the categories of all its objects.
     """
 
     reason: str
     name: str
-    issues: dict[str, int]
+    issues: list[RowIssue]
     report: dict[str, Any]
     labels: list[int]
 
@@ -331,8 +333,9 @@ class ShardBuilder:
         for row in set(result.reasons).difference(result.rows):
             notes[row]["name"] = result.names[row]
         for image, issue in result.detections.issues:
-            issues = notes[result.rows[image]].setdefault("issues", {})
-            issues[issue.kind.value] = issues.get(issue.kind.value, 0) + 1
+            notes[result.rows[image]].setdefault("issues", []).append(
+                {"kind": issue.kind.value, "span": [*issue.span], "text": issue.text}
+            )
         for image, report in reports.items():
             note = notes[result.rows[image]]
             note["report"] = {name: count for name, count in vars(report).items() if count}
@@ -368,6 +371,8 @@ class Merger:
         How skipped rows are listed.
     kept : bool
         Finished work survives a full disk; the error message mentions it.
+    on_issue : callable
+        Called with every parse issue.
 
     Attributes
     ----------
@@ -390,8 +395,10 @@ class Merger:
         once: bool = False,
         failed_by: Literal["image", "line"] = "image",
         kept: bool = False,
+        on_issue: Callable[[RowIssue], None] = lambda issue: None,
     ) -> None:
         self.path = Path(path)
+        self._on_issue = on_issue
         self.writer = CocoWriter(
             path,
             categories=options.categories,
@@ -444,12 +451,14 @@ class Merger:
             note = shard.notes.get(row)
             if note is not None and not reason:
                 reason = note.get("reason", "")
-                self.issues.update(note.get("issues", {}))
+                for issue in note.get("issues", ()):
+                    self.issues[issue["kind"]] += 1
+                    self._on_issue(self._row_of(shard, row) | issue)
                 counts = note.get("report", {})
                 unmapped: Counter[str] = Counter(counts.get("unmapped"))
                 self.writer.report.add(CocoReport(**counts | {"unmapped": unmapped}))
             if reason:
-                self.failed.append(self._failure(shard, row, reason))
+                self.failed.append(self._row_of(shard, row) | {"reason": reason})
         self._write(shard, start, stop, ids)
 
     def _image(self, image: tuple[str, int, int]) -> tuple[int, str]:
@@ -464,12 +473,12 @@ class Merger:
         first = self._sizes[2 * number - 2], self._sizes[2 * number - 1]
         return number, "" if first == size else other_size(name, size, first)
 
-    def _failure(self, shard: Shard, row: int, reason: str) -> Failure:
+    def _row_of(self, shard: Shard, row: int) -> Failure:
+        """Return the ``line`` or ``image`` of a row."""
         if self._failed_by == "line":
-            return {"line": (shard.lines and shard.lines[row]) or self.rows, "reason": reason}
+            return {"line": (shard.lines and shard.lines[row]) or self.rows}
         image = shard.image_of[row]
-        name = shard.images[image][0] if image >= 0 else shard.notes[row]["name"]
-        return {"image": name, "reason": reason}
+        return {"image": shard.images[image][0] if image >= 0 else shard.notes[row]["name"]}
 
     def _write(self, shard: Shard, first: int, stop: int, images: Sequence[int]) -> None:
         """Write the annotations of rows; `images` are the ids of their images."""

@@ -125,7 +125,7 @@ def write(
         folder = os.path.abspath(journal.folder)
         plan = ShardPlan(folder, options, ray.put(finished))
         segments, kept = _run(found, plan, watch)
-        merger = merger_of(found.job, output, options)
+        merger = merger_of(found.job, output, options, watch)
         with merger:
             merge(merger, journal, segments)
         return finish(merger, journal, kept, keep=run.keep_journal)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from palidecode.coco.shards import MALFORMED, Failure, Merger, Result, ShardBuilder
+from palidecode.coco.shards import MALFORMED, Failure, Merger, Result, RowIssue, ShardBuilder
 from palidecode.coco.writing import CocoOptions, CocoReport
 from palidecode.errors import InputError
 from palidecode.files import writes_through
@@ -65,6 +65,8 @@ class Watch:
         Called with the items and the result of every batch that was worked on in this process.
     rows : callable
         Called with the number of rows that were done.
+    issue : callable
+        Called with every parse issue of the output, also those of earlier runs.
     """
 
     begin: Callable[[int], None] = lambda rows: None
@@ -72,6 +74,7 @@ class Watch:
     loaded: Callable[[float], None] = lambda seconds: None
     result: Callable[[Sequence[Any], Result], None] = lambda items, result: None
     rows: Callable[[int], None] = lambda rows: None
+    issue: Callable[[RowIssue], None] = lambda issue: None
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,20 @@ def begin(
     return Finished.read(journal.shards())
 
 
-def merger_of(job: Job[Any], output: Path, options: CocoOptions, *, kept: bool = True) -> Merger:
+def merger_of(
+    job: Job[Any], output: Path, options: CocoOptions, watch: Watch, *, kept: bool = True
+) -> Merger:
     """Return the writer that merges shards; with `kept` a full disk loses no finished work."""
     remove_leftovers(output)
-    return Merger(output, options, job.info(), once=job.once, failed_by=job.failed_by, kept=kept)
+    return Merger(
+        output,
+        options,
+        job.info(),
+        once=job.once,
+        failed_by=job.failed_by,
+        kept=kept,
+        on_issue=watch.issue,
+    )
 
 
 def merge(merger: Merger, journal: Journal, segments: Iterable[Segment]) -> None:
@@ -194,7 +207,7 @@ def write_coco(
             watch.begin(len(finished))
         if not finished:
             worker()  # before anything is read or written; else only if it is needed
-        merger = merger_of(job, output, options, kept=journal is not None)
+        merger = merger_of(job, output, options, watch, kept=journal is not None)
         with merger, _Saver(ShardBuilder(options), journal) as saver:
             for batch in batches(items, job.batch_size):
                 keys = [job.key(item) for item in batch] if journal is not None else []

@@ -77,6 +77,8 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"min_score must be between 0 and 1, got {self.min_score}")
         if self.ask.grammar is True:  # the same in a header, however it was asked for
             object.__setattr__(self, "ask", replace(self.ask, grammar=GrammarOptions()))
 

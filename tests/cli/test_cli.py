@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from palidecode.cli import main
+from palidecode.cli import _Warnings, main
 from palidecode.codec.weights import DEMO_ID, shipped_path
 from palidecode.version import __version__
 from tests.samples import CODES, answer
@@ -63,9 +64,10 @@ def test_good_rows_are_written_and_bad_ones_named(capsys, folder):
     assert out.startswith(f"3 objects of 3 pictures in {folder / 'coco.json'}\n")
     assert "extra_separator 1" in out
     lines = err.splitlines()
-    assert [line.split(":")[1] for line in lines] == [" line 4", " line 5", " line 6"]
+    assert [line.split(":")[1] for line in lines] == [f" line {n}" for n in (4, 5, 6, 2)]
     assert "no such picture" in lines[0]
     assert "leads out of the folder" in lines[1]
+    assert lines[3].endswith("line 2: extra_separator at 42…43: ';'")
     coco = COCO(str(folder / "coco.json"))
     assert [image["file_name"] for image in coco.imgs.values()] == [
         "a.jpg",
@@ -75,6 +77,24 @@ def test_good_rows_are_written_and_bad_ones_named(capsys, folder):
     assert np.count_nonzero(coco.annToMask(coco.anns[1])) == pytest.approx(
         coco.anns[1]["area"], rel=0.1
     )
+
+
+def test_issues_are_listed_with_their_lines(capsys, folder):
+    rows = [{"output": f"{answer('cat')} ; hm", "image": "a.jpg"}] * 1200
+    (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = decode_folder(capsys, folder, "--issues", folder / "issues.jsonl")
+    assert code == 0
+    assert err.count("stray_text at 43…45: 'hm'") == 10
+    assert err.splitlines()[-1].endswith("and 1,190 more (--issues FILE writes all of them)")
+    written = [json.loads(line) for line in (folder / "issues.jsonl").read_text().splitlines()]
+    assert [issue["line"] for issue in written] == [*range(1, 1201)]
+    assert written[7] == {"line": 8, "kind": "stray_text", "span": [43, 45], "text": "hm"}
+    _, out, _ = decode_folder(capsys, folder, "--json")
+    assert json.loads(out)["issue_rows"] == written[:1000]
+    _, _, err = decode_folder(capsys, folder, "--verbose")
+    assert err.count("stray_text") == 1000
+    _, _, err = decode_folder(capsys, folder, "--quiet")
+    assert err == ""
 
 
 def test_machines_get_json(capsys, folder):
@@ -136,6 +156,9 @@ def test_one_text_as_coco(capsys, tmp_path):
         (("decode", "x", "-o", "y", "--tokenizer", "nowhere.json"), "tokenizer.json"),
         (("decode", "x", "-o", "y", "--categories", "nowhere.txt"), "can't be read"),
         (("decode", "x", "-o", "y", "--simplify", "-1", "--size", "2x2"), "can't be read"),
+        (("decode", "--text", "x", "--size", "2x2", "--issues", "i"), "files of answers"),
+        (("decode", "x", "-o", "y", "--workers", "2"), "--workers can't be used without --ray"),
+        (("predict", "nowhere", "--model", "demo", "-o", "y", "--shard-size", "2"), "--shard-size"),
         (("draw", "nowhere.png", "--text", "x", "-o", "y"), "no such picture"),
         (("draw", "x.jsonl", "-o", "y"), "--images DIR"),
         (("draw", "x.png", "--text", "x", "-o", "y", "--alpha", "7"), "--alpha"),
@@ -249,7 +272,8 @@ def test_weights_list_verify_and_convert(capsys, folder):
     assert "not fetched" in out
     code, out, _ = run(capsys, "weights", "verify", DEMO_ID)
     assert code == 1
-    assert "palidecode weights fetch" in out
+    assert "palidecode's own codec, as it should be" in out
+    assert "Google's checkpoints need Google's codec: palidecode weights fetch" in out
     code, out, _ = run(capsys, "weights", "convert", DEMO_ID, folder / "x.npz")
     assert code == 0
     _, out, _ = run(capsys, "weights", "verify", folder / "x.npz", "--json")
@@ -266,3 +290,14 @@ def test_help_version_and_exit_codes_in_a_real_process():
     failed = subprocess.run([*command, "decode"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_same_warning_is_printed_once(capsys):
+    with warnings.catch_warnings():
+        show = _Warnings(quiet=False).show
+        for number in (1, 1, 2, 1):
+            show(UserWarning(f"number {number}"), UserWarning)
+        _Warnings(quiet=True).show(UserWarning("quiet"), UserWarning)
+    lines = ["palidecode: warning: number 1", "palidecode: warning: number 2"]
+    assert capsys.readouterr().err.splitlines() == lines

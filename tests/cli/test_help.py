@@ -10,6 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from palidecode.cli import COMMANDS, build_parser, main
+from palidecode.cli.progress import ProgressLines
 from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.engine import METRICS
@@ -176,6 +177,19 @@ def test_completion_scripts_are_printed(capsys):
         script = capsys.readouterr().out
         assert "evaluate-referring" in script
         assert "max-new-tokens" in script
+
+
+def test_progress_in_a_log_is_a_line_every_half_minute(capsys):
+    now = 0.0
+    with ProgressLines("detecting", 100, "pictures", lambda: now) as progress:
+        for _ in range(100):
+            now += 1.0
+            progress.update(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "palidecode: detecting: 30 of 100 pictures, 1/s, 0:01:10 left",
+        "palidecode: detecting: 60 of 100 pictures, 1/s, 0:00:40 left",
+        "palidecode: detecting: 90 of 100 pictures, 1/s, 0:00:10 left",
+    ]
 
 
 def test_bash_completes_commands_options_and_choices(capsys, tmp_path):

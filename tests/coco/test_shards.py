@@ -189,6 +189,17 @@ def merged(path, *parts, **options):
     return merger
 
 
+def test_issues_are_reported_with_their_picture_or_line(tmp_path):
+    builder = ShardBuilder(CocoOptions(form=MaskFormat("none")))
+    found = decode([answer("cat"), f"{answer('cat')} ; hm"], (64, 48))
+    builder.add([], Result(found, [0, 2], ["a.jpg", "b.jpg", "c.jpg"], {1: "no"}, [5, 6, 7]))
+    shard = builder.take()
+    for by, where in (("image", "c.jpg"), ("line", 7)):
+        issues = []
+        merged(tmp_path / "coco.json", shard, failed_by=by, on_issue=issues.append)
+        assert issues == [{by: where, "kind": "stray_text", "span": [43, 45], "text": "hm"}]
+
+
 def test_pictures_of_another_size_or_that_come_again_are_skipped(tmp_path):
     first = read_shard(shard_of(tmp_path, "a.jpg", "b.jpg", "a.jpg"))
     second = read_shard(shard_of(tmp_path, "b.jpg", "c.jpg", size=(32, 32)))

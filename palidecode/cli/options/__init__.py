@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from palidecode.errors import InputError
@@ -162,6 +163,17 @@ def add_journal(parser: argparse.ArgumentParser) -> None:
         "--no-journal",
         action="store_true",
         help="don't save progress; an interrupted run starts over",
+    )
+
+
+def add_issues(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the file that lists parse issues."""
+    parser.add_argument(
+        "--issues",
+        type=Path,
+        metavar="FILE",
+        help="JSON Lines file to write: every parse issue with its line or picture, kind, span "
+        "and text",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from palidecode.cli.options import (
     add_answers,
     add_drop_empty,
+    add_issues,
     add_journal,
     add_match,
     add_messages,
@@ -35,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", help="one answer instead of a file; needs --size")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="COCO file to write")
+    add_issues(parser)
     parser.add_argument(
         "--batch-size",
         type=int,

@@ -8,6 +8,7 @@ from pathlib import Path
 from palidecode.cli.options import (
     add_divisor,
     add_drop_empty,
+    add_issues,
     add_journal,
     add_messages,
     add_paste,
@@ -37,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO file to write"
     )
+    add_issues(parser)
     _add_question(parser)
     group = parser.add_argument_group("output")
     group.add_argument(

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from palidecode.errors import InputError
 from palidecode.files import Picture, open_picture, regular
@@ -23,6 +23,8 @@ Ring: TypeAlias = npt.NDArray[np.float64]
 
 _SUBPIXEL = 4  # fractional bits of OpenCV's drawing coordinates
 _LONGEST_LABEL = 48
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+_GAP = 12  # pixels between the pictures of a sheet
 _FAR = 100_000  # pixels
 
 
@@ -87,10 +89,27 @@ def color_of(label: str) -> Color:
 
 def caption_of(label: str, score: float) -> str:
     """Write a label on one line, shortened where it is long, and its score where it is known."""
-    text = _printable(" ".join(label.split()))
-    if len(text) > _LONGEST_LABEL:
-        text = text[: _LONGEST_LABEL - 1] + "…"
+    text = one_line(label)
     return text if np.isnan(score) else f"{text} {score:.2f}".strip()
+
+
+def one_line(text: str, longest: int = _LONGEST_LABEL) -> str:
+    """Return text on one line, shortened where it is long, without control characters."""
+    text = _printable(" ".join(text.split())).translate(_CONTROLS)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def sheet_of(pictures: Sequence[Image.Image], side: int, columns: int = 4) -> Image.Image:
+    """Place pictures side by side on white, each in a square of `side` pixels."""
+    columns = min(columns, max(1, len(pictures)))
+    step, rows = side + _GAP, -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), "white")
+    for index, picture in enumerate(pictures):
+        tile = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
+        row, column = divmod(index, columns)
+        left, top = (side - tile.width) // 2, (side - tile.height) // 2
+        sheet.paste(tile, (_GAP + column * step + left, _GAP + row * step + top))
+    return sheet
 
 
 def _draw_mask(

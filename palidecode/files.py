@@ -228,6 +228,15 @@ def check_picture(picture: object) -> None:
         )
 
 
+def picture_name(picture: Picture) -> str:
+    """Return the path of a picture, or of the file that an image was opened from, or ``""``."""
+    if isinstance(picture, np.ndarray):
+        return ""
+    if isinstance(picture, Image.Image):
+        picture = getattr(picture, "filename", "")
+    return os.fsdecode(picture)
+
+
 def open_encoded(data: bytes, name: str) -> Image.Image:
     """Open a picture from the bytes of its file, as `open_picture`; `name` is for messages."""
     with _opened(name, data) as image:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageShow
 
 from palidecode.errors import InputError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import fiftyone
     import supervision
     import torch
+    from matplotlib.figure import Figure
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Masks: TypeAlias = npt.NDArray[np.bool_]
@@ -29,7 +32,7 @@ def to_supervision(
     xyxy: Floats, scores: Floats, labels: Sequence[str], ids: Mapping[str, int], masks: Masks | None
 ) -> supervision.Detections:
     """Make a ``supervision.Detections``; `masks` have shape (N, H, W)."""
-    made: supervision.Detections = _import("supervision").Detections(
+    made: supervision.Detections = load("supervision").Detections(
         xyxy=xyxy.copy(),
         mask=masks,
         confidence=None if np.isnan(scores).all() else scores.copy(),
@@ -43,7 +46,7 @@ def to_torchvision(
     xyxy: Floats, scores: Floats, labels: Sequence[str], ids: Mapping[str, int], masks: Masks | None
 ) -> dict[str, torch.Tensor]:
     """Make the dict of tensors that torchvision and torchmetrics take; masks are (N, H, W)."""
-    torch = _import("torch")
+    torch = load("torch")
     tensors = {
         "boxes": torch.from_numpy(xyxy.copy()),
         "labels": torch.tensor([ids[label] for label in labels], dtype=torch.int64),
@@ -56,7 +59,7 @@ def to_torchvision(
 
 def to_fiftyone(fields: Iterable[Mapping[str, object]]) -> fiftyone.Detections:
     """Make a ``fiftyone.Detections`` of the fields of its detections; see `fiftyone_fields`."""
-    fiftyone = _import("fiftyone")
+    fiftyone = load("fiftyone")
     return fiftyone.Detections(detections=[fiftyone.Detection(**row) for row in fields])
 
 
@@ -111,8 +114,47 @@ def class_ids(labels: Iterable[str], classes: Sequence[str] | None, first: int) 
     return ids
 
 
-def _import(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
+    """Import a package that palidecode doesn't need; without it, name the way to get it.
+
+    Raises
+    ------
+    InputError
+        If it isn't installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(f"this needs {name}: pip install {name} ({error})") from error
+
+
+def in_notebook() -> bool:
+    """Return True in a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def show_picture(picture: Image.Image) -> None:
+    """Show a picture in the notebook, or in the desktop's viewer.
+
+    Raises
+    ------
+    InputError
+        If no program can show it.
+    """
+    if in_notebook():
+        load("IPython.display").display(picture)
+    elif not ImageShow.show(picture):
+        raise InputError("no program shows pictures here; plot().savefig(…) writes them to a file")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a matplotlib figure of some inches; a notebook shows it where a cell returns it."""
+    figures = load("matplotlib.figure")
+    if not in_notebook():
+        figure: Figure = figures.Figure(figsize=(width, height), layout="constrained")
+        return figure
+    pyplot = load("matplotlib.pyplot")  # sets notebooks up to show figures
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    pyplot.close(figure)  # or the cell would show it twice
+    return figure

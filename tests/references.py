@@ -278,3 +278,24 @@ def box_accuracy(samples, at):
             areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, truth)]
             right += both / (sum(areas) - both) >= at
     return right / len(samples)
+
+
+def suppressed(boxes, scores, groups, limit):
+    """Greedy NMS, pair by pair: True for boxes that a better one of their group suppresses."""
+    order = sorted(
+        range(len(boxes)), key=lambda n: (np.isnan(scores[n]), -np.nan_to_num(scores[n]), n)
+    )
+    kept, dropped = [], np.zeros(len(boxes), bool)
+    for n in order:
+        a = [float(side) for side in boxes[n]]
+        solid = a[2] > a[0] and a[3] > a[1] and np.isfinite(a).all()
+        for m in kept if solid else ():
+            b = [float(side) for side in boxes[m]]
+            across, down = (max(0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+            both = across * down
+            areas = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
+            if groups[m] == groups[n] and both / (areas - both) > limit:
+                dropped[n] = True
+        if solid and not dropped[n]:
+            kept.append(n)
+    return dropped

@@ -179,7 +179,7 @@ def torch_imports(node, at_once=True):
 def test_torch_is_imported_only_where_it_belongs():
     """At once in the runtime and the codec's network; when it is used where those are called."""
     when_used = (
-        ROOT / "detections.py",
+        ROOT / "detections" / "objects.py",
         ROOT / "interop.py",
         ROOT / "runs" / "pictures.py",
         ROOT / "runs" / "answers.py",

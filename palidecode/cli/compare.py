@@ -13,13 +13,13 @@ from palidecode.cli.output import (
     SHOWN_CLASSES,
     SKIPPED,
     Output,
-    aligned,
     blocks,
     decimals,
     skip_lines,
     unexpected,
 )
 from palidecode.coco.skips import DIFFER
+from palidecode.detections.tables import aligned
 from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.comparison import compare
 from palidecode.evaluation.coco.engine import METRICS

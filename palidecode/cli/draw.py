@@ -10,7 +10,7 @@ from typing import TypeAlias
 from palidecode.answers.jsonl import AnswerRow
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, many
-from palidecode.coco.detections import read_detections
+from palidecode.coco.detections import from_coco
 from palidecode.coco.skips import Skip
 from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections, draw
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 def _from_coco(path: Path) -> tuple[Detections, list[str], list[Skip]]:
     """Read a COCO dataset; return its objects, the names of its pictures, and what was skipped."""
     report = CocoReport()
-    detections, images = read_detections(path, report=report)
-    return detections, [str(image.file_name) for image in images], report.skipped
+    detections = from_coco(path, report=report)
+    return detections, detections.names, report.skipped
 
 
 def _from_answers(

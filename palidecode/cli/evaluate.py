@@ -14,7 +14,6 @@ from palidecode.cli.output import (
     SHOWN_CLASSES,
     SKIPPED,
     Output,
-    aligned,
     blocks,
     decimals,
     many,
@@ -22,6 +21,7 @@ from palidecode.cli.output import (
     unexpected,
 )
 from palidecode.cli.terminal import message
+from palidecode.detections.tables import aligned
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING

@@ -52,15 +52,6 @@ def decimals(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def aligned(cells: list[list[str]]) -> list[str]:
-    """Return the lines of a table: its first column left-aligned, the others right-aligned."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in cells
-    ]
-
-
 def blocks(tables: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of tables, with an empty line between two."""
     return [line for table in tables for line in ("", *table)][1:]

@@ -12,7 +12,7 @@ from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of, report_lines, unasked
 from palidecode.coco.categories import category_names, read_categories
-from palidecode.coco.detections import read_detections
+from palidecode.coco.detections import from_coco
 from palidecode.coco.shards import Failure, Result
 from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.detections import Detections, draw
@@ -104,10 +104,10 @@ class _Overlay:
         missing = {name for name, item in self._pictures.items() if not self._copy(item).exists()}
         if not missing:
             return
-        detections, images = read_detections(coco)
-        for index, image in enumerate(images):
-            if image.file_name in missing:
-                self._draw(self._pictures[image.file_name], detections, index)
+        detections = from_coco(coco)
+        for index, name in enumerate(detections.names):
+            if name in missing:
+                self._draw(self._pictures[name], detections, index)
 
     def _draw(self, item: PictureFile, detections: Detections, image: int) -> None:
         with replacing(self._copy(item), "wb") as file:

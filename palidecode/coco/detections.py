@@ -39,7 +39,7 @@ def from_coco(
     crowds: bool = False,
     report: CocoReport | None = None,
 ) -> Detections:
-    """Read a COCO dataset: its boxes, labels, and masks as RLE.
+    """Read a COCO dataset: its images with names and ids, boxes, labels, and masks as RLE.
 
     Rows that can't be read are skipped, listed in `report`, and named in a warning.
 
@@ -61,17 +61,6 @@ def from_coco(
     InputError
         If the file is no COCO dataset, or no image or annotation of it can be read.
     """
-    detections, _ = read_detections(dataset, crowds=crowds, report=report)
-    return detections
-
-
-def read_detections(
-    dataset: str | os.PathLike[str] | Mapping[str, Any],
-    *,
-    crowds: bool = False,
-    report: CocoReport | None = None,
-) -> tuple[Detections, list[ImageRow]]:
-    """Do the work of `from_coco`; also return the images, in the order of the detections' sizes."""
     skips = Skips()
     with no_collection():
         read = read_dataset(
@@ -83,7 +72,7 @@ def read_detections(
     images = sized_images(read, skips)
     detections = _detections(rows, images, read.categories, "truth", skips)
     _tell(detections, skips, read.where, report)
-    return detections, images
+    return detections
 
 
 def from_coco_results(
@@ -181,6 +170,8 @@ def _detections(
         codes=np.zeros((len(labels), SEG_PER_MASK), np.uint8),
         has_mask=np.fromiter((rle is not None for rle in rles), np.bool_, len(rles)),
         rles=rles,
+        names=[image.file_name or "" for image in images],
+        image_ids=[image.id for image in images],
     )
 
 

@@ -464,10 +464,10 @@ class Merger:
     def _image(self, image: tuple[str, int, int]) -> tuple[int, str]:
         """Return the id of an image, or why it is skipped."""
         name, size = image[0], image[1:]
-        number = self.writer.ids.get(name)
-        if number is None:
+        number = int(self.writer.ids.get(name, 0))
+        if not number:
             self._sizes.extend(size)
-            return self.writer.add_image(name, size), ""
+            return int(self.writer.add_image(name, size)), ""
         if self._once:
             return 0, f"a picture named {name!r} came before"
         first = self._sizes[2 * number - 2], self._sizes[2 * number - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from palidecode.coco.categories import CategoryMap, Match, Unmapped, check_categories
 from palidecode.coco.skips import Skip
-from palidecode.detections import Detections
+from palidecode.detections import Detections, ImageId
 from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.geometry.masks import DEFAULT_PASTE, Paste, check_paste
@@ -148,7 +149,7 @@ def to_coco(
     categories: Categories | None = None,
     segmentation: Segmentation = "polygons",
     file_names: Sequence[str] | None = None,
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[ImageId] | None = None,
     match: Match = "exact",
     unmapped: Unmapped = "keep",
     aliases: Mapping[str, str] | None = None,
@@ -169,9 +170,9 @@ def to_coco(
     segmentation : {"polygons", "exact", "rle", "none"}
         How masks are written: see `MaskFormat`. Objects without a mask have ``[]``.
     file_names : sequence of str, optional
-        One per image; the image's id by default.
-    image_ids : sequence of int, optional
-        One per image; 1, 2, 3 … by default.
+        One per image; by default the detections' ``names``, and the image's id where unknown.
+    image_ids : sequence of int or str, optional
+        One per image; by default the detections' own, and the next of 1, 2, 3 … where unknown.
     match, unmapped, aliases
         How labels find their category: see `CategoryMap`.
     simplify, min_area : float
@@ -220,7 +221,7 @@ def to_coco_results(
     *,
     categories: Categories | None = None,
     segmentation: Segmentation = "rle",
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[ImageId] | None = None,
     match: Match = "exact",
     unmapped: Unmapped = "drop",
     aliases: Mapping[str, str] | None = None,
@@ -234,7 +235,8 @@ def to_coco_results(
     Parameters
     ----------
     detections, categories, segmentation, image_ids, match, aliases, drop_empty, report
-        As for `to_coco`. Give the categories and image ids of the ground truth.
+        As for `to_coco`. Give the categories of the ground truth, and its image ids where the
+        detections don't have them.
     unmapped : {"drop", "keep", "error"}
         Evaluators don't know new categories, so by default those rows are skipped and
         counted in `report`.
@@ -267,21 +269,41 @@ def to_coco_results(
 def images_of(
     detections: Detections,
     file_names: Sequence[str] | None,
-    image_ids: Sequence[int] | None,
+    image_ids: Sequence[ImageId] | None,
 ) -> list[Dataset]:
-    """COCO image entries, or an `InputError` where names or ids don't fit."""
+    """Return COCO image entries; by default with the names and ids of the detections.
+
+    Raises
+    ------
+    InputError
+        For names or ids of another number, and repeated ids.
+    """
     count = len(detections.sizes)
-    ids = range(1, count + 1) if image_ids is None else image_ids
-    names = [str(number) for number in ids] if file_names is None else file_names
+    ids = _numbered(detections.image_ids if image_ids is None else image_ids)
+    names = detections.names if file_names is None else file_names
     if len(ids) != count or len(names) != count:
         raise InputError(
             f"{count} images need as many image_ids ({len(ids)}) and file_names ({len(names)})"
         )
     if len(set(ids)) != count:
-        raise InputError("image_ids must all be different")
+        twice = next(number for number, times in Counter(ids).items() if times > 1)
+        raise InputError(
+            f"image_ids must all be different, {twice!r} is there twice; image_ids=range(1, "
+            f"{count + 1}) numbers the images anew"
+        )
     return [
-        {"id": int(number), "file_name": name, "width": width, "height": height}
+        {"id": number, "file_name": name or str(number), "width": width, "height": height}
         for number, name, (width, height) in zip(ids, names, detections.sizes.tolist(), strict=True)
+    ]
+
+
+def _numbered(ids: Sequence[ImageId | None]) -> list[ImageId]:
+    """Give unknown ids the next free of 1, 2, 3 …"""
+    taken = set(ids)
+    free = (number for number in itertools.count(1) if number not in taken)
+    return [
+        next(free) if given is None else given if isinstance(given, str) else int(given)
+        for given in ids
     ]
 
 
@@ -434,7 +456,7 @@ class CocoWriter:
     report : CocoReport
     categories : CategoryMap
         With those that were added.
-    ids : dict of str to int
+    ids : dict of str to (int or str)
         Ids of the images that were written, by name.
 
     Examples
@@ -464,7 +486,9 @@ class CocoWriter:
         self._more = dict(info or {})
         self._form, self._drop_empty = form or MaskFormat(), drop_empty
         self.categories = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
-        self.ids: dict[str, int] = {}
+        self.ids: dict[str, ImageId] = {}
+        self._given: set[ImageId] = set()  # ids that images brought along
+        self._last = 0  # of the ids that were counted
         self._opening: AbstractContextManager[IO[Any]] = replacing(path)
         self._file: IO[str]
         self._images: IO[str]
@@ -479,33 +503,58 @@ class CocoWriter:
     def add(self, detections: Detections, file_names: Sequence[str] | None = None) -> None:
         """Write some images, also those without objects, and their annotations.
 
-        Images of a name that was written before are not written again: several answers about
-        one picture become annotations of one image.
+        Images keep the detections' names and ids; `file_names` has precedence. Images of a name
+        that was written before are not written again: several answers about one picture become
+        annotations of one image.
+
+        Raises
+        ------
+        InputError
+            For an id that another image has, and names of another number than the images.
         """
-        names = file_names or [""] * len(detections.sizes)
-        images = images_of(detections, names, None)
-        ids = [self.add_image(i["file_name"], (i["width"], i["height"])) for i in images]
+        names = file_names or detections.names
+        if len(names) != len(detections.sizes):
+            raise InputError(
+                f"{len(detections.sizes)} images need as many file_names ({len(names)})"
+            )
+        columns = zip(names, detections.sizes.tolist(), detections.image_ids, strict=True)
+        ids = [json_line(self.add_image(name, size, number)) for name, size, number in columns]
         of, drop = self.categories.id_of, self._drop_empty
         for found in annotations_of(detections, of, self._form, lambda image: self.report, drop):
             self.add_annotations([ids[found.image]], [found.category], [found.text()])
 
-    def add_image(self, name: str, size: tuple[int, int]) -> int:
-        """Return the id of an image; it is written where its name is new."""
+    def add_image(self, name: str, size: Sequence[int], image_id: ImageId | None = None) -> ImageId:
+        """Return the id of an image, `image_id` if it has one; it is written where it is new."""
         number = self.ids.get(name)
         if number is None:
-            number = self.report.images = self.report.images + 1
+            number = self._new_id(name, image_id)
+            self.report.images += 1
             self._images.write(
-                f'{_start(number)}{{"id": {number}, "file_name": {json_line(name or str(number))}, '
+                f'{_start(self.report.images)}{{"id": {json_line(number)}, '
+                f'"file_name": {json_line(name or str(number))}, '
                 f'"width": {size[0]}, "height": {size[1]}}}'
             )
             if name:
                 self.ids[name] = number
         return number
 
+    def _new_id(self, name: str, given: ImageId | None) -> ImageId:
+        """Return an id that no image has: the given one, or the next of 1, 2, 3 …"""
+        if given is None:
+            self._last = next(n for n in itertools.count(self._last + 1) if n not in self._given)
+            return self._last
+        if given in self._given or (isinstance(given, int) and 0 < given <= self._last):
+            raise InputError(
+                f"image {name!r} has the id {given!r}, which another image has; "
+                "dataclasses.replace(detections, image_ids=[]) numbers the images anew"
+            )
+        self._given.add(given)
+        return given
+
     def add_annotations(
-        self, images: Iterable[int], categories: Iterable[int], texts: Iterable[str]
+        self, images: Iterable[ImageId], categories: Iterable[int], texts: Iterable[str]
     ) -> None:
-        """Write annotations: ids of their images and categories, and each `Annotation.text`."""
+        """Write annotations: ids of images (as JSON) and categories, and each `Annotation.text`."""
         first = self.report.annotations + 1
         lines = [
             f'{{"id": {number}, "image_id": {image}, "category_id": {category}, {text}'

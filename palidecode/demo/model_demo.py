@@ -23,6 +23,7 @@ from PIL import Image
 
 from palidecode.coco.writing import to_coco
 from palidecode.detections import draw
+from palidecode.drawing import sheet_of
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import open_picture, read_json, replacing
@@ -31,7 +32,7 @@ from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.prompts import write_prompt
 
 SCENES, TRUTH = "scenes", "instances.json"
-_COLUMNS, _TILE, _GAP = 4, 448, 12  # of the sheet, in pixels
+_TILE = 448  # side of a picture of the sheet, in pixels
 _EXAMPLES = 3  # prompts for some classes that are shown
 _KNOWS_LITTLE = (
     "This model is tiny and was trained only on drawn scenes of {classes}. On photographs it "
@@ -164,7 +165,7 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
     overlays = [draw(_large(image), detections, index=n) for n, image in enumerate(pictures)]
     for name, overlay in zip(names, overlays, strict=True):
         _save(overlay, files[1] / Path(name).with_suffix(".png"))
-    _save(_sheet(overlays), files[0])
+    _save(sheet_of(overlays, _TILE), files[0])
     report = ModelReport(
         pictures=len(pictures),
         objects=len(truth["annotations"]),
@@ -260,17 +261,6 @@ def _large(image: Image.Image) -> Image.Image:
     scale = max(1, round(2 * _TILE / max(image.size)))
     size = (image.width * scale, image.height * scale)
     return image.resize(size, Image.Resampling.BICUBIC) if scale > 1 else image
-
-
-def _sheet(overlays: list[Image.Image]) -> Image.Image:
-    rows = -(-len(overlays) // _COLUMNS)
-    step = _TILE + _GAP
-    sheet = Image.new("RGB", (_COLUMNS * step + _GAP, rows * step + _GAP), "white")
-    for index, overlay in enumerate(overlays):
-        tile = overlay.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
-        row, column = divmod(index, _COLUMNS)
-        sheet.paste(tile, (_GAP + column * step, _GAP + row * step))
-    return sheet
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
 from palidecode.errors import InputError, warn
-from palidecode.files import Picture, check_picture, open_picture
+from palidecode.files import Picture, check_picture, open_picture, picture_name
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.runtime.engine import Engine, Features
 from palidecode.runtime.generate import cache_length, generate
@@ -55,13 +56,14 @@ class Asker:
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
         answers: list[Generated] = []
         unreadable: dict[int, InputError] = {}
+        names = list(map(picture_name, pictures))
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             opened = _open_all(pictures[part], unreadable)
             answers += self._batch(
                 opened, prompts[part], encoded[part], grammars[part], options, on_token, start
             )
-        return answers
+        return [replace(answer, name=name) for answer, name in zip(answers, names, strict=True)]
 
     def _grammar(self, prompt: str, wanted: bool | GrammarOptions) -> Grammar | None:
         if wanted is False:

@@ -15,9 +15,9 @@ from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import ModelOptions, load
-from palidecode.pipeline.reading import Generated, read_answers
+from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score, check_score
-from palidecode.prompts import Task, asked_names, with_verb
+from palidecode.prompts import Task, asked_names, prompts_for, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over
@@ -26,6 +26,7 @@ from palidecode.runtime.tokenizer import Tokenizer
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
 DEFAULT_TOKENS = 256
+_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class PaliDecoder:
         self.codec, self.codes_id, self.source = codec, codes_id, source
         self.classes = tuple(classes)
         self._asker = Asker(engine, tokenizer, image_config)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.classes[:_CLASSES_SHOWN]) or "not listed"
+        more = len(self.classes) - _CLASSES_SHOWN
+        facts = {
+            "model": self.source or "from memory",
+            "engine": self.engine.name,
+            "classes": f"{shown} and {more} more" if more > 0 else shown,
+        }
+        return "\n".join(["PaliDecoder", *(f"  {name:<8}{fact}" for name, fact in facts.items())])
 
     @classmethod
     def from_pretrained(
@@ -166,7 +177,7 @@ class PaliDecoder:
         over: Over = "vocabulary",
         loc_probabilities: bool = False,
         on_token: OnToken | None = None,
-    ) -> list[Generated]:
+    ) -> Answers:
         """Answer prompts about pictures.
 
         Parameters
@@ -194,8 +205,8 @@ class PaliDecoder:
 
         Returns
         -------
-        list of Generated
-            In order. A picture that can't be read has an `error` and warns.
+        Answers
+            A list of `Generated`, in order. A picture that can't be read has an `error` and warns.
 
         Raises
         ------
@@ -205,12 +216,13 @@ class PaliDecoder:
         """
         options = GenerateOptions(max_new_tokens, temperature, top_p, seed, over, loc_probabilities)
         pictures, asked = _pair(images, prompts)
-        return self._asker.generate(pictures, asked, grammar, options, batch_size, on_token)
+        made = self._asker.generate(pictures, asked, grammar, options, batch_size, on_token)
+        return Answers(made, self.read)
 
     def detect(
         self,
         images: Pictures,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         grammar: bool | GrammarOptions = True,
         over: Over = "allowed",
@@ -231,9 +243,9 @@ class PaliDecoder:
         ----------
         images : picture or sequence of pictures
             See `generate`.
-        prompt : str or sequence of str
+        prompt : str or sequence of str, optional
             ``"cat ; dog"``; several prompts are all asked of every picture, and their objects
-            put together.
+            put together. By default all `classes` that the model is known to find.
         grammar, max_new_tokens, temperature, top_p, seed, batch_size, on_token
             See `generate`.
         over : {"allowed", "vocabulary"}
@@ -265,7 +277,7 @@ class PaliDecoder:
     def segment(
         self,
         images: Pictures,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         grammar: bool | GrammarOptions = True,
         over: Over = "allowed",
@@ -290,7 +302,7 @@ class PaliDecoder:
         self,
         task: Task,
         images: Pictures,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         options: AskOptions,
         batch_size: int = 8,
         on_token: OnToken | None = None,
@@ -303,6 +315,8 @@ class PaliDecoder:
             As `generate`.
         """
         pictures = _as_list(images)
+        if prompt is None:
+            prompt = prompts_for(task, self.classes, None, per_class=False) if self.classes else ()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +16,18 @@ from palidecode.answers.batch import join_results
 from palidecode.answers.parsing import parse
 from palidecode.codec.protocol import MaskCodec
 from palidecode.detections import Detections, place_objects
+from palidecode.detections.columns import Rows
+from palidecode.detections.objects import Images
+from palidecode.detections.tables import as_html, as_text, counted
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.pipeline.scoring import RECIPES, Score, check_score, evidence_of, expected_bins
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 SUB_BIN_RADIUS = 12
 """Bins to each side that count for a sub-bin box."""
@@ -49,6 +59,8 @@ class Generated:
         The distribution of each loc token, if asked for.
     error : str
         The reason that there is no answer: the picture can't be read. Else ``""``.
+    name : str
+        Path of the picture, ``""`` for one in memory.
     """
 
     prompt: str
@@ -60,6 +72,7 @@ class Generated:
     finished: bool = False
     loc_probabilities: npt.NDArray[np.float32] | None = None
     error: str = ""
+    name: str = ""
 
     def top_locs(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the k likeliest bins of every loc token and their probabilities, (L, k) each.
@@ -73,6 +86,109 @@ class Generated:
             raise InputError("generate(…, loc_probabilities=True) keeps what top_locs needs")
         order = np.argsort(-self.loc_probabilities, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(self.loc_probabilities, order, 1)
+
+
+class Answers(list[Generated]):
+    """The answers of `PaliDecoder.generate`: a list, with the verbs of `Detections`.
+
+    Each answer is an image of `detections`. The verbs that are about objects read the answers as
+    `PaliDecoder.read` does by default.
+
+    Parameters
+    ----------
+    answers : iterable of Generated
+    read : callable
+        Makes detections of answers.
+    """
+
+    def __init__(
+        self, answers: Iterable[Generated], read: Callable[[Sequence[Generated]], Detections]
+    ) -> None:
+        super().__init__(answers)
+        self._read = read
+
+    @cached_property
+    def detections(self) -> Detections:
+        """The objects of the answers, as they were when first asked for; one image per answer."""
+        return self._read(self)
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each answer's picture, ``""`` for one in memory."""
+        return [answer.name for answer in self]
+
+    @overload  # type: ignore[override]
+    def __getitem__(self, rows: int) -> Generated: ...
+    @overload
+    def __getitem__(self, rows: Rows) -> Answers: ...
+    def __getitem__(self, rows: int | Rows) -> Generated | Answers:
+        """Return one answer by its index, or `Answers` for a slice, a mask or indices."""
+        if isinstance(rows, (int, np.integer)):
+            return super().__getitem__(rows)
+        every = list(self)
+        numbers = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
+        return self._of(every[number] for number in numbers.tolist())
+
+    def __add__(self, other: Iterable[Generated]) -> Answers:  # type: ignore[override]
+        """Append other answers."""
+        return self._of([*self, *other])
+
+    def __reduce__(self) -> tuple[type, tuple[list[Generated]]]:
+        """Copy and pickle as a plain list: the model stays behind."""
+        return list, (list(self),)
+
+    def _of(self, answers: Iterable[Generated]) -> Answers:
+        return Answers(answers, self._read)
+
+    def image(self, name: str) -> Answers:
+        """Select the answers about the picture of this path."""
+        return self._of(answer for answer in self if answer.name == name)
+
+    def filter(
+        self,
+        *,
+        label: str | Sequence[str] | None = None,
+        score: float | None = None,
+        area: tuple[float, float] | None = None,
+    ) -> Detections:
+        """Select objects; see `Detections.filter`."""
+        return self.detections.filter(label=label, score=score, area=area)
+
+    def nms(self, iou: float, class_agnostic: bool = False) -> Detections:
+        """Drop boxes that overlap a better one; see `Detections.nms`."""
+        return self.detections.nms(iou, class_agnostic)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one row per object; see `Detections.to_dict`."""
+        return self.detections.to_dict()
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one row per object; see `Detections.to_csv`."""
+        self.detections.to_csv(path)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return one row per object; see `Detections.to_pandas`."""
+        return self.detections.to_pandas()
+
+    def show(self, images: Images | None = None, limit: int = 16) -> None:
+        """Show the pictures with their objects; see `Detections.show`."""
+        self.detections.show(images, limit)
+
+    def plot(self, images: Images | None = None, limit: int = 16) -> Figure:
+        """Plot the pictures with their objects; see `Detections.plot`."""
+        return self.detections.plot(images, limit)
+
+    def __repr__(self) -> str:
+        return as_text(counted(len(self), "answer"), self._cells(), len(self))
+
+    def _repr_html_(self) -> str:
+        """Return a table of the answers for notebooks, and one of their objects."""
+        table = as_html(counted(len(self), "answer"), self._cells(), len(self))
+        return table + self.detections._repr_html_()
+
+    def _cells(self) -> list[list[str]]:
+        rows = [[a.name or f"#{n}", a.prompt, a.error or a.text] for n, a in enumerate(self[:10])]
+        return [["image", "prompt", "answer"], *rows]
 
 
 def read_answers(
@@ -127,6 +243,8 @@ def read_answers(
         detections,
         image_index=detections.image_index // per_picture,
         sizes=np.array([a.size for a in answers], np.int64).reshape(-1, 2)[::per_picture],
+        names=[answer.name for answer in answers[::per_picture]],
+        image_ids=[],
         issues=[(number // per_picture, issue) for number, issue in detections.issues],
     )
 

@@ -123,6 +123,7 @@ class AnswerDecoder:
             [row.size for row in rows],
             self.codec,
             self.divisor,
+            names=[row.name for row in rows],
             clip=self.clip,
             # What the rows say goes first, where they agree.
             codes_id=codecs.pop() if len(codecs) == 1 else self.codes_id,
@@ -198,8 +199,15 @@ def by_picture(rows: list[AnswerRow], found: Detections) -> tuple[Detections, li
     index = image_of[found.image_index] if len(found) else found.image_index
     order = np.argsort(index, kind="stable")
     issues = [(int(image_of[answer]), issue) for answer, issue in found.issues]
-    merged = replace(found, image_index=index, sizes=found.sizes[first], issues=issues)
-    return merged.select(order), list(numbers)
+    merged = replace(
+        found,
+        image_index=index,
+        sizes=found.sizes[first],
+        issues=issues,
+        names=list(numbers),
+        image_ids=[found.image_ids[answer] for answer in first],
+    )
+    return merged.select(order), merged.names
 
 
 @dataclass(frozen=True)

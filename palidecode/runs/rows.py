@@ -101,6 +101,7 @@ def _detections_of(rows: Sequence[Mapping[str, Any]]) -> Detections:
             for image, row in enumerate(rows)
             for i in row["issues"]
         ],
+        names=[row.get("image") or "" for row in rows],
     )
 
 

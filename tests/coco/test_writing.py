@@ -185,6 +185,50 @@ def test_coco_and_back_is_the_same(demo_codec, objects):
     assert again.sizes.tolist() == [[500, 400]]
 
 
+def test_names_and_ids_of_a_file_are_kept_without_being_told(dataset, tmp_path):
+    dataset["images"].append({"id": "k-1", "file_name": "ü/4.jpg", "width": 9, "height": 8})
+    read = from_coco(dataset)
+    again = to_coco(read, categories=dataset)
+    assert again["images"] == dataset["images"]
+    assert [row["image_id"] for row in again["annotations"]] == [7, 7, 5, 7]
+    results = to_coco_results(read, categories=dataset, default_score=0.5)
+    assert [row["image_id"] for row in results] == [7, 7, 5, 7]
+    assert from_coco_results(results, dataset).names == read.names
+    with CocoWriter(tmp_path / "coco.json", categories=dataset) as writer:
+        for index in range(4):
+            writer.add(read.image(index))
+        writer.add(read.image("a.jpg"))  # written before, so only its objects are
+    written = json.loads((tmp_path / "coco.json").read_text())
+    assert written["images"] == dataset["images"]
+    assert [row["image_id"] for row in written["annotations"]] == [7, 7, 7, 5, 7, 7, 7]
+    assert from_coco(tmp_path / "coco.json").image_ids == [7, 5, 9, "k-1"]
+
+
+def test_unknown_ids_are_the_next_free_numbers(found, tmp_path):
+    some = replace(found, image_ids=[None, 1, None], names=["", "b.jpg", "c.jpg"])
+    ids = [(image["id"], image["file_name"]) for image in to_coco(some)["images"]]
+    assert ids == [(2, "2"), (1, "b.jpg"), (3, "c.jpg")]
+    with CocoWriter(tmp_path / "coco.json") as writer:
+        writer.add(some.image(1))
+        writer.add(some.image(0))
+        writer.add(some.image(2))
+    written = json.loads((tmp_path / "coco.json").read_text())["images"]
+    assert [image["id"] for image in written] == [1, 2, 3]
+
+
+def test_an_id_of_two_images_is_refused(dataset, tmp_path):
+    read = from_coco(dataset)
+    both = read + replace(read, names=["d.jpg", "e.jpg", "f.jpg"])
+    with pytest.raises(InputError, match=r"7 is there twice; image_ids=range\(1, 7\) numbers"):
+        to_coco(both)
+    assert len(to_coco(both, image_ids=range(1, 7))["images"]) == 6
+    with (
+        pytest.raises(InputError, match=r"'d.jpg' has the id 7, which another image has"),
+        CocoWriter(tmp_path / "coco.json") as writer,
+    ):
+        writer.add(both)
+
+
 def test_results_and_back_are_the_same(found):
     dataset = to_coco(found)
     again = from_coco_results(to_coco_results(found), dataset)

@@ -1,5 +1,7 @@
 """PaliDecoder on folders of tiny random models: pictures and prompts in, detections out."""
 
+import pickle
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from palidecode.answers.parsing import parse
+from palidecode.coco.writing import to_coco
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning
@@ -128,7 +131,7 @@ def test_a_picture_that_cannot_be_read_leaves_the_others_alone(
     assert str(warned[0].message) == found[1].error
     wanted = decoder.generate(PICTURES, "detect cat", **options)
     same_answers([found[0], *found[2:]], wanted)
-    assert found[1] == Generated("detect cat", error=found[1].error)
+    assert found[1] == Generated("detect cat", error=found[1].error, name=str(bad))
     assert found[1].error
     assert {row for row, _, _ in told} == {0, 2, 3}
     for row, answer in enumerate(found):
@@ -146,8 +149,71 @@ def test_detections_of_a_batch_with_a_picture_that_cannot_be_read(decoder, tmp_p
     assert 1 not in found.image_index
     wanted = decoder.detect([PICTURES[0], PICTURES[1]], ["cat", "dog", "key"], **options)
     assert set(wanted.image_index) == {0, 1}
-    moved = replace(found, image_index=found.image_index // 2, sizes=found.sizes[[0, 2]])
-    same_detections(moved, wanted)
+    same_detections(found.image(0) + found.image(2), wanted)
+
+
+def test_pictures_keep_their_paths_as_names(decoder, tmp_path):
+    PICTURES[0].save(tmp_path / "a.png")
+    given = [tmp_path / "a.png", PICTURES[1], Image.open(tmp_path / "a.png")]
+    path = str(tmp_path / "a.png")
+    found = decoder.detect(given, ["cat", "dog"], max_new_tokens=20)
+    assert found.names == [path, "", path]
+    images = to_coco(found)["images"]
+    assert [image["file_name"] for image in images] == [path, "2", path]
+    assert decoder.generate(given, "detect cat", max_new_tokens=4).names == found.names
+
+
+def test_answers_have_the_verbs_of_detections(decoder, tmp_path):
+    PICTURES[0].save(tmp_path / "a.png")
+    pictures = [tmp_path / "a.png", PICTURES[1]]
+    answers = decoder.generate(pictures, "detect cat", 40, grammar=True, over="allowed")
+    found = decoder.detect(pictures, "cat", max_new_tokens=40)
+    assert isinstance(answers, list)
+    assert answers[0].prompt == "detect cat"
+    same_detections(answers.detections, found)
+    assert len(found) > 0
+    assert answers.to_dict() == answers.detections.to_dict()
+    assert answers.to_pandas().shape == (len(found), 10)
+    assert len(answers.filter(label="no such label")) == 0
+    assert len(answers.nms(1.0)) == len(found)
+    answers.to_csv(tmp_path / "objects.csv")
+    assert (tmp_path / "objects.csv").read_text().count("\n") == len(found) + 1
+    assert len(answers.plot().axes) == 2
+    assert [answers[-1], *answers[:1]] == [answers[1], answers[0]]
+    assert answers[np.array([False, True])] == [answers[1]]
+    assert answers.image(str(tmp_path / "a.png")) == [answers[0]]
+    assert len((answers + answers[1:]).detections.sizes) == 3
+    assert type(pickle.loads(pickle.dumps(answers))) is list
+    lines = repr(answers).splitlines()
+    assert lines[0] == "2 answers"
+    assert lines[3].split()[:3] == ["#1", "detect", "cat"]
+    assert answers._repr_html_().count("<table>") == 2
+
+
+def test_without_a_prompt_the_models_own_classes_are_asked_for(decoder):
+    known = copy(decoder)
+    known.classes = ("cat", "red star")
+    wanted = decoder.detect(PICTURES[0], PROMPT, max_new_tokens=30)
+    same_detections(known.detect(PICTURES[0], max_new_tokens=30), wanted)
+    assert known.segment(PICTURES[0], max_new_tokens=2).names == [""]
+    with pytest.raises(InputError, match="nothing to detect: give a prompt"):
+        decoder.detect(PICTURES[0])
+
+
+def test_a_decoder_prints_what_it_is(decoder):
+    known = copy(decoder)
+    known.classes = tuple(f"class {n}" for n in range(22))
+    lines = [line.split(maxsplit=1) for line in repr(known).splitlines()]
+    assert lines[0] == ["PaliDecoder"]
+    assert lines[1] == ["model", decoder.source]
+    assert lines[2] == ["engine", "torch, float32, cpu"]
+    assert lines[3][1].startswith("class 0, class 1, ")
+    assert lines[3][1].endswith("class 19 and 2 more")
+    assert repr(decoder).endswith("not listed")
+
+
+def test_a_quantised_decoder_says_so():
+    assert "engine  torch, int8, cpu" in repr(PaliDecoder.from_pretrained("demo", quantize="int8"))
 
 
 def test_pictures_none_of_which_can_be_read(decoder, tmp_path):

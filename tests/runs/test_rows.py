@@ -33,6 +33,7 @@ def test_detections_to_rows_and_back_exactly(demo_codec):
     result = Result(found, [0, 1, 2], [f"{number}.jpg" for number in range(3)], {})
     rows = json.loads(json.dumps(rows_of(result), allow_nan=False))
     assert same(detections_of(rows), found)
+    assert detections_of(rows).names == ["0.jpg", "1.jpg", "2.jpg"]
     assert [row["image"] for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
     assert rows[0]["codes"] == [bytes(CODES).hex(), None]
     assert rows[0]["issues"][0]["kind"] == "stray_text"

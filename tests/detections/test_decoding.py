@@ -175,9 +175,3 @@ def test_backends_make_the_same_masks():
         for backend in ("onnx", "torch")
     ]
     assert (masks[0] == masks[1]).mean() > 0.9999
-
-
-def test_repr_counts():
-    assert repr(decode([answer("a")], (8, 8))) == (
-        "Detections(1 objects in 1 images, 0 with masks, 0 issues)"
-    )

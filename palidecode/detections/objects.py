@@ -1,4 +1,4 @@
-"""Detections of many images in columns; `decode` makes them, `draw` draws them.
+"""Detections of many images in columns, and their drawing.
 
 Masks stay sixteen codes (or RLE) until pixels are asked for, and are then made in the crop of
 their box, never in the whole image.
@@ -6,26 +6,26 @@ their box, never in the whole image.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
-from palidecode import interop
-from palidecode.answers.assembler import ParseIssue
-from palidecode.answers.batch import ParsedBatch, parse_batch
-from palidecode.answers.parsing import Answer, Detokenize
+from palidecode import drawing, interop
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
-from palidecode.errors import InputError, warn
-from palidecode.files import Picture
-from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
+from palidecode.detections import tables
+from palidecode.detections.columns import ObjectColumns, Rows
+from palidecode.errors import InputError, PalidecodeError, warn
+from palidecode.files import Picture, inside, open_picture
 from palidecode.geometry.masks import (
     DEFAULT_PASTE,
     DEFAULT_THRESHOLD,
@@ -36,17 +36,24 @@ from palidecode.geometry.masks import (
 )
 from palidecode.geometry.polygons import Holes, Polygons, exact_polygons, smooth_polygons
 from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop, rle_to_window
-from palidecode.vocab import MASK_SIDE, PALIGEMMA, SEG_PER_MASK, Vocabulary
+from palidecode.vocab import MASK_SIDE
 
 if TYPE_CHECKING:
     import fiftyone
+    import pandas
     import supervision
     import torch
+    from matplotlib.figure import Figure
 
-Rows: TypeAlias = npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice | Sequence[int]
+Images: TypeAlias = str | os.PathLike[str] | Sequence[Picture]
+"""The folder that holds the named pictures, or the pictures themselves, one per image."""
 
 _CHUNK = 512  # fields in memory at once: 8 MB
 _KEPT = 512  # up to this number, fields are kept and not decoded again
+_LISTED, _LISTED_HTML = 10, 20  # objects in a terminal and in a notebook
+_THUMBNAILS, _THUMBNAIL = 4, 256  # pictures in a notebook, and their side in pixels
+_TILE = 448  # side of a picture that `show` and `plot` draw
+_EMPTY = "#eeeeee"  # a picture that isn't found
 
 
 class CodecMismatchWarning(UserWarning):
@@ -54,7 +61,7 @@ class CodecMismatchWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class Detections(ObjectColumns):
     """Objects of many images, one row per object.
 
     Attributes
@@ -81,80 +88,66 @@ class Detections:
         fine-tunes. Other weights make other shapes of them, so a mismatch warns.
     issues : list of (int, ParseIssue)
         Parse issues, with the index of the image.
+    names : list of str, length B
+        File name of every image, in the order of `sizes`; ``""`` where unknown.
+    image_ids : list of (int, str or None), length B
+        Id of every image in a COCO file; None where unknown.
 
     Raises
     ------
     InputError
         If the shapes of the columns don't fit together.
+
+    Examples
+    --------
+    >>> from palidecode import decode
+    >>> cat, dog = (f"<loc0100><loc0200><loc0700><loc0800> {name}" for name in ("cat", "dog"))
+    >>> found = decode([cat, dog], (64, 64), names=["a.jpg", "b.jpg"])
+    >>> found[-1].labels, found.image("a.jpg").labels, found.filter(label="dog").labels
+    (['dog'], ['cat'], ['dog'])
+    >>> len(found + found), len(found[:1].sizes)
+    (4, 2)
     """
 
-    xyxy: npt.NDArray[np.float32]
-    labels: list[str]
-    scores: npt.NDArray[np.float32]
-    image_index: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    codes: npt.NDArray[np.uint8]
-    has_mask: npt.NDArray[np.bool_]
-    rles: list[Rle | None] | None = None
-    codec: MaskCodec | None = None
-    codes_id: str = GOOGLE_ID
-    issues: list[tuple[int, ParseIssue]] = field(default_factory=list)
+    def filter(
+        self,
+        *,
+        label: str | Sequence[str] | None = None,
+        score: float | None = None,
+        area: tuple[float, float] | None = None,
+    ) -> Detections:
+        """Select the objects that meet every condition; all images stay.
 
-    def __post_init__(self) -> None:
-        count = len(self.labels)
-        shapes = {
-            "xyxy": (count, 4),
-            "scores": (count,),
-            "image_index": (count,),
-            "codes": (count, SEG_PER_MASK),
-            "has_mask": (count,),
-        }
-        for name, shape in shapes.items():
-            given = getattr(self, name).shape
-            if given != shape:
-                raise InputError(f"{count} labels need {name} of shape {shape}, got {given}")
-        if self.sizes.ndim != 2 or self.sizes.shape[1] != 2:
-            raise InputError(f"sizes must have shape (B, 2), got {self.sizes.shape}")
-        if self.rles is not None and len(self.rles) != count:
-            raise InputError(f"{count} labels need as many rles, got {len(self.rles)}")
-        if count and not (0 <= self.image_index.min() <= self.image_index.max() < len(self.sizes)):
-            raise InputError(f"image_index must be in 0 … {len(self.sizes) - 1}")
+        Parameters
+        ----------
+        label : str or sequence of str, optional
+            One of these labels.
+        score : float, optional
+            At least this score; an unknown one is below every minimum.
+        area : tuple of 2 float, optional
+            The smallest and the largest `area`, both included.
+        """
+        keep = np.ones(len(self), np.bool_)
+        if label is not None:
+            wanted = {label} if isinstance(label, str) else set(label)
+            keep &= np.fromiter((name in wanted for name in self.labels), np.bool_, len(self))
+        if score is not None:
+            keep &= self.scores >= score
+        if area is not None:
+            low, high = area
+            keep &= (self.area >= low) & (self.area <= high)
+        return self.select(keep)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __repr__(self) -> str:
-        return (
-            f"Detections({len(self)} objects in {len(self.sizes)} images, "
-            f"{int(self.has_mask.sum())} with masks, {len(self.issues)} issues)"
-        )
-
-    def select(self, rows: Rows) -> Detections:
-        """Select rows by index, boolean mask or slice; all images and issues stay."""
-        keep = self._numbers(rows)
-        index = keep.tolist()
-        return replace(
-            self,
-            xyxy=self.xyxy[keep],
-            labels=[self.labels[row] for row in index],
-            scores=self.scores[keep],
-            image_index=self.image_index[keep],
-            codes=self.codes[keep],
-            has_mask=self.has_mask[keep],
-            rles=None if self.rles is None else [self.rles[row] for row in index],
-        )
-
-    def image(self, index: int) -> Detections:
-        """Select one image: its rows and its issues."""
-        if not 0 <= index < len(self.sizes):
-            raise InputError(f"image {index} is not one of the {len(self.sizes)}")
-        part = self.select(self.image_index == index)
-        return replace(
-            part,
-            image_index=np.zeros(len(part), np.int64),
-            sizes=self.sizes[index : index + 1],
-            issues=[(0, issue) for image, issue in self.issues if image == index],
-        )
+    @cached_property
+    def area(self) -> npt.NDArray[np.float64]:
+        """Square pixels of each object, shape (N,): of its mask, or of its box without one."""
+        sides = np.maximum(self.xyxy[:, 2:].astype(np.float64) - self.xyxy[:, :2], 0)
+        area: npt.NDArray[np.float64] = sides.prod(axis=1)
+        if self.has_mask.any():
+            for row, crop in enumerate(self.crops()):
+                if crop is not None:
+                    area[row] = crop.mask.sum()
+        return area
 
     def fields(self, rows: Rows | None = None) -> npt.NDArray[np.float32]:
         """Decode the 64×64 fields of rows that have codes, by default of all those rows.
@@ -307,6 +300,143 @@ class Detections:
             every[row] = polygons
         return every
 
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one row per object, of JSON values.
+
+        Returns
+        -------
+        list of dict
+            ``image`` (name), ``image_id``, ``image_index``, ``label``, ``score`` (None where
+            unknown), ``x1``, ``y1``, ``x2``, ``y2`` in pixels and ``has_mask``.
+        """
+        columns = self._columns()
+        columns["score"] = [None if math.isnan(score) else score for score in self.scores.tolist()]
+        return tables.records(columns)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the rows of `to_dict` as CSV with a header; an unknown score is empty.
+
+        Raises
+        ------
+        InputError
+            If the file can't be written.
+        """
+        tables.write_csv(self._columns(), path)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows of `to_dict` as a DataFrame (``pip install pandas``).
+
+        Raises
+        ------
+        InputError
+            If pandas isn't installed.
+        """
+        frame: pandas.DataFrame = interop.load("pandas").DataFrame(self._columns())
+        return frame
+
+    def _columns(self) -> dict[str, Sequence[Any] | npt.NDArray[Any]]:
+        images = self.image_index.tolist()
+        return {
+            "image": [self.names[image] for image in images],
+            "image_id": [self.image_ids[image] for image in images],
+            "image_index": self.image_index,
+            "label": self.labels,
+            "score": self.scores,
+            **{name: self.xyxy[:, side] for side, name in enumerate(("x1", "y1", "x2", "y2"))},
+            "has_mask": self.has_mask,
+        }
+
+    def __repr__(self) -> str:
+        return tables.as_text(self._title(), self._cells(_LISTED), len(self))
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks, with thumbnails of pictures that are found by name."""
+        shown = []
+        for index in [n for n, name in enumerate(self.names) if os.path.isfile(name)][:_THUMBNAILS]:
+            with suppress(PalidecodeError):  # a picture that can't be read has no thumbnail
+                shown.append((self.names[index], self._drawn(index, None, _THUMBNAIL)))
+        return tables.as_html(self._title(), self._cells(_LISTED_HTML), len(self), shown)
+
+    def _title(self) -> str:
+        masks = int(self.has_mask.sum())
+        return (
+            f"Detections: {tables.counted(len(self), 'object')} in "
+            f"{tables.counted(len(self.sizes), 'image')}, {masks:,} with a mask, "
+            f"{tables.counted(len(self.issues), 'issue')}"
+        )
+
+    def _cells(self, count: int) -> list[list[str]]:
+        """Return the first objects as text, below the names of the columns."""
+        part = self.select(slice(count))
+        images = [self.names[image] or f"#{image}" for image in part.image_index.tolist()]
+        scores = ["-" if math.isnan(s) else f"{s:.3f}" for s in part.scores.tolist()]
+        boxes = [[f"{side:.1f}" for side in box] for box in part.xyxy.tolist()]
+        masks = ["yes" if mask else "" for mask in part.has_mask.tolist()]
+        rows = zip(images, part.labels, scores, boxes, masks, strict=True)
+        head = ["image", "label", "score", "x1", "y1", "x2", "y2", "mask"]
+        return [
+            head,
+            *([image, label, score, *box, mask] for image, label, score, box, mask in rows),
+        ]
+
+    def show(self, images: Images | None = None, limit: int = 16) -> None:
+        """Show the first images with their objects, in a notebook or the desktop's viewer.
+
+        Parameters
+        ----------
+        images : path, or sequence of pictures, optional
+            The folder of the named pictures, or the pictures, one per image. By default the
+            names are paths. A named picture that isn't found is an empty frame.
+        limit : int
+            Largest number of images.
+
+        Raises
+        ------
+        InputError
+            If a picture can't be read, or no program can show it.
+        """
+        drawn = [self._drawn(index, images, _TILE) for index in self._shown(images, limit)]
+        interop.show_picture(drawing.sheet_of(drawn, _TILE))
+
+    def plot(self, images: Images | None = None, limit: int = 16) -> Figure:
+        """Plot the first images with their objects (``pip install matplotlib``); see `show`.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        shown = self._shown(images, limit)
+        columns = min(4, max(1, len(shown)))
+        rows = max(1, -(-len(shown) // columns))
+        figure = interop.new_figure(3.2 * columns, 3.2 * rows)
+        for axes in figure.subplots(rows, columns, squeeze=False).flat:
+            axes.set_axis_off()
+        for index, axes in zip(shown, figure.axes, strict=False):
+            axes.imshow(self._drawn(index, images, _TILE))
+            axes.set_title(drawing.one_line(self.names[index]), fontsize=8, parse_math=False)
+        return figure
+
+    def _shown(self, images: Images | None, limit: int) -> range:
+        given = None if images is None or isinstance(images, (str, os.PathLike)) else len(images)
+        if given not in (None, len(self.sizes)):
+            raise InputError(f"{len(self.sizes)} images need as many pictures, got {given}")
+        return range(min(limit, len(self.sizes)))
+
+    def _drawn(self, index: int, images: Images | None, side: int) -> Image.Image:
+        """Draw one image so that it fits into a square of `side` pixels."""
+        picture: Picture = self.names[index]
+        if images is not None and not isinstance(images, (str, os.PathLike)):
+            picture = images[index]
+        elif images is not None:
+            picture = inside(images, self.names[index])
+        size = self._size_of(index)
+        if isinstance(picture, (str, os.PathLike)) and not os.path.isfile(picture):
+            scale = side / max(*size, 1)
+            canvas = Image.new("RGB", [max(1, round(s * scale)) for s in size], _EMPTY)
+        else:
+            canvas = ImageOps.contain(open_picture(picture), (side, side))
+        return draw(canvas, self, index=index) if min(size) > 0 else canvas
+
     def to_supervision(self, classes: Sequence[str] | None = None) -> list[supervision.Detections]:
         """Convert each image to a ``supervision.Detections`` (``pip install supervision``).
 
@@ -366,9 +496,6 @@ class Detections:
             self.xyxy, self.scores, self.labels, self._size_of(0), self._masks_in_boxes()
         )
 
-    def _images(self) -> Iterator[Detections]:
-        return (self.image(index) for index in range(len(self.sizes)))
-
     def _masks_in_boxes(self) -> Iterator[npt.NDArray[np.bool_] | None]:
         """Yield the part of each mask inside its box."""
         for row, crop in enumerate(self.crops()):
@@ -390,12 +517,6 @@ class Detections:
                 _paint(mask, crop)
         return masks
 
-    def _numbers(self, rows: Rows) -> npt.NDArray[np.int64]:
-        chosen = rows if isinstance(rows, slice) else np.asarray(rows)
-        if isinstance(chosen, np.ndarray) and chosen.size == 0:
-            return np.zeros(0, np.int64)
-        return np.arange(len(self))[chosen]
-
     def _chunks(self) -> Iterator[tuple[range, npt.NDArray[np.float32]]]:
         """Yield ranges of rows, each with the fields of those that have codes."""
         coded = self._coded()
@@ -403,21 +524,6 @@ class Detections:
             rows = range(start, min(start + _CHUNK, len(self)))
             chosen = np.flatnonzero(coded[rows.start : rows.stop]) + start
             yield rows, self.fields(chosen)
-
-    def _coded(self) -> npt.NDArray[np.bool_]:
-        if self.rles is None:
-            return self.has_mask
-        return self.has_mask & np.fromiter((rle is None for rle in self.rles), np.bool_, len(self))
-
-    def _given(self, row: int) -> Rle | None:
-        return None if self.rles is None else self.rles[row]
-
-    def _size(self, row: int) -> tuple[int, int]:
-        return self._size_of(int(self.image_index[row]))
-
-    def _size_of(self, image: int) -> tuple[int, int]:
-        width, height = self.sizes[image].tolist()
-        return width, height
 
     def _use_codec(self) -> MaskCodec:
         codec = self.codec
@@ -452,130 +558,6 @@ def _default_codec() -> MaskCodec:
     if path not in _loaded:
         _loaded[path] = load_codec(path)
     return _loaded[path]
-
-
-def decode(
-    answers: Answer | Sequence[Answer],
-    sizes: npt.ArrayLike,
-    codec: MaskCodec | None = None,
-    divisor: int = DEFAULT_DIVISOR,
-    *,
-    scores: Sequence[Sequence[float] | None] | None = None,
-    clip: bool = False,
-    codes_id: str | None = None,
-    strict: bool = False,
-    vocabulary: Vocabulary = PALIGEMMA,
-    detokenize: Detokenize | None = None,
-) -> Detections:
-    """Decode answers of a PaliGemma model to boxes in pixels, labels and masks.
-
-    Parameters
-    ----------
-    answers : list of str, or of token ids (lists or arrays); or one str
-        One per image.
-    sizes : array_like of int, shape (B, 2) or (2,)
-        Width and height of every image in pixels, or one pair for all.
-    codec : MaskCodec, optional
-        From `load_codec`. Without it the default weights are loaded when masks are asked for.
-    divisor : {1024, 1023}
-        Number of bins per side of the image; see `loc_to_xyxy`.
-    scores : sequence of (sequence of float or None), optional
-        One number for each box of each answer; None or NaN if unknown.
-    clip : bool
-        Keep the boxes inside the image.
-    codes_id : str, optional
-        Id of the weights that the codes belong to; by default those of the `codec` given, else
-        ``google-oid``.
-    strict : bool
-        Raise on the first issue instead of listing it in ``issues``.
-    vocabulary, detokenize
-        For answers of token ids; see `palidecode.parse`.
-
-    Returns
-    -------
-    Detections
-        One row for each object that has a box, in the order of the answers.
-
-    Raises
-    ------
-    InputError
-        If the number of sizes or scores doesn't fit, or sizes aren't positive.
-    ParseError
-        With ``strict=True``.
-
-    Examples
-    --------
-    >>> found = decode(["<loc0046><loc0538><loc0795><loc1022> cat"], sizes=[(640, 480)])
-    >>> found.xyxy.tolist(), found.labels
-    ([[336.25, 21.5625, 638.75, 372.65625]], ['cat'])
-    """
-    if isinstance(answers, str):
-        answers = [answers]
-    batch = parse_batch(
-        answers,  # type: ignore[arg-type]
-        strict=strict,
-        vocabulary=vocabulary,
-        detokenize=detokenize,
-    )
-    return place_objects(
-        batch, len(answers), sizes, codec, divisor, scores=scores, clip=clip, codes_id=codes_id
-    )
-
-
-def place_objects(
-    batch: ParsedBatch,
-    count: int,
-    sizes: npt.ArrayLike,
-    codec: MaskCodec | None = None,
-    divisor: int = DEFAULT_DIVISOR,
-    *,
-    scores: Sequence[Sequence[float] | None] | None = None,
-    clip: bool = False,
-    codes_id: str | None = None,
-) -> Detections:
-    """Place the parsed objects of `count` answers in their images; see `decode`."""
-    per_image = _sizes_of(sizes, count)
-    index = batch.answer_index
-    return Detections(
-        xyxy=loc_to_xyxy(batch.loc, per_image[index], divisor=divisor, clip=clip),
-        labels=batch.labels,
-        scores=_scores_of(scores, index, count),
-        image_index=index,
-        sizes=per_image,
-        codes=batch.codes,
-        has_mask=batch.has_mask,
-        codec=codec,
-        codes_id=codes_id or (codec.id if codec is not None else GOOGLE_ID),
-        issues=batch.issues,
-    )
-
-
-def _sizes_of(sizes: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
-    """Check sizes, and repeat a single one for every answer."""
-    if count == 0:
-        return np.zeros((0, 2), np.int64)
-    checked = check_sizes(sizes, count)
-    if (checked != np.rint(checked)).any():
-        raise InputError("sizes must be whole numbers of pixels")
-    return np.broadcast_to(checked, (count, 2)).astype(np.int64)
-
-
-def _scores_of(
-    scores: Sequence[Sequence[float] | None] | None, index: npt.NDArray[np.int64], count: int
-) -> npt.NDArray[np.float32]:
-    out = np.full(len(index), np.nan, np.float32)
-    if scores is None:
-        return out
-    if len(scores) != count:
-        raise InputError(f"{count} answers need as many lists of scores, got {len(scores)}")
-    for answer, values in enumerate(scores):
-        if values is None:
-            continue
-        first, last = np.searchsorted(index, [answer, answer + 1])
-        if len(values) != last - first:
-            raise InputError(f"answer {answer} has {last - first} boxes but {len(values)} scores")
-        out[first:last] = values
-    return out
 
 
 def draw(
@@ -622,8 +604,6 @@ def draw(
     InputError
         For a picture or a font that can't be read, or an index without an image.
     """
-    from palidecode.drawing import caption_of, color_of, draw_objects  # decoding needs no fonts
-
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must be in [0, 1], got {alpha}")
     part = detections.image(index)
@@ -631,14 +611,14 @@ def draw(
     sides = np.maximum(part.xyxy[:, 2:] - part.xyxy[:, :2], 0)
     part = part.select(np.argsort(-sides.prod(axis=1), kind="stable"))
     kind: Literal["smooth", "exact"] = "smooth" if check_paste(paste) == DEFAULT_PASTE else "exact"
-    captions = [caption_of(*row) for row in zip(part.labels, part.scores.tolist(), strict=True)]
-    return draw_objects(
+    rows = zip(part.labels, part.scores.tolist(), strict=True)
+    return drawing.draw_objects(
         picture,
         part._size_of(0),
         part.xyxy,
-        [color_of(label) for label in part.labels],
+        [drawing.color_of(label) for label in part.labels],
         [_rings(mask) for mask in part.to_polygons(kind, threshold=threshold, paste=paste)],
-        captions if labels else [""] * len(part),
+        [drawing.caption_of(*row) if labels else "" for row in rows],
         alpha=alpha,
         font=font,
         boxes=boxes,

@@ -103,13 +103,7 @@ class WrittenCoco:
 
 
 def header_of(job: Job[Any], options: CocoOptions) -> Header:
-    """Return the identity of a run.
-
-    Raises
-    ------
-    InputError
-        If a file that belongs to it can't be read.
-    """
+    """Return the identity of a run."""
     settings = {**job.settings(), "coco": asdict(options)}
     return Header(job.command, settings, hash_files(job.files()))
 
@@ -117,13 +111,7 @@ def header_of(job: Job[Any], options: CocoOptions) -> Header:
 def begin(
     journal: Journal, job: Job[Any], options: CocoOptions, *, restart: bool = False
 ) -> Finished:
-    """Make sure that a journal is this run's; what is finished.
-
-    Raises
-    ------
-    InputError
-        If it is another run's, or damaged.
-    """
+    """Make sure that a journal is this run's; what is finished."""
     journal.begin(header_of(job, options), restart=restart)
     return Finished.read(journal.shards())
 
@@ -145,13 +133,7 @@ def merger_of(
 
 
 def merge(merger: Merger, journal: Journal, segments: Iterable[Segment]) -> None:
-    """Add finished rows to the output.
-
-    Raises
-    ------
-    InputError
-        If a shard was damaged since the run began, or isn't one of palidecode's.
-    """
+    """Add finished rows to the output."""
     for name, first, stop in segments:
         shard = journal.shard(name)
         try:
@@ -179,13 +161,7 @@ def write_coco(
     run: RunOptions | None = None,
     watch: Watch | None = None,
 ) -> WrittenCoco:
-    """Work through items in this process, and write the COCO file.
-
-    Raises
-    ------
-    InputError
-        For another run's shards, a full disk, and input that can't be read.
-    """
+    """Work through items in this process, and write the COCO file."""
     run, watch = run or RunOptions(), watch or Watch()
     loaded: list[Worker[Item]] = []
 
@@ -277,13 +253,7 @@ class _Saver:
         return self
 
     def offer(self) -> None:
-        """Save the shard, or let it grow.
-
-        Raises
-        ------
-        InputError
-            If the disk is full or fails, also for the shard before.
-        """
+        """Save the shard, or let it grow."""
         if self._journal is None:
             self.builder.take()
         elif self._saved.done():

@@ -20,13 +20,7 @@ def load_model(
     device: torch.device,
     quantize: Quantize | None,
 ) -> TorchEngine:
-    """Load a checkpoint's tensors; `dtype` is the name of a torch dtype.
-
-    Raises
-    ------
-    InputError, WeightsError
-        If memory is too small, `quantize` doesn't fit the device, or tensors are missing.
-    """
+    """Load a checkpoint's tensors; `dtype` is the name of a torch dtype."""
     kind: torch.dtype = getattr(torch, dtype)
     finish = finisher(kind, device, quantize)
     check_memory(config, kind, device, quantize)
@@ -34,13 +28,7 @@ def load_model(
 
 
 def find_device(name: str | None) -> torch.device:
-    """Return a torch device that works; by default the first available of cuda, mps and cpu.
-
-    Raises
-    ------
-    InputError
-        If it is unknown or not available.
-    """
+    """Return a torch device that works; by default the first available of cuda, mps and cpu."""
     if name is None:
         if torch.cuda.is_available():
             name = "cuda"

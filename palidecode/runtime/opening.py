@@ -14,13 +14,7 @@ from palidecode.runtime.weights import SafetensorsFolder, Source
 
 
 def open_checkpoint(path: Path) -> tuple[Source, PaliGemmaConfig, ImageConfig]:
-    """Open a transformers folder or a big_vision ``.npz`` without reading its tensors.
-
-    Raises
-    ------
-    InputError, WeightsError
-        If it is neither, or damaged.
-    """
+    """Open a transformers folder or a big_vision ``.npz`` without reading its tensors."""
     if path.is_dir():
         _refuse_adapter(path)
         config = read_config(path / "config.json")

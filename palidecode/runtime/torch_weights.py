@@ -38,11 +38,6 @@ def load_weights(
     finish : callable, optional
         Called with every `nn.Linear` as soon as it is filled; the module it returns (packed
         or quantised) replaces it, so that at most one layer is in memory twice.
-
-    Raises
-    ------
-    WeightsError
-        See `check_names`.
     """
     wanted = parts(config)
     check_names(source, wanted)

@@ -84,11 +84,6 @@ class Source(Protocol):
 class SafetensorsFolder:
     """A Hugging Face folder: one memory-mapped file, or shards.
 
-    Raises
-    ------
-    WeightsError
-        If files are missing or damaged, or hold another layout of the weights.
-
     Attributes
     ----------
     tied_head : bool

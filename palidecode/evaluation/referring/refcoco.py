@@ -116,13 +116,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def load_refs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Load ``refs(unc).p`` and similar files, or gRefCOCO's ``grefs(unc).json``.
-
-    Raises
-    ------
-    InputError
-        If the file can't be read, is damaged, or asks for anything but plain values.
-    """
+    """Load ``refs(unc).p`` and similar files, or gRefCOCO's ``grefs(unc).json``."""
     if Path(path).suffix == ".json":
         refs = read_json(path)
     else:
@@ -182,12 +176,6 @@ def read_refcoco(
         ``instances.json``: ``images`` and ``annotations`` as COCO has them.
     split : str
         ``train``, ``val``, ``testA``, ``testB`` or ``test``.
-
-    Raises
-    ------
-    InputError
-        Naming the first ref that can't be read, or the splits there are; also if no object that
-        the refs mean can be read. Single objects are skipped.
     """
     where = "refs"
     if isinstance(refs, (str, os.PathLike)):
@@ -254,15 +242,7 @@ class _Objects:
     def target(
         self, image_id: Key, targets: tuple[Key, ...]
     ) -> tuple[str, tuple[int, int], Rle | None, Xywh | None]:
-        """Return an image's name and size, the mask of some objects together, and their box.
-
-        Raises
-        ------
-        InputError
-            If the image or an object can't be used.
-        KeyError
-            If there is no such image or object.
-        """
+        """Return an image's name and size, the mask of some objects together, and their box."""
         if image_id not in self._images and image_id in self._no_images:
             raise InputError(f"image {image_id}: {self._no_images[image_id]}")
         image = self._images[image_id]
@@ -309,13 +289,7 @@ def _enclosing(boxes: Sequence[Xywh]) -> Xywh:
 
 
 def solid_box(value: object) -> Xywh | None:
-    """Read a COCO box whose sides are not negative; None for None.
-
-    Raises
-    ------
-    InputError
-        If it is anything else.
-    """
+    """Read a COCO box whose sides are not negative; None for None."""
     box = read_box(value)
     if box is not None and min(box[2:]) < 0:
         raise InputError(f"bbox must have a width and a height from 0 up, got {list(box)}")

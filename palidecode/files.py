@@ -26,7 +26,11 @@ from palidecode.errors import InputError
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 """A file, an image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".gif", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Endings of the pictures in a folder; their content decides the format."""
 
 # Formats that Pillow may open. Excludes EPS, which Pillow runs through Ghostscript, and forty
 # rare formats.

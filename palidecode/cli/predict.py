@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from palidecode.files import inside, png_names, replacing
 from palidecode.geometry.masks import Paste
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
 from palidecode.runs.local import RunOptions, Watch
-from palidecode.runs.pictures import PictureFile, PredictJob, find_pictures, predict_options
+from palidecode.runs.pictures import PredictJob, predict_options
+from palidecode.runs.sources import PictureFile, Unread, find_pictures, kinds_of
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--pictures needs --ray; without it name the directory of the pictures")
     if ray.ray is not None and args.overlay is not None:
         raise InputError("--overlay can't be combined with --ray; use palidecode draw afterwards")
-    pictures = find_pictures(args.images) if ray.ray is None else []
+    skipped: Counter[str] = Counter()
+    pictures = find_pictures(args.images, skipped) if ray.ray is None else []
     job = _job(args)
     coco = fill(CocoOptions, args, categories=list(job.names) or None, form=fill(MaskFormat, args))
     overlay = None if args.overlay is None else _Overlay(args.overlay, pictures, args.paste)
@@ -60,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"no picture could be read; {written.path} was not written")
     if overlay is not None:
         overlay.draw_rest(written.path)
-    _report(job, finish, issues, output)
-    return SKIPPED if written.failed or unasked(written.report) else DONE
+    _report(job, finish, issues, skipped, output)
+    return SKIPPED if written.failed or skipped or unasked(written.report) else DONE
 
 
 def _job(args: argparse.Namespace) -> PredictJob:
@@ -84,13 +87,15 @@ def _job(args: argparse.Namespace) -> PredictJob:
 class _Overlay:
     """Draws copies of the pictures while they are predicted."""
 
-    def __init__(self, folder: Path, pictures: Sequence[PictureFile], paste: Paste) -> None:
+    def __init__(
+        self, folder: Path, pictures: Sequence[PictureFile | Unread], paste: Paste
+    ) -> None:
         self._folder, self._paste = folder, paste
-        self._pictures = {item.name: item for item in pictures}
+        self._pictures = {item.name: item for item in pictures if isinstance(item, PictureFile)}
         self._copies = png_names(self._pictures)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is no directory; name one for --overlay")
-        for item in pictures:
+        for item in self._pictures.values():
             if item.path.lower().endswith(".png"):  # refused before a model is loaded
                 self._copy(item)
 
@@ -121,7 +126,9 @@ class _Overlay:
         return copy
 
 
-def _report(job: PredictJob, finish: Finish, issues: Issues, output: Output) -> None:
+def _report(
+    job: PredictJob, finish: Finish, issues: Issues, skipped: Counter[str], output: Output
+) -> None:
     written, report = finish.written, finish.written.report
     source = job.info()["model"]
     seconds = {"load": round(finish.loading, 2), "predict": round(finish.seconds, 2)}
@@ -136,6 +143,7 @@ def _report(job: PredictJob, finish: Finish, issues: Issues, output: Output) -> 
         "empty_boxes": report.empty_boxes,
         "left_out": report.left_out(),
         "unread": [{"name": row["image"], "reason": row["reason"]} for row in written.failed],
+        "skipped_files": skipped,
         "seconds": seconds,
     }
     loaded = f", loaded in {finish.loading:.1f} s" if finish.loading else ""
@@ -149,6 +157,8 @@ def _report(job: PredictJob, finish: Finish, issues: Issues, output: Output) -> 
     lines += report_lines(report)
     output.result(data, lines)
     _list_failed(written.failed, output)
+    if skipped:
+        output.note(f"skipped {kinds_of(skipped)}: convert them to JPEG or PNG first")
     output.listed(issues.lines(), issues.count, "--issues FILE writes")
 
 

@@ -21,6 +21,8 @@ Any other Dataset with these columns can be used, too.
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 
 from palidecode.answers.jsonl import AnswerRow, read_lines, read_object, read_row
 from palidecode.coco.reading import AnyRow, read_dataset
-from palidecode.coco.skips import Skips
+from palidecode.coco.skips import SkippedRowsWarning, Skips
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside
 from palidecode.ray_data.cluster import in_order, need_ray
-from palidecode.runs.pictures import each_picture
+from palidecode.runs.sources import PictureFile, each_picture, kinds_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +79,17 @@ def read_pictures(paths: Paths) -> Dataset:
     InputError
         As `palidecode predict` does: no such folder, no picture, two of the same name.
     """
-    return _dataset((item.name, item.path) for item in each_picture(_listed(paths)))
+    skipped: Counter[str] = Counter()
+    dataset = _dataset(
+        (item.name, item.path, None)
+        if isinstance(item, PictureFile)
+        else (item.name, None, item.reason)
+        for item in each_picture(_listed(paths), skipped)
+    )
+    if skipped:
+        text = f"files that can't be read as pictures were skipped: {kinds_of(skipped)}"
+        warnings.warn(text, SkippedRowsWarning, stacklevel=2)
+    return dataset
 
 
 def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> Dataset:
@@ -105,7 +117,7 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
     if not names:
         raise InputError(f"{path}: has no images with a usable name: {skips}")
     skips.warn(str(path))
-    return _dataset((name, os.path.join(folder, name)) for name in names)
+    return _dataset((name, os.path.join(folder, name), None) for name in names)
 
 
 def read_parquet(paths: Paths) -> Dataset:
@@ -240,13 +252,13 @@ def _files(paths: Paths, endings: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _dataset(files: Iterator[tuple[str, str]]) -> Dataset:
-    """Return a Dataset of names and paths, which go to Ray block by block."""
+def _dataset(files: Iterator[tuple[str, str | None, str | None]]) -> Dataset:
+    """Return a Dataset of names, paths and problems, which go to Ray block by block."""
     need_ray()
     import pyarrow as pa
     import ray.data
 
-    schema = pa.schema([source_schema().field(name) for name in ("image", "path")])
+    schema = pa.schema([source_schema().field(name) for name in ("image", "path", "problem")])
     blocks = []
     while some := list(islice(files, _BLOCK)):
         columns = [list(column) for column in zip(*some, strict=True)]

@@ -1,50 +1,23 @@
-"""Pictures of files and folders, and the job that asks a model about them."""
+"""The job that asks a model about pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-from PIL import Image
+from typing import Any, ClassVar
 
 from palidecode.coco.shards import Result, key_of
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.errors import InputError
-from palidecode.files import PICTURES, open_encoded, open_picture
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder
 from palidecode.pipeline.checkpoint import describe, locate
 from palidecode.prompts import Task, what_to_ask
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 from palidecode.runs.rows import detections_of
-
-
-class PictureFile(NamedTuple):
-    """A picture and its name in the output, which is its path within the folder given.
-
-    `data`, the content of its file, goes before `path`.
-    """
-
-    path: str
-    name: str
-    data: bytes | None = None
-
-    def open(self) -> Image.Image:
-        """Open the picture, as `open_picture` does."""
-        if self.data is None:
-            return open_picture(self.path)
-        return open_encoded(self.data, self.name)
-
-
-class Unread(NamedTuple):
-    """A picture that can't be used."""
-
-    name: str
-    reason: str
+from palidecode.runs.sources import PictureFile, Unread
 
 
 @dataclass(frozen=True)
@@ -238,59 +211,3 @@ class _Predictor:
             )
             found = found.select(~(found.scores < options.min_score))  # an unknown score stays
         return Result(found, rows, [item.name for item in items], reasons)
-
-
-def find_pictures(inputs: Sequence[str | os.PathLike[str]]) -> list[PictureFile]:
-    """List the pictures of files and folders (and the folders in them), in order of their names.
-
-    Raises
-    ------
-    InputError
-        If one doesn't exist or holds no picture, or two would have the same name.
-    """
-    return list(each_picture(inputs))
-
-
-def each_picture(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[PictureFile]:
-    """Yield what `find_pictures` lists: of a folder of millions only the names are held."""
-    names: set[str] = set()
-    for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found = _inside(os.fspath(path), "")
-        elif path.is_file():
-            found = iter([PictureFile(os.fspath(path), path.name)])
-        else:
-            raise InputError(f"{path}: no such picture or folder")
-        none = True
-        for item in found:
-            none = False
-            if len(inputs) > 1:  # within one folder names differ
-                if item.name in names:
-                    text = f"two pictures would be named {item.name!r}: predict their folders apart"
-                    raise InputError(text)
-                names.add(item.name)
-            yield item
-        if none:
-            raise InputError(f"{path}: no picture in it ({', '.join(PICTURES)})")
-
-
-def _inside(folder: str, prefix: str) -> Iterator[PictureFile]:
-    """Pictures of a folder and the folders in it, by name; links to folders aren't followed."""
-    folders: set[str] = set()
-    names: list[str] = []
-    with suppress(PermissionError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                folders.add(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() not in PICTURES:
-                continue
-            elif not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
-                continue  # a pipe, a link to nothing or to itself
-            names.append(entry.name)
-    for name in sorted(names):
-        path = os.path.join(folder, name)
-        if name in folders:
-            yield from _inside(path, f"{prefix}{name}/")
-        else:
-            yield PictureFile(path, prefix + name)

@@ -7,7 +7,7 @@ import pytest
 
 from palidecode import InputError
 from palidecode.files import PICTURES
-from palidecode.runs.pictures import find_pictures
+from palidecode.runs.sources import find_pictures
 
 NAMES = (
     *("a", "a.jpg", "a-b", "a b.png", "A.jpg", "ä.jpg", "z.PNG", "b.txt", ".jpg", ".x.png", "a."),

@@ -21,7 +21,8 @@ from palidecode.pipeline import ModelOptions
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions, decode_rows
 from palidecode.runs.journal import FAILURES, shards_folder
 from palidecode.runs.local import RunOptions, Watch, write_coco
-from palidecode.runs.pictures import PredictJob, find_pictures, predict_options
+from palidecode.runs.pictures import PredictJob, predict_options
+from palidecode.runs.sources import find_pictures
 from palidecode.runs.stopping import StopAsked
 from tests.runtime.tiny_models import one_thread, write_folder
 from tests.samples import answer

@@ -19,15 +19,19 @@ EXAMPLES = """\
 palidecode predict pictures/ --model demo --task segment -o coco.json
 palidecode predict pictures/ --model paligemma2-3b-mix-448 \\
     --prompt "detect cat ; dog" -o coco.json --overlay drawn/
-palidecode predict a.jpg b.jpg --model DIR --task detect --classes names.txt \\
-    --per-class -o coco.json
+palidecode predict "shots/*.jpg" --model DIR --task detect \\
+    --classes names.txt --per-class -o coco.json
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``palidecode predict``."""
     parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures or directories of pictures"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="pictures, directories of pictures, globs in quotes, http(s) addresses, or lists of "
+        "these, one a line: a .txt file or - (stdin)",
     )
     parser.add_argument(
         "--model",

@@ -110,7 +110,7 @@ def run_job(
             bar.update(rows)
             check()
 
-        total = len(items) if isinstance(items, list) else None
+        total = len(items) if isinstance(items, list) and ray.ray is None else None
         with output.progress(doing, total, f"{one}s") as bar:
             watching = replace(watch, begin=begin, loading=load, loaded=seconds.append, rows=count)
             if ray.ray is None:

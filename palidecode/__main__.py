@@ -1,8 +1,12 @@
-"""Run the command line: ``python -m palidecode``."""
+"""Run the command line: ``palidecode`` and ``python -m palidecode``."""
 
+import signal
 import sys
 
-from palidecode.cli import main
+# Until main() receives signals, and after it, Ctrl-C ends the process without a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from palidecode.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

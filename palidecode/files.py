@@ -93,15 +93,16 @@ def _written_through(
 ) -> Iterator[IO[Any]]:
     try:
         if os.fspath(path) == STDOUT:
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "it is closed")
             yield sys.stdout.buffer if "b" in mode else sys.stdout
             sys.stdout.flush()
             return
         with open(path, mode, **how) as file:  # type: ignore[call-overload]
             yield file
-    except BrokenPipeError:
-        raise  # the reader of the pipe is gone
     except OSError as error:
-        raise InputError(f"{path}: can't be written: {error.strerror or error}") from error
+        name = "the standard output" if os.fspath(path) == STDOUT else path
+        raise InputError(f"{name} can't be written: {error.strerror or error}") from error
 
 
 def refuse_overwriting(

@@ -10,17 +10,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import os
 import sys
 import textwrap
-import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from palidecode.cli.ending import debugging, ended, show_traceback
 from palidecode.cli.parser import Parser, suggestion
-from palidecode.cli.terminal import message
-from palidecode.errors import PalidecodeError
+from palidecode.cli.terminal import flush_stdout, message, open_streams
+from palidecode.errors import InputError
+from palidecode.runs.stopping import Stopping
 from palidecode.version import __version__
 
 COMMANDS = {
@@ -71,15 +72,27 @@ Examples:
   palidecode demo
   palidecode predict --help
 """
-_FAILED = 2
 _OUTPUTS = ("output", "val", "samples", "target", "issues")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    open_streams()
+    with Stopping(immediate=True) as stopping:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit:  # argparse's
+            with suppress(InputError):
+                flush_stdout()
+            raise
+        except BaseException as error:
+            return ended(error, stopping.signal)
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments:
         print(_GUIDE, end="")
+        flush_stdout()
         return 0
     command = next((text for text in arguments if not text.startswith("-")), "")
     parser = build_parser(command)
@@ -94,20 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _Warnings(args.quiet).show  # type: ignore[assignment]
             _check_outputs(args)
             code: int = importlib.import_module(f"palidecode.cli.{_module(command)}").run(args)
-        sys.stdout.flush()
-    except PalidecodeError as error:
-        if args.verbose:
-            for line in traceback.format_exc().splitlines():
-                message(line)
-        message(str(error))
-        return _FAILED
-    except KeyboardInterrupt:
-        message("interrupted; no unfinished file was left")
-        return _FAILED
-    except BrokenPipeError:
-        # The reader of the pipe is gone (`| head`); avoid a traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        flush_stdout()
+    except Exception as error:
+        if args.verbose and not debugging():
+            show_traceback(error)
+        raise
     return code
 
 

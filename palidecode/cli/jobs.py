@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from palidecode.errors import InputError
 from palidecode.files import writes_through
 from palidecode.runs.journal import shards_folder
 from palidecode.runs.local import RunOptions, Watch, WrittenCoco, write_coco
-from palidecode.runs.stopping import run_stoppable
+from palidecode.runs.stopping import Stopping, run_stoppable
 
 if TYPE_CHECKING:
     from palidecode.runs.answers import DecodeJob
@@ -97,23 +97,30 @@ def run_job(
     finished: list[WrittenCoco] = []
     began = time.perf_counter()
 
-    def work(check: Callable[[], None]) -> int:
+    def work(stopping: Stopping) -> int:
         def begin(rows: int) -> None:
             if rows:
                 output.resumed(many(rows, one), shards_folder(path))
 
         def load() -> None:
+            stopping.immediate = True
             if job.once:
                 output.note(f"loading {job.info()['model']} …")
 
+        def loaded(took: float) -> None:
+            stopping.immediate = False
+            seconds.append(took)
+
         def count(rows: int) -> None:
+            stopping.immediate = False
             bar.update(rows)
-            check()
+            stopping.check()
 
         total = len(items) if isinstance(items, list) and ray.ray is None else None
         with output.progress(doing, total, f"{one}s") as bar:
-            watching = replace(watch, begin=begin, loading=load, loaded=seconds.append, rows=count)
+            watching = replace(watch, begin=begin, loading=load, loaded=loaded, rows=count)
             if ray.ray is None:
+                stopping.immediate = True  # until the first batch
                 finished.append(write_coco(job, items, path, coco, run, watching))
             else:
                 # Ray is an optional dependency, and not needed by most runs.
@@ -139,9 +146,9 @@ def run_job(
                 stack.enter_context(redirect_stdout(sys.stderr))
             stack.enter_context(connected(ray.ray))
         if run.no_journal:
-            work(lambda: None)
+            work(Stopping())
         else:
-            code = run_stoppable(lambda stopping: work(stopping.check), RESUMABLE)
+            code = run_stoppable(work, RESUMABLE)
             if not finished:
                 return code
     return Finish(finished[0], time.perf_counter() - began - sum(seconds), sum(seconds))

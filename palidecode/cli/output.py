@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palidecode.cli.progress import Progress, ProgressBar, ProgressLines
-from palidecode.cli.terminal import escaped, message
+from palidecode.cli.terminal import escaped, message, writing_stdout
 from palidecode.coco.skips import DIFFER
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class Output:
         """Print the result on stdout: `data` as JSON, or `lines`."""
         if self.json:
             lines = [json.dumps(data, ensure_ascii=False, allow_nan=False)]
-        print("\n".join(map(escaped, lines)))
+        with writing_stdout():
+            print("\n".join(map(escaped, lines)))
 
     def note(self, text: str) -> None:
         """Print a line on stderr, unless the output is JSON or quiet."""

@@ -53,7 +53,7 @@ def fetch(
     ``<target>.part`` exists.
     """
     path = target or cache_dir() / GOOGLE_FILE
-    if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+    if os.path.isfile(path) and path.stat().st_size == size and sha256_of(path) == sha256:
         return path
     part = path.with_name(path.name + ".part")
     try:

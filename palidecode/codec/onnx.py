@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -112,6 +113,8 @@ def encoder_weights(arrays: Arrays) -> Arrays:
 def _session(
     graph: Literal["decoder", "encoder"], arrays: Arrays, threads: int
 ) -> onnxruntime.InferenceSession:
+    # onnxruntime reports its use to Microsoft, unless this is set before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # slow to import, and not needed without masks
 
     weights = decoder_weights(arrays) if graph == "decoder" else encoder_weights(arrays)

@@ -89,9 +89,30 @@ class CodecWeights:
 
 
 def cache_dir() -> Path:
-    """Folder of fetched weights: ``PALIDECODE_CACHE``, or one in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PALIDECODE_CACHE") or Path(base) / "palidecode")
+    """Folder of fetched weights: ``PALIDECODE_CACHE``, or one in the user's cache.
+
+    Raises
+    ------
+    WeightsError
+        If the user has no home directory, and no variable names another.
+    """
+    if named := os.environ.get("PALIDECODE_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "palidecode"
+    except RuntimeError as error:
+        raise WeightsError(
+            "no home directory for fetched weights; name one: PALIDECODE_CACHE=DIR"
+        ) from error
+
+
+def _fetched() -> Path | None:
+    """Return the file of Google's weights, if it was fetched and may be read."""
+    try:
+        path = cache_dir() / GOOGLE_FILE
+    except WeightsError:
+        return None
+    return path if os.access(path, os.R_OK) else None
 
 
 def shipped_path() -> Path:
@@ -105,15 +126,15 @@ def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
     None is the file that ``PALIDECODE_WEIGHTS`` names, else Google's if it was fetched, else the
     one in this package.
     """
-    fetched = cache_dir() / GOOGLE_FILE
     if weights is None:
         weights = os.environ.get(_ENVIRONMENT) or None
     if weights is None:
-        return fetched if fetched.is_file() else shipped_path()
+        return _fetched() or shipped_path()
     if str(weights) == DEMO_ID:
         return shipped_path()
     if str(weights) == GOOGLE_ID:
-        if not fetched.is_file():
+        fetched = _fetched()
+        if fetched is None:
             raise WeightsError("Google's weights are missing; run: palidecode weights fetch")
         return fetched
     path = Path(weights)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a long run: a clean stop after the current batch."""
+"""SIGINT and SIGTERM: stop immediately, or in a long run after the current batch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ from typing import Any
 _STOPPING = b"palidecode: stopping after this batch (Ctrl-C again: immediately)\n"
 
 
-class StopAsked(Exception):
-    """Unwinds an interrupted run; `run_stoppable` catches it."""
+class StopAsked(KeyboardInterrupt):
+    """Unwinds what a signal interrupts. Libraries catch `Exception`, so it is none."""
 
 
 class Stopping:
-    """Notes the first SIGINT or SIGTERM; a SIGINT after it raises KeyboardInterrupt immediately.
+    """Receives SIGINT and SIGTERM.
 
     Only the main thread receives signals, so in any other this does nothing.
 
+    Parameters
+    ----------
+    immediate : bool
+        Raise `StopAsked` at the first signal; the next one ends the process. Otherwise `check`
+        raises it, and a SIGINT after the first signal raises KeyboardInterrupt.
+
     Attributes
     ----------
+    immediate : bool
+        May be changed at any time.
     signal : int
-        Number of the signal; 0 before any.
+        Number of the first signal; 0 before any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, immediate: bool = False) -> None:
+        self.immediate = immediate
         self.signal = 0
         self._before: dict[int, Any] = {}
 
@@ -54,11 +63,16 @@ class Stopping:
             raise StopAsked
 
     def _receive(self, number: int, _: object) -> None:
-        if self.signal == 0:
+        first = self.signal == 0
+        self.signal = self.signal or number
+        if self.immediate:
+            for each in self._before:
+                signal.signal(each, signal.SIG_DFL)
+            raise StopAsked
+        if first:
             # The signal may have interrupted print(), which can't be entered twice.
             with suppress(OSError):
                 os.write(2, _STOPPING)
-        self.signal = self.signal or number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -67,10 +81,12 @@ def run_stoppable(work: Callable[[Stopping], int], hint: str) -> int:
     with Stopping() as stopping:
         try:
             return work(stopping)
-        except StopAsked:
-            pass
-        except KeyboardInterrupt:
-            if not stopping.signal:
+        except KeyboardInterrupt as error:
+            if not (stopping.signal or isinstance(error, StopAsked)):
+                raise
+        except Exception:
+            # A library may turn the interruption into an exception of its own.
+            if not (stopping.signal and stopping.immediate):
                 raise
     print(f"palidecode: stopped; {hint}", file=sys.stderr)
     return 128 + stopping.signal

@@ -246,3 +246,20 @@ def test_no_threads_for_cores_that_are_not_for_this_process():
         [sys.executable, "-c", ON_ONE_CORE, core], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["0"]
+
+
+def test_onnxruntime_reports_nothing(tmp_path):
+    """Its telemetry writes an id of the device into the user's cache before it sends anything."""
+    code = "import palidecode, os; palidecode.load_codec('palidecode-demo').decode([[1] * 16]); "
+    code += "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    kept = ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "ORT_RUNNING_UNIT_TESTS")
+    environment = {name: value for name, value in os.environ.items() if name not in kept}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "HOME": str(tmp_path)},
+    )
+    assert done.stdout == "1\n"
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import platform
+import re
 import stat
 import sys
 import warnings
@@ -14,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import resources
+from itertools import count, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +26,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from palidecode.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 """A file, an image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
@@ -40,6 +49,8 @@ MAX_PIXELS = 1 << 29  # of a picture: COCO's RLE counts them in 32 bits
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
 STDOUT = "-"
+CREATE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open`."""
 KEPT = "finished work is kept: free some space and run the same command again"
 
 _ORIENTATION = 0x0112
@@ -61,19 +72,24 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
             yield file
         return
     target = Path(os.path.realpath(path))
-    aside = aside_of(target)
     try:
         if target.is_dir():
             raise InputError(f"{path}: is a folder; name a file to write")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open(mode, **how) as file:  # type: ignore[call-overload]
-            yield file
-        os.replace(aside, target)
+        aside, number, lock = _open_aside(target)
+        try:
+            with open(number, mode, **how) as file:  # type: ignore[call-overload]
+                yield file
+            os.replace(aside, target)
+        except BaseException:
+            with suppress(OSError):
+                aside.unlink()
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
     except OSError as error:
         raise InputError(f"{target}: can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def writes_through(path: str | os.PathLike[str]) -> bool:
@@ -120,13 +136,70 @@ def refuse_overwriting(
                 raise InputError(f"{output}: is an input and would be overwritten; name another")
 
 
-def aside_of(target: Path) -> Path:
-    """Temporary path of an unfinished file: ``.coco.json.1234.part``."""
-    end = f".{os.getpid()}.part"
-    if len(os.fsencode(f".{target.name}{end}")) > _LONGEST_NAME >= len(os.fsencode(target.name)):
-        # The longest possible name leaves no room for a suffix.
-        return target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}{end}")
-    return target.with_name(f".{target.name}{end}")
+def take_lock(number: int, path: Path) -> bool:
+    """Lock an open file until it is closed; False where the file system has no locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock.
+    FileNotFoundError
+        If the file is no longer the one at `path`.
+    """
+    held = fcntl is not None
+    try:
+        if held:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        held = False
+    if not os.path.samestat(os.fstat(number), os.stat(path)):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return held
+
+
+def _open_aside(target: Path) -> tuple[Path, int, int | None]:
+    """Create the unfinished file beside `target`: its path, its number, and that of its lock.
+
+    It is locked as long as its process lives, so an unlocked one is a killed run's and is
+    deleted. Without locks it is left where it is, and the next name is taken.
+    """
+    for path in takewhile(os.path.lexists, _asides(target)):
+        with suppress(OSError):
+            left = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if take_lock(left, path):
+                    path.unlink()
+            finally:
+                os.close(left)
+    for path in _asides(target):
+        with suppress(FileExistsError):
+            number = os.open(path, CREATE | os.O_EXCL, 0o666)
+            try:
+                held = take_lock(number, path)
+            except (BlockingIOError, FileNotFoundError):  # taken for a leftover meanwhile
+                os.close(number)
+            else:
+                # The file is closed before it is renamed; the lock is kept until after that.
+                return path, number, os.dup(number) if held else None
+    raise AssertionError("the names don't end")
+
+
+def _asides(target: Path) -> Iterator[Path]:
+    """Yield names of an unfinished file: ``.coco.json.HOST.part``, ``.coco.json.HOST.2.part`` …
+
+    The machine is part of it: some network file systems lock within one machine only.
+    """
+    host = re.sub("[^A-Za-z0-9-]", "-", platform.node())[:60]
+    for number in count(1):
+        end = f".{host}.part" if number == 1 else f".{host}.{number}.part"
+        name = os.fsencode(target.name)
+        if len(name) <= _LONGEST_NAME < len(name) + len(end) + 1:
+            # The longest possible name leaves no room for a suffix.
+            yield target.with_name(f".{hashlib.sha256(name).hexdigest()}{end}")
+        else:
+            yield target.with_name(f".{target.name}{end}")
 
 
 def unwritten(path: Path, error: OSError) -> InputError:
@@ -169,6 +242,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from error
 
 
+def data_folder(package: str) -> Path:
+    """Return the folder of a package's data, which must be files for other libraries to read."""
+    folder = Path(str(resources.files(package)))
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: data in an archive can't be read; unpack it, or install palidecode with pip"
+        )
+    return folder
+
+
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
     """Resolve the file `name` in `folder`, which it must not leave."""
     base = Path(folder).resolve()
@@ -189,6 +272,16 @@ def png_names(names: Iterable[str]) -> dict[str, str]:
     short = {name: f"{name.rpartition('.')[0] or name}.png" for name in names}
     often = Counter(short.values())
     return {name: new if often[new] == 1 else f"{name}.png" for name, new in short.items()}
+
+
+def whole_png(path: Path) -> bool:
+    """Return True for a PNG whose checksums fit: a power cut leaves empty and cut files."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()
+    except Exception:  # damaged pictures make Pillow raise a dozen kinds
+        return False
+    return True
 
 
 def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple[int, int]:

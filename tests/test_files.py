@@ -1,6 +1,10 @@
+import errno
+import fcntl
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 from PIL import Image
 
 from palidecode import InputError
-from palidecode.files import inside, open_picture, picture_size, read_json, replacing
+from palidecode.files import inside, open_picture, picture_size, read_json, replacing, whole_png
 
 
 def test_replacing_shows_only_whole_files(tmp_path):
@@ -34,6 +38,70 @@ def test_replacing_says_what_can_not_be_written(tmp_path):
     for target in (tmp_path, tmp_path / "file" / "below.txt", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match=r"can't be written|is a folder"), replacing(target):
             pass
+
+
+def parts(folder):
+    return sorted(path.name for path in folder.glob(".*"))
+
+
+def test_what_a_killed_process_left_is_deleted_and_nobody_elses(tmp_path):
+    code = "import os, sys; from palidecode.files import replacing\n"
+    code += "with replacing(sys.argv[1]) as file: file.write('x'); os.kill(os.getpid(), 9)"
+    path = tmp_path / "out.txt"
+    assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == -9
+    (left,) = parts(tmp_path)
+    others = [".out.txt.elsewhere.part", ".out.txt.123.part"]
+    for name in others:
+        (tmp_path / name).write_text("another machine's")
+    with replacing(path) as file, replacing(path) as second:
+        file.write("first")
+        second.write("second, and longer")
+        assert len(parts(tmp_path)) == 4
+    assert path.read_text() == "first"
+    assert parts(tmp_path) == sorted(others)
+    assert left not in others
+
+
+def test_an_unfinished_file_that_is_a_link_is_not_followed(tmp_path):
+    with replacing(tmp_path / "out.txt"):
+        (name,) = parts(tmp_path)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    with replacing(tmp_path / "out.txt") as file:
+        file.write("new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "out.txt").read_text() == "new"
+
+
+def test_without_locks_two_files_never_mix(tmp_path, monkeypatch):
+    def flock(number, how):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / "out.txt"
+    with replacing(path) as file, replacing(path) as second:
+        file.write("first")
+        second.write("second, and longer")
+    assert path.read_text() == "first"
+    assert parts(tmp_path) == []
+
+
+def test_names_of_255_bytes_are_written(tmp_path):
+    path = tmp_path / ("x" * 255)
+    with replacing(path) as file:
+        file.write("x")
+    assert path.read_text() == "x"
+
+
+def test_a_damaged_png_is_seen(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    data = path.read_bytes()
+    assert whole_png(path)
+    for damaged in (b"", data[:-20], bytes(len(data)), data[:1000] + bytes(len(data) - 1000)):
+        path.write_bytes(damaged)
+        assert not whole_png(path)
+    assert not whole_png(tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/passwd", "a/../../x", "link/x.png", "a\0b"])

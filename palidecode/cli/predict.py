@@ -18,7 +18,7 @@ from palidecode.coco.shards import Failure, Result
 from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
-from palidecode.files import inside, png_names, replacing
+from palidecode.files import inside, png_names, replacing, whole_png
 from palidecode.geometry.masks import Paste
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
 from palidecode.runs.local import RunOptions, Watch
@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"no picture could be read; {written.path} was not written")
     if overlay is not None:
         overlay.draw_rest(written.path)
-    _report(job, finish, issues, skipped, output)
-    return SKIPPED if written.failed or skipped or unasked(written.report) else DONE
+    undrawn = overlay.failed if overlay is not None else []
+    _report(job, finish, issues, skipped, undrawn, output)
+    looked = undrawn or written.failed or skipped or unasked(written.report)
+    return SKIPPED if looked else DONE
 
 
 def _job(args: argparse.Namespace) -> PredictJob:
@@ -93,6 +95,9 @@ class _Overlay:
         self._folder, self._paste = folder, paste
         self._pictures = {item.name: item for item in pictures if isinstance(item, PictureFile)}
         self._copies = png_names(self._pictures)
+        self._tried: set[str] = set()
+        self.failed: list[str] = []
+        """Why pictures were not drawn."""
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is no directory; name one for --overlay")
         for item in self._pictures.values():
@@ -105,8 +110,12 @@ class _Overlay:
             self._draw(items[row], result.detections, image)
 
     def draw_rest(self, coco: Path) -> None:
-        """Draw pictures that an earlier run has finished without, from the COCO file."""
-        missing = {name for name, item in self._pictures.items() if not self._copy(item).exists()}
+        """Draw what an earlier run has not, or what a power cut has damaged."""
+        missing = {
+            name
+            for name, item in self._pictures.items()
+            if name not in self._tried and not whole_png(self._copy(item))
+        }
         if not missing:
             return
         detections = from_coco(coco)
@@ -115,8 +124,14 @@ class _Overlay:
                 self._draw(self._pictures[name], detections, index)
 
     def _draw(self, item: PictureFile, detections: Detections, image: int) -> None:
-        with replacing(self._copy(item), "wb") as file:
+        self._tried.add(item.name)
+        copy = self._copy(item)
+        try:
             picture = draw(item.path, detections, index=image, paste=self._paste)
+        except InputError as error:  # it was deleted or damaged since it was predicted
+            self.failed.append(str(error))
+            return
+        with replacing(copy, "wb") as file:
             picture.save(file, "PNG")
 
     def _copy(self, item: PictureFile) -> Path:
@@ -127,7 +142,12 @@ class _Overlay:
 
 
 def _report(
-    job: PredictJob, finish: Finish, issues: Issues, skipped: Counter[str], output: Output
+    job: PredictJob,
+    finish: Finish,
+    issues: Issues,
+    skipped: Counter[str],
+    undrawn: Sequence[str],
+    output: Output,
 ) -> None:
     written, report = finish.written, finish.written.report
     source = job.info()["model"]
@@ -144,6 +164,7 @@ def _report(
         "left_out": report.left_out(),
         "unread": [{"name": row["image"], "reason": row["reason"]} for row in written.failed],
         "skipped_files": skipped,
+        **({"undrawn": undrawn} if undrawn else {}),
         "seconds": seconds,
     }
     loaded = f", loaded in {finish.loading:.1f} s" if finish.loading else ""
@@ -160,6 +181,7 @@ def _report(
     if skipped:
         output.note(f"skipped {kinds_of(skipped)}: convert them to JPEG or PNG first")
     output.listed(issues.lines(), issues.count, "--issues FILE writes")
+    output.listed([f"not drawn: {reason}" for reason in undrawn])
 
 
 def _list_failed(failed: Sequence[Failure], output: Output) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
@@ -21,7 +21,7 @@ from palidecode.coco.categories import CategoryMap, Match, Unmapped, check_categ
 from palidecode.coco.skips import Skip
 from palidecode.detections import Detections, ImageId
 from palidecode.errors import InputError
-from palidecode.files import replacing
+from palidecode.files import replacing, writes_through
 from palidecode.geometry.masks import DEFAULT_PASTE, Paste, check_paste
 from palidecode.geometry.polygons import Polygons
 
@@ -489,15 +489,20 @@ class CocoWriter:
         self.ids: dict[str, ImageId] = {}
         self._given: set[ImageId] = set()  # ids that images brought along
         self._last = 0  # of the ids that were counted
+        # On the disk of the output, and without a name: only one disk can be full.
+        self._folder = None if writes_through(path) else os.path.dirname(os.path.realpath(path))
         self._opening: AbstractContextManager[IO[Any]] = replacing(path)
         self._file: IO[str]
         self._images: IO[str]
 
     def __enter__(self) -> CocoWriter:
-        self._file = self._opening.__enter__()
-        self._file.write(FILE_START)
         # Images wait in a file of their own: COCO wants each kind in one list.
-        self._images = tempfile.TemporaryFile("w+", encoding="utf-8")
+        with ExitStack() as stack:
+            self._file = stack.enter_context(self._opening)
+            with self._waiting():
+                self._images = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._folder)
+            self._file.write(FILE_START)
+            stack.pop_all()
         return self
 
     def add(self, detections: Detections, file_names: Sequence[str] | None = None) -> None:
@@ -529,11 +534,12 @@ class CocoWriter:
         if number is None:
             number = self._new_id(name, image_id)
             self.report.images += 1
-            self._images.write(
-                f'{_start(self.report.images)}{{"id": {json_line(number)}, '
-                f'"file_name": {json_line(name or str(number))}, '
-                f'"width": {size[0]}, "height": {size[1]}}}'
-            )
+            with self._waiting():
+                self._images.write(
+                    f'{_start(self.report.images)}{{"id": {json_line(number)}, '
+                    f'"file_name": {json_line(name or str(number))}, '
+                    f'"width": {size[0]}, "height": {size[1]}}}'
+                )
             if name:
                 self.ids[name] = number
         return number
@@ -567,19 +573,34 @@ class CocoWriter:
             self.report.annotations += len(lines)
 
     def __exit__(self, *problem: Any) -> None:
+        failed: Exception | None = None
         try:
             if problem[0] is None:
                 self._write_rest()
-        except OSError:
-            problem = sys.exc_info()  # `replacing` turns a full disk into an InputError
+        except (OSError, InputError) as error:
+            problem, failed = sys.exc_info(), error
         with suppress(OSError):
             self._images.close()
-        self._opening.__exit__(*problem)
+        self._opening.__exit__(*problem)  # turns a full disk into an InputError
+        if failed is not None:
+            raise failed
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Name the disk of the images, where it isn't the output's."""
+        try:
+            yield
+        except OSError as error:
+            if self._folder is not None:
+                raise
+            reason = error.strerror or error
+            raise InputError(f"the folder of temporary files (TMPDIR): {reason}") from error
 
     def _write_rest(self) -> None:
         """Write everything after the annotations."""
         self._file.write('],\n"images": [')
-        self._images.seek(0)
+        with self._waiting():
+            self._images.seek(0)
         while block := self._images.read(1 << 20):
             self._file.write(block)
         self._file.write(f'],\n"categories": {json_line(self.categories.categories)},\n')

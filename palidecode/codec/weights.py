@@ -13,7 +13,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from palidecode.errors import WeightsError
-from palidecode.files import regular
+from palidecode.files import data_folder, regular
 from palidecode.vocab import SEG_COUNT
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -117,7 +116,7 @@ def _fetched() -> Path | None:
 
 def shipped_path() -> Path:
     """File of the weights in this package (``palidecode-demo``)."""
-    return Path(str(resources.files("vqvae_weights"))) / f"{DEMO_ID}.safetensors"
+    return data_folder("vqvae_weights") / f"{DEMO_ID}.safetensors"
 
 
 def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:

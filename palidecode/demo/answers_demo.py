@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from palidecode.coco.writing import to_coco
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.detections import Detections, draw
-from palidecode.files import replacing
+from palidecode.files import data_folder, replacing
 from palidecode.geometry.boxes import box_iou
 from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
 
@@ -83,13 +82,13 @@ class DemoReport:
 
 def run(output: Path) -> DemoReport:
     """Decode the bundled answers; write ``coco.json`` and ``overlay.png`` to a folder."""
-    with resources.as_file(resources.files("palidecode.demo")) as folder:
-        codec = load_codec(DEMO_ID)
-        rows = read_rows(folder / ANSWERS, folder)
-        ((answers, decoded, _),) = decode_rows(rows, AnswerDecoder(codec))
-        detections, names = by_picture(answers, decoded)
-        truth = from_coco(folder / TRUTH)
-        picture = draw(folder / PICTURE, detections)
+    folder = data_folder("palidecode.demo")
+    codec = load_codec(DEMO_ID)
+    rows = read_rows(folder / ANSWERS, folder)
+    ((answers, decoded, _),) = decode_rows(rows, AnswerDecoder(codec))
+    detections, names = by_picture(answers, decoded)
+    truth = from_coco(folder / TRUTH)
+    picture = draw(folder / PICTURE, detections)
     dataset = to_coco(detections, file_names=names)
     files = [output / "coco.json", output / "overlay.png"]
     with replacing(files[0]) as file:

@@ -12,7 +12,6 @@ import os
 import textwrap
 import time
 from dataclasses import asdict, dataclass
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from palidecode.detections import draw
 from palidecode.drawing import sheet_of
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
-from palidecode.files import open_picture, read_json, replacing
+from palidecode.files import data_folder, open_picture, read_json, replacing
 from palidecode.pipeline.checkpoint import DEMO_MODEL, locate
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.prompts import write_prompt
@@ -147,10 +146,10 @@ def run(output: Path, model: str | os.PathLike[str] = DEMO_MODEL) -> ModelReport
     """
     began = time.perf_counter()
     decoder = _load(model)
-    with resources.as_file(resources.files("palidecode.demo") / SCENES) as folder:
-        truth = read_json(folder / TRUTH)
-        names = [str(image["file_name"]) for image in truth["images"]]
-        pictures = [open_picture(folder / name) for name in names]
+    folder = data_folder("palidecode.demo") / SCENES
+    truth = read_json(folder / TRUTH)
+    names = [str(image["file_name"]) for image in truth["images"]]
+    pictures = [open_picture(folder / name) for name in names]
     classes = list(decoder.classes)
     prompt = write_prompt("segment", classes)
     detections = decoder.segment(pictures, prompt, batch_size=len(pictures))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -13,7 +12,7 @@ from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.errors import InputError
-from palidecode.files import read_json
+from palidecode.files import data_folder, read_json
 from palidecode.runtime.config import PaliGemmaConfig
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample
@@ -125,7 +124,7 @@ def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) ->
     """
     text = os.fspath(folder_or_id)
     if text == DEMO_MODEL:
-        return Path(str(resources.files("palidecode.demo"))) / "model", text
+        return data_folder("palidecode.demo") / "model", text
     path = Path(text)
     if path.exists():
         return path, text

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,16 +23,13 @@ from typing import IO, Any
 from palidecode.coco.shards import SUFFIX, Failure, Shard, read_shard
 from palidecode.codec.weights import sha256_of
 from palidecode.errors import InputError
-from palidecode.files import aside_of, replacing, unwritten
+from palidecode.files import CREATE, replacing, take_lock, unwritten
 from palidecode.version import __version__
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two runs of one output are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 HEADER = "header.jsonl"
 FAILURES = "failures.jsonl"
+OWNER = "owner"
+"""File that stands in for the lock where the file system has none."""
 TRIES = ".tries"
 """Suffix of the attempt counter of an unfinished shard on Ray (one byte per attempt)."""
 
@@ -38,6 +37,7 @@ _CRC = b'{"crc":"%08x",'
 _HEAD = len(_CRC % 0)
 _SHOWN = 3  # differences between two runs
 _LONGEST_VALUE = 60
+_TRIES, _PAUSE = 100, 0.1  # seconds, at the lock of failures.jsonl
 _WAY_OUT = "write to another -o, or discard that run with --restart"
 
 
@@ -106,15 +106,17 @@ class Journal:
     Raises
     ------
     InputError
-        If the folder can't be written, or another process uses it (where the system has flock).
+        If the folder can't be written, or another process uses it.
     """
 
     def __init__(self, output: str | os.PathLike[str]) -> None:
-        if Path(output).is_dir():
+        if os.path.isdir(output):
             raise InputError(f"{output}: is a directory; name a file to write")
         self.folder = shards_folder(output)
         self._path = self.folder / HEADER
+        self._aside = self.folder.with_name(f".{self.folder.name}.part")  # while it is deleted
         self._file: IO[bytes]
+        self._owner: Path | None = None
         self._shard = lru_cache(maxsize=4)(read_shard)
 
     def __enter__(self) -> Journal:
@@ -129,6 +131,8 @@ class Journal:
         self._shard.cache_clear()
         if not self.shards():
             self.remove()
+        if self._owner is not None:
+            self._owner.unlink(missing_ok=True)
         self._file.close()
 
     def begin(self, header: Header, *, restart: bool = False) -> None:
@@ -141,6 +145,7 @@ class Journal:
             written.
         """
         wanted = header.as_row()
+        shutil.rmtree(self._aside, ignore_errors=True)  # a killed run's
         for left in self.folder.iterdir():
             stale = restart and left.suffix == SUFFIX
             if stale or left.suffix in (".part", TRIES):
@@ -189,36 +194,51 @@ class Journal:
                 os.fsync(file.fileno())
             sync_folder(output.parent)
         # Out of the way in one step: a run that finds half of the shards would redo the others.
-        aside = aside_of(self.folder.with_suffix(""))
+        shutil.rmtree(self._aside, ignore_errors=True)
         with suppress(OSError):  # Windows renames no folder of open files
-            os.replace(self.folder, aside)
-        for folder in (aside, self.folder):
+            os.replace(self.folder, self._aside)
+        for folder in (self._aside, self.folder):
             shutil.rmtree(folder, ignore_errors=True)
+        self._owner = None
 
     def _locked(self) -> IO[bytes]:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                number = os.open(
-                    self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
-                )
-                file = os.fdopen(number, "r+b", buffering=0)
+            with suppress(FileNotFoundError), ExitStack() as stack:
+                file = os.fdopen(os.open(self._path, CREATE, 0o666), "r+b", buffering=0)
+                stack.callback(file.close)
                 try:
-                    if fcntl is not None:
-                        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = take_lock(file.fileno(), self._path)
                 except BlockingIOError as error:
-                    file.close()
                     raise InputError(
                         f"{self.folder}: another process is writing it; wait for it, or write to "
                         "another -o"
                     ) from error
-                except OSError:
-                    pass  # a file system without locks
-                # The other one may have finished and deleted it between opening and locking.
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(number), self._path.stat()):
-                        return file
-                file.close()
+                if not held and os.name != "nt":
+                    self._own()
+                    # The other one may have finished in between.
+                    take_lock(file.fileno(), self._path)
+                stack.pop_all()
+                return file
+
+    def _own(self) -> None:
+        """Create the file that keeps other runs away where there are no locks.
+
+        It names its owner. Nobody but the user can know if that one is still alive on another
+        machine, so what a killed run leaves isn't deleted.
+        """
+        path = self.folder / OWNER
+        try:
+            number = os.open(path, CREATE | os.O_EXCL, 0o666)
+        except FileExistsError as error:
+            owner = path.read_text(errors="replace").strip() or "another process"
+            raise InputError(
+                f"{self.folder}: {owner} is writing it, and this file system has no locks to see "
+                f"if it is alive (flock). If it isn't, delete {path}; or write to another -o"
+            ) from error
+        with os.fdopen(number, "w") as file:
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._owner = path
 
     def _check(self, wanted: Mapping[str, Any]) -> None:
         self._file.seek(0)
@@ -251,46 +271,52 @@ def write_failures(output: Path, failures: Iterable[Failure]) -> Path | None:
     """
     path = output.with_name(FAILURES)
     rows = [json.dumps({"output": output.name, **row}).encode() for row in failures]
-    kept = [line for line in _lines_of(path) if not _is_of(line, output.name)]
-    if rows or kept:
-        with replacing(path, "wb") as file:
-            file.writelines(line + b"\n" for line in [*kept, *rows])
-    else:
-        path.unlink(missing_ok=True)
+    if not rows and not os.path.lexists(path):
+        return None
+    try:
+        with _lock_of(path) as number:
+            kept = [line for line in _lines_of(number) if not _is_of(line, output.name)]
+            if not rows and not kept:
+                path.unlink()
+                return None
+            with replacing(path, "wb") as file:
+                file.writelines(line + b"\n" for line in [*kept, *rows])
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: can't be written: {error.strerror or error}") from error
     return path if rows else None
 
 
-def remove_leftovers(output: Path) -> None:
-    """Delete what killed processes left of `output`: ``.coco.json.1234.part``."""
-    for path in output.parent.glob(f".{output.name}.*.part"):
-        number = path.name.removesuffix(".part").rpartition(".")[2]
-        if not number.isdecimal() or _runs(int(number)):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+@contextmanager
+def _lock_of(path: Path) -> Iterator[int]:
+    """Lock a file that several runs replace; its number. Others need it for a moment only."""
+    for _ in range(_TRIES):
+        number = os.open(path, CREATE, 0o666)
+        try:
+            try:
+                take_lock(number, path)
+            except FileNotFoundError:  # replaced meanwhile
+                continue
+            except BlockingIOError:
+                time.sleep(_PAUSE)
+                continue
+            yield number
+            return
+        finally:
+            os.close(number)
+    raise InputError(f"{path}: another process is writing it; run the same command again")
 
 
-def _runs(process: int) -> bool:
-    if os.name == "nt":  # signal 0 would end it there
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _lines_of(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
+def _lines_of(number: int) -> list[bytes]:
+    """Lines of an open file, without a last one that was cut."""
+    with os.fdopen(os.dup(number), "rb") as file:
+        *lines, last = file.read().split(b"\n")
+    with suppress(ValueError, RecursionError):
+        json.loads(last)
+        lines.append(last)
+    return lines
 
 
 def _is_of(line: bytes, name: str) -> bool:

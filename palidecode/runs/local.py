@@ -19,13 +19,7 @@ from palidecode.files import writes_through
 from palidecode.runs.answers import batches
 from palidecode.runs.finished import Finished, Segment
 from palidecode.runs.jobs import Item, Job, Worker
-from palidecode.runs.journal import (
-    Header,
-    Journal,
-    hash_files,
-    remove_leftovers,
-    write_failures,
-)
+from palidecode.runs.journal import Header, Journal, hash_files, write_failures
 
 _SHOWN: dict[str | tuple[str, type[Warning], int], int] = {}  # warnings that shards don't keep
 
@@ -120,7 +114,6 @@ def merger_of(
     job: Job[Any], output: Path, options: CocoOptions, watch: Watch, *, kept: bool = True
 ) -> Merger:
     """Return the writer that merges shards; with `kept` a full disk loses no finished work."""
-    remove_leftovers(output)
     return Merger(
         output,
         options,

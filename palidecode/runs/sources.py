@@ -11,7 +11,6 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +117,7 @@ def _pictures_of(given: str, skipped: Counter[str]) -> Iterator[PictureFile | Un
     if _is_address(given):
         yield _downloaded(given)
     elif os.path.isdir(given):
-        yield from _inside(given, "", skipped)
+        yield from _inside(given, skipped)
     elif given == STDIN:
         yield from _listed(sys.stdin.read(), "", given)
     elif given.lower().endswith(".txt") and os.path.isfile(given):
@@ -182,28 +181,42 @@ def _text_of(path: str) -> str:
         raise InputError(f"{path}: can't be read as a list of pictures: {error}") from error
 
 
-def _inside(folder: str, prefix: str, skipped: Counter[str]) -> Iterator[PictureFile]:
+def _inside(folder: str, skipped: Counter[str]) -> Iterator[PictureFile | Unread]:
     """Pictures of a folder and the folders in it, by name; links to folders aren't followed."""
+    open_folders = [_in_folder(folder, "", skipped)]
+    while open_folders:
+        for is_folder, item in open_folders[-1]:
+            if is_folder and isinstance(item, PictureFile):
+                open_folders.append(_in_folder(item.path, f"{item.name}/", skipped))
+                break
+            yield item
+        else:
+            open_folders.pop()
+
+
+def _in_folder(
+    folder: str, prefix: str, skipped: Counter[str]
+) -> Iterator[tuple[bool, PictureFile | Unread]]:
+    """Pictures and folders of one folder, by name, and which are folders."""
     folders: set[str] = set()
     names: list[str] = []
-    with suppress(PermissionError), os.scandir(folder) as entries:
-        for entry in entries:
-            ending = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir(follow_symlinks=False):
-                folders.add(entry.name)
-            elif ending not in PICTURES:
-                if ending in _UNREAD:
-                    skipped[ending[1:].upper()] += 1
-                continue
-            elif not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
-                continue  # a pipe, a link to nothing or to itself
-            names.append(entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                ending = os.path.splitext(entry.name)[1].lower()
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif ending not in PICTURES:
+                    if ending in _UNREAD:
+                        skipped[ending[1:].upper()] += 1
+                    continue
+                elif not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
+                    continue  # a pipe, a link to nothing or to itself
+                names.append(entry.name)
+    except OSError as error:  # no permission, or a path of more bytes than the system takes
+        yield False, Unread(prefix or ".", f"{folder}: can't be read: {error.strerror or error}")
     for name in sorted(names):
-        path = os.path.join(folder, name)
-        if name in folders:
-            yield from _inside(path, f"{prefix}{name}/", skipped)
-        else:
-            yield PictureFile(path, prefix + name)
+        yield name in folders, PictureFile(os.path.join(folder, name), prefix + name)
 
 
 # -- addresses ---------------------------------------------------------------------------

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import palidecode
 from palidecode.cli import main
 from palidecode.cli.ending import ended
-from palidecode.codec.weights import DEMO_ID
+from palidecode.codec.weights import DEMO_ID, shipped_path
 from palidecode.errors import InputError
 from tests.samples import CODES, answer
 
@@ -166,6 +168,31 @@ def test_a_home_that_can_not_be_written(monkeypatch, capsys):
     told = capsys.readouterr().err
     assert told.startswith("palidecode: /dev/null/.cache/palidecode/vae-oid.npz: can't be written:")
     assert main([*TEXT]) == 0
+
+
+@pytest.mark.slow
+def test_a_package_in_a_zip_reads_boxes_and_says_what_it_lacks(tmp_path):
+    archive = tmp_path / "package.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for package in (Path(palidecode.__file__).parent, shipped_path().parent):
+            for path in package.rglob("*"):
+                if "__pycache__" not in path.parts:
+                    file.write(path, path.relative_to(package.parent))
+
+    def zipped(*words):
+        command = [*COMMAND, *words]
+        environment = {**os.environ, "PYTHONPATH": str(archive)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        )
+        return done.returncode, done.stderr
+
+    assert zipped(*TEXT) == (0, "")
+    for words in (["demo", "--answers"], ["decode", "--text", answer("a", codes=CODES), *TEXT[3:]]):
+        code, said = zipped(*words, *(["--weights", DEMO_ID] if words[0] == "decode" else []))
+        assert (code, said.count("\n")) == (2, 1)
+        assert said.startswith(f"palidecode: {archive}/")
+        assert "data in an archive can't be read; unpack it, or install" in said
 
 
 def start(*words):

@@ -1,6 +1,11 @@
 import contextlib
 import io
 import json
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
 from dataclasses import replace
 
 import hotcoco
@@ -269,3 +274,40 @@ def test_writer_leaves_nothing_half_written(tmp_path):
         writer.add(decode([answer("a")] * 3, (8, 8)), ["one.png"])
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of 16 KiB that is full."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    with suppress(OSError), (folder / "data").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_tmpdir_is_not_needed_or_named(full_disk, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(full_disk))
+    detections = decode([answer("cat")], (64, 64))
+    with CocoWriter(tmp_path / "coco.json") as writer:
+        writer.add(detections, ["a" * 200])
+    assert json.loads((tmp_path / "coco.json").read_text())["images"][0]["file_name"] == "a" * 200
+    with (
+        pytest.raises(InputError, match=r"temporary files \(TMPDIR\): No space left"),
+        CocoWriter("-") as writer,
+    ):
+        writer.add(detections, ["a.jpg"])
+    target = full_disk / "coco.json"
+    with (
+        pytest.raises(InputError, match=f"{target}: can't be written: No space left"),
+        CocoWriter(target) as writer,
+    ):
+        writer.add(detections, ["a.jpg"])
+    assert [path.name for path in full_disk.iterdir()] == ["data"]

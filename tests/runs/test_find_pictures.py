@@ -1,7 +1,11 @@
 """Pictures of folders: which, and in what order."""
 
+import os
 import random
 import re
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +62,47 @@ def test_what_can_not_be_found_is_named(tmp_path):
         (tmp_path / place / "a.png").touch()
     with pytest.raises(InputError, match=r"two pictures would be named 'a\.png'"):
         find_pictures([tmp_path / "one", tmp_path / "two"])
+
+
+def test_folders_deeper_than_pythons_recursion(tmp_path):
+    folder = tmp_path.joinpath(*["d"] * 1100)
+    os.makedirs(folder.parents[600])
+    os.makedirs(folder)
+    (folder / "a.png").touch()
+    (tmp_path / "z.png").touch()
+    found = find_pictures([tmp_path])
+    assert [item.name for item in found] == ["d/" * 1100 + "a.png", "z.png"]
+
+
+def test_paths_longer_than_the_system_takes_are_reported(tmp_path):
+    (tmp_path / "a.png").touch()
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(20):
+            os.mkdir("x" * 250)
+            os.chdir("x" * 250)
+        (Path("deep.png")).touch()
+        found = find_pictures([tmp_path])
+    finally:
+        os.chdir(before)
+        subprocess.run(["rm", "-rf", tmp_path / ("x" * 250)], check=True)
+    assert found[0].name == "a.png"
+    assert found[1].reason.endswith(": can't be read: File name too long")
+    assert len(found) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_folder_without_permission_is_reported():
+    with tempfile.TemporaryDirectory() as name:
+        secret = Path(name) / "secret"
+        secret.mkdir(mode=0)
+        (Path(name) / "a.png").touch()
+        os.chmod(name, 0o755)
+        os.seteuid(65534)
+        try:
+            found = find_pictures([name])
+        finally:
+            os.seteuid(0)
+    assert [item.name for item in found] == ["a.png", "secret/"]
+    assert found[1].reason == f"{secret}: can't be read: Permission denied"

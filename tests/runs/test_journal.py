@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import platform
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -18,12 +23,12 @@ from palidecode.errors import InputError
 from palidecode.runs.journal import (
     FAILURES,
     HEADER,
+    OWNER,
     TRIES,
     Header,
     Journal,
     encode_row,
     hash_files,
-    remove_leftovers,
     shards_folder,
     write_failures,
 )
@@ -193,8 +198,6 @@ def test_two_at_once_are_refused(output):
 
 def test_one_that_was_deleted_meanwhile_is_opened_again(output, header, monkeypatch):
     """The other process may end between our opening of the file and our locking it."""
-    import fcntl
-
     written(output)
     locked = []
 
@@ -281,17 +284,111 @@ def test_failures_of_other_outputs_and_foreign_lines_stay(tmp_path):
     assert not listed.exists()
 
 
-def test_leftovers_of_dead_processes_are_deleted(tmp_path):
-    dead, living, foreign = (
-        tmp_path / f".coco.json.{number}.part" for number in (2**22 + 1, os.getpid(), "notes")
+def test_a_torn_last_line_is_cut(tmp_path):
+    listed = tmp_path / FAILURES
+    whole = b'{"output": "b.json", "image": "1.jpg", "reason": "cut"}'
+    for torn in (whole[:30], bytes(40), b"[", whole[:3]):
+        listed.write_bytes(whole + b"\n" + torn)
+        write_failures(tmp_path / "a.json", [])
+        assert listed.read_bytes() == whole + b"\n"
+    listed.write_bytes(whole)  # written by hand, without a line break at the end
+    write_failures(tmp_path / "a.json", [])
+    assert listed.read_bytes() == whole + b"\n"
+
+
+def test_processes_that_end_together_lose_no_failures(tmp_path):
+    code = "import sys; from pathlib import Path; from palidecode.runs.journal import *\n"
+    code += "for row in range(30): write_failures(Path(sys.argv[1]), [{'line': row}])"
+    names = [f"{number}.json" for number in range(4)]
+    running = [subprocess.Popen([sys.executable, "-c", code, tmp_path / name]) for name in names]
+    assert [process.wait() for process in running] == [0] * 4
+    rows = [json.loads(line) for line in (tmp_path / FAILURES).read_text().splitlines()]
+    assert sorted(row["output"] for row in rows) == names
+    assert {row["line"] for row in rows} == {29}
+    assert [path.name for path in tmp_path.iterdir()] == [FAILURES]
+
+
+# -- file systems without locks ------------------------------------------------------------
+
+
+@pytest.fixture(params=[errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def no_locks(request, monkeypatch):
+    """Give the answer of Lustre's default, of NFS without lockd, and of some FUSE file systems."""
+
+    def flock(number, how):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_file_names_the_owner(output):
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        save(journal.folder)
+        owner = journal.folder / OWNER
+        wanted = f"process {os.getpid()} on {platform.node()} is writing it, .* delete {owner}; or"
+        with pytest.raises(InputError, match=wanted):
+            Journal(output).__enter__()
+        assert owner.exists()
+    assert not owner.exists()
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        assert len(journal.shards()) == 1
+        output.write_text("{}")
+        journal.remove(output)
+        with Journal(output) as another:
+            another.begin(OTHER)
+            save(another.folder)
+            journal.__exit__()
+            assert owner.exists()
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "coco.json",
+        "coco.json.shards",
+    ]
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_killed_run_is_for_the_user_to_judge(output):
+    written(output)
+    owner = shards_folder(output) / OWNER
+    owner.write_text("process 7 on elsewhere\n")
+    with pytest.raises(InputError, match="process 7 on elsewhere is writing it"):
+        Journal(output).__enter__()
+    owner.unlink()
+    with Journal(output) as journal:
+        journal.begin(RUN)
+        assert len(journal.shards()) == 1
+
+
+@pytest.mark.slow
+def test_without_locks_pairs_of_runs_never_mix(tmp_path):
+    """Both processes run the whole command; the kernel's answer is the one of such a disk."""
+    answers = tmp_path / "answers.jsonl"
+    row = {"output": answer("cat"), "width": 64, "height": 64}
+    answers.write_text(
+        "".join(json.dumps({**row, "image": f"{n}.jpg"}) + "\n" for n in range(3000))
     )
-    for file in (dead, living, foreign):
-        file.touch()
-    folder = tmp_path / f".coco.json.{2**22 + 2}.part"
-    folder.mkdir()
-    (folder / "0123.json").touch()
-    remove_leftovers(tmp_path / "coco.json")
-    assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
+    code = "import errno, fcntl, sys\nfrom palidecode.cli import main\n"
+    code += "def flock(number, how): raise OSError(errno.ENOTSUP, 'not supported')\n"
+    code += "fcntl.flock = flock\nsys.exit(main())"
+    contents = set()
+    for number in range(6):
+        output = tmp_path / str(number) / "coco.json"
+        words = ["decode", answers, "-o", output, "--batch-size", "50"]
+        pair = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(2)
+        ]
+        told = [process.communicate()[1] for process in pair]
+        codes = sorted(process.returncode for process in pair)
+        assert codes in ([0, 0], [0, 2]), told
+        assert not any("Traceback" in text or "unexpected" in text for text in told)
+        contents.add(output.read_bytes())
+        assert [path.name for path in output.parent.iterdir()] == ["coco.json"]
+    assert len(contents) == 1
 
 
 # -- the command ---------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def draw_objects(
     alpha: float,
     font: str | os.PathLike[str] | None = None,
     boxes: bool = True,
+    line_width: int | None = None,
 ) -> Image.Image:
     """Draw the objects of one image on a copy of its picture, one over the other.
 
@@ -58,11 +59,13 @@ def draw_objects(
         Opacity of masks, in [0, 1].
     font : path, optional
     boxes : bool
+    line_width : int, optional
+        Of boxes and outlines, in pixels of the picture.
     """
     canvas = np.array(open_picture(picture))
     height, width = canvas.shape[:2]
     scale = np.array([width, height]) / size
-    thickness = max(1, round(min(width, height) / 320))
+    thickness = line_width or max(1, round(min(width, height) / 320))
     for rings, color in zip(masks, colors, strict=True):
         if rings:
             _draw_mask(canvas, [ring * scale for ring in rings], color, alpha, thickness)

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+from PIL import Image
+
 from palidecode.answers.jsonl import AnswerRow
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, many
 from palidecode.coco.detections import from_coco
 from palidecode.coco.skips import Skip
 from palidecode.coco.writing import CocoReport
-from palidecode.detections import Detections, draw
+from palidecode.detections import ColorBy, Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, open_picture, png_names, replacing
 from palidecode.geometry.masks import Paste
@@ -30,27 +33,34 @@ class _Style:
     alpha: float
     font: Path | None
     paste: Paste
+    line_width: int | None
+    color_by: ColorBy
+    labels: bool
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise InputError(f"--alpha must be between 0 and 1, got {self.alpha}")
+        if self.line_width is not None and self.line_width < 1:
+            raise InputError(f"--line-width must be at least 1, got {self.line_width}")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode draw``."""
-    output, style = fill(Output, args), fill(_Style, args)
+    output, style = fill(Output, args), fill(_Style, args, labels=not args.no_labels)
     if args.text is not None:
         options = fill(DecodeOptions, args)
-        return _draw_text(args.text, args.source, args.output, options, style, output)
+        return _draw_text(args.text, args.source, args.output, args.crops, options, style, output)
     if args.images is None:
         raise InputError("name the directory of the pictures: --images DIR")
+    _check_crops(args.crops, args.output, Path(args.images))
     problems: list[_Problem] = []
     skipped: list[Skip] = []
     if args.source.suffix == ".json":
         detections, names, skipped = _from_coco(args.source)
     else:
         detections, names, problems = _from_answers(args.source, fill(DecodeOptions, args))
-    failed = _draw_all(detections, names, Path(args.images), args.output, style, output)
+    pictures = Path(args.images)
+    failed = _draw_all(detections, names, pictures, args.output, args.crops, style, output)
     problems += failed
     written = len(names) - len(failed)
     data = {
@@ -88,6 +98,7 @@ def _draw_all(
     names: list[str],
     pictures: Path,
     target: Path,
+    crops: Path | None,
     style: _Style,
     output: Output,
 ) -> list[_Problem]:
@@ -99,20 +110,50 @@ def _draw_all(
             bar.update(1)
             try:
                 picture, copy = inside(pictures, name), inside(target, drawn[name])
-                image = draw(picture, detections, index=index, **asdict(style))
+                opened = open_picture(picture)
+                image = draw(opened, detections, index=index, **asdict(style))
                 if copy == picture:
                     raise InputError(f"{picture} would be drawn over; choose another -o DIR")
                 with replacing(copy, "wb") as file:
                     image.save(file, "PNG")
+                if crops is not None:
+                    _write_crops(opened, detections.image(index), crops, drawn[name])
             except InputError as error:
                 failed.append((index + 1, str(error)))
     return failed
 
 
+def _check_crops(crops: Path | None, target: Path, pictures: Path) -> None:
+    """Refuse a directory of crops where they could replace a picture, drawn or not."""
+    if crops is None:
+        return
+    if crops.resolve() == target.resolve() or crops.resolve().is_relative_to(pictures.resolve()):
+        raise InputError(f"{crops}: --crops needs a directory of its own")
+
+
+def _write_crops(picture: Image.Image, part: Detections, folder: Path, name: str) -> None:
+    """Write what is inside each box into a file: ``a-1.png``, ``a-2.png`` … of ``a.png``."""
+    size = np.array(picture.size)
+    corners = (part.xyxy * np.tile(size / part.sizes[0], 2)).clip(0, np.tile(size, 2))
+    corners[:, :2], corners[:, 2:] = np.floor(corners[:, :2]), np.ceil(corners[:, 2:])
+    for number, (x1, y1, x2, y2) in enumerate(corners.astype(np.int64).tolist(), 1):
+        if x2 > x1 and y2 > y1:
+            path = inside(folder, f"{name.removesuffix('.png')}-{number}.png")
+            with replacing(path, "wb") as file:
+                picture.crop((x1, y1, x2, y2)).save(file, "PNG")
+
+
 def _draw_text(
-    text: str, source: Path, target: Path, options: DecodeOptions, style: _Style, output: Output
+    text: str,
+    source: Path,
+    target: Path,
+    crops: Path | None,
+    options: DecodeOptions,
+    style: _Style,
+    output: Output,
 ) -> int:
     """Draw one answer on its picture."""
+    _check_crops(crops, target, source)
     image = open_picture(source)
     row = AnswerRow(1, source.name, image.size, text)
     detections, _ = AnswerDecoder.load(options).decode([row])
@@ -121,5 +162,7 @@ def _draw_text(
         target /= f"{source.stem}.png"
     with replacing(target, "wb") as file:
         drawn.save(file, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=92)
+    if crops is not None:
+        _write_crops(image, detections, crops, f"{source.stem}.png")
     output.result({"output": str(target), "objects": len(detections)}, [str(target)])
     return DONE

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 Images: TypeAlias = str | os.PathLike[str] | Sequence[Picture]
 """The folder that holds the named pictures, or the pictures themselves, one per image."""
+
+ColorBy: TypeAlias = Literal["class", "instance"]
 
 _CHUNK = 512  # fields in memory at once: 8 MB
 _KEPT = 512  # up to this number, fields are kept and not decoded again
@@ -571,6 +573,8 @@ def draw(
     boxes: bool = True,
     font: str | os.PathLike[str] | None = None,
     paste: Paste = DEFAULT_PASTE,
+    line_width: int | None = None,
+    color_by: ColorBy = "class",
 ) -> Image.Image:
     """Draw the objects of one image on a copy of its picture.
 
@@ -593,6 +597,10 @@ def draw(
     paste : {"subpixel", "big_vision"}
         Draw masks along their smooth outlines, or the pixels that big_vision's RefCOCO
         evaluator counts, half a pixel up and left; see `Detections.to_rle`.
+    line_width : int, optional
+        Of boxes and outlines, in pixels; by default 1/320 of the shorter side.
+    color_by : {"class", "instance"}
+        Give objects of one label the same colour, or each object its own.
 
     Returns
     -------
@@ -606,22 +614,28 @@ def draw(
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must be in [0, 1], got {alpha}")
+    if line_width is not None and line_width < 1:
+        raise InputError(f"line_width must be at least 1, got {line_width}")
+    if color_by not in get_args(ColorBy):
+        raise InputError(f"color_by must be 'class' or 'instance', got {color_by!r}")
     part = detections.image(index)
     # Large objects first, so that small ones stay visible.
     sides = np.maximum(part.xyxy[:, 2:] - part.xyxy[:, :2], 0)
     part = part.select(np.argsort(-sides.prod(axis=1), kind="stable"))
     kind: Literal["smooth", "exact"] = "smooth" if check_paste(paste) == DEFAULT_PASTE else "exact"
     rows = zip(part.labels, part.scores.tolist(), strict=True)
+    names = part.labels if color_by == "class" else [str(number) for number in range(len(part))]
     return drawing.draw_objects(
         picture,
         part._size_of(0),
         part.xyxy,
-        [drawing.color_of(label) for label in part.labels],
+        [drawing.color_of(name) for name in names],
         [_rings(mask) for mask in part.to_polygons(kind, threshold=threshold, paste=paste)],
         [drawing.caption_of(*row) if labels else "" for row in rows],
         alpha=alpha,
         font=font,
         boxes=boxes,
+        line_width=line_width,
     )
 
 

@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 
 from palidecode.cli import _Warnings, main
 from palidecode.codec.weights import DEMO_ID, shipped_path
+from palidecode.files import open_picture
 from palidecode.version import __version__
 from tests.samples import CODES, answer
 
@@ -163,6 +164,7 @@ def test_one_text_as_coco(capsys, tmp_path):
         (("draw", "x.jsonl", "-o", "y"), "--images DIR"),
         (("draw", "x.png", "--text", "x", "-o", "y", "--alpha", "7"), "--alpha"),
         (("decode", "x", "-o", "y", "--batch-size", "0"), "--batch-size must be at least 1"),
+        (("draw", "x.png", "--text", "x", "-o", "y", "--line-width", "0"), "--line-width"),
         (("weights", "verify", "nowhere.npz"), "no such weights"),
         (("weights", "convert", DEMO_ID, "x.txt"), ".npz or .safetensors"),
         (("demo", "--answers", "-o", "/dev/null/x"), "can't be written"),
@@ -245,6 +247,35 @@ def test_draw_one_answer(capsys, folder, target, kind):
     assert code == 0
     with Image.open(out.strip()) as image:
         assert (image.format, image.size) == (kind, (160, 120))
+
+
+def test_draw_has_widths_colours_labels_and_crops(capsys, tmp_path):
+    Image.new("RGB", (100, 80), "white").save(tmp_path / "a.png")
+    boxes = ("<loc0128><loc0102><loc0512><loc0410>", "<loc0256><loc0614><loc0922><loc0922>")
+    text = " ; ".join(f"{box} cat" for box in boxes)
+    drawn = {}
+    for name, options in {
+        "thin": ["--line-width", "1"],
+        "thick": ["--line-width", "7"],
+        "instance": ["--color-by", "instance", "--line-width", "1"],
+    }.items():
+        path = tmp_path / f"{name}.png"
+        words = ["draw", tmp_path / "a.png", "--text", text, "-o", path, "--no-labels", *options]
+        assert run(capsys, *words, "--crops", tmp_path / "crops")[0] == 0
+        drawn[name] = np.asarray(open_picture(path))
+    inked = {name: (pixels < 250).any(axis=2).sum() for name, pixels in drawn.items()}
+    assert inked["thick"] > 3 * inked["thin"]
+    corners = [(10, 10), (20, 60)]  # y and x of the boxes' first corners
+    assert (drawn["thin"][corners[0]] == drawn["thin"][corners[1]]).all()
+    assert (drawn["instance"][corners[0]] != drawn["instance"][corners[1]]).any()
+    crops = {path.name: open_picture(path) for path in (tmp_path / "crops").iterdir()}
+    sizes = {name: crop.size for name, crop in crops.items()}
+    assert sizes == {"a-1.png": (32, 30), "a-2.png": (32, 53)}
+    assert np.asarray(crops["a-1.png"]).min() == 255  # of the picture, not of the drawing
+    words = ["draw", tmp_path / "c.json", "--images", tmp_path, "-o", tmp_path / "d"]
+    for target in (tmp_path / "d", tmp_path / "crops", tmp_path):
+        code, _, err = run(capsys, *words, "--crops", target)
+        assert (code, err.split(": ")[2]) == (2, "--crops needs a directory of its own\n")
 
 
 def test_token_ids_with_a_tokenizer(capsys, tmp_path):

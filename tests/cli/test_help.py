@@ -10,6 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from palidecode.cli import COMMANDS, build_parser, main
+from palidecode.cli.draw import _Style
 from palidecode.cli.progress import ProgressLines
 from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.evaluation.coco.bootstrap import RATES
@@ -124,7 +125,7 @@ def test_an_argument_error_is_one_line_and_a_pointer(words, said, capsys):
 CHOICES = {
     "predict": (PredictOptions, ModelOptions, AskOptions, MaskFormat),
     "decode": (DecodeOptions, CocoOptions, MaskFormat),
-    "draw": (DecodeOptions, MaskFormat),
+    "draw": (DecodeOptions, MaskFormat, _Style),
     "encode": (RowOptions,),
     "evaluate": (EvaluateOptions,),
     "compare": (EvaluateOptions,),

@@ -9,7 +9,8 @@ from palidecode.cli.options import add_answers, add_messages, add_paste
 
 EXAMPLES = """\
 palidecode draw coco.json --images pictures/ -o drawn/
-palidecode draw answers.jsonl --images pictures/ -o drawn/ --alpha 0.2
+palidecode draw answers.jsonl --images pictures/ -o drawn/ \\
+    --color-by instance --no-labels --crops crops/
 palidecode draw cat.jpg --text "<loc0046><loc0538><loc0795><loc1022> cat" \\
     -o drawn.png
 """
@@ -44,6 +45,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="TrueType font of the labels (default: Pillow's own)",
+    )
+    group.add_argument(
+        "--line-width",
+        type=int,
+        metavar="PIXELS",
+        help="width of boxes and outlines (default: 1/320 of the picture's shorter side)",
+    )
+    group.add_argument(
+        "--color-by",
+        choices=("class", "instance"),
+        default="class",
+        help="one colour per class, or one per object (default: class)",
+    )
+    group.add_argument("--no-labels", action="store_true", help="write no labels and scores")
+    group.add_argument(
+        "--crops",
+        type=Path,
+        metavar="DIR",
+        help="also cut every object's box out of the picture, into PNG files in this directory",
     )
     add_paste(group)
     add_answers(parser)

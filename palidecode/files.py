@@ -13,7 +13,7 @@ import stat
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
@@ -40,6 +40,14 @@ PICTURES = (
     *(".gif", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 """Endings of the pictures in a folder; their content decides the format."""
+
+_ENDINGS = (
+    "json jsonl csv tsv txt md xml yaml yml toml html htm pdf parquet arrow feather avro orc npy "
+    "npz pkl pickle p h5 hdf5 mat xls xlsx ods sqlite db tfrecord record safetensors onnx pt pth "
+    "bin zip tar gz bz2 xz zst 7z svg"
+)
+FORMATS = frozenset((*PICTURES, *(f".{ending}" for ending in _ENDINGS.split())))
+"""Endings that promise a format; others are part of a name."""
 
 # Formats that Pillow may open. Excludes EPS, which Pillow runs through Ghostscript, and forty
 # rare formats.
@@ -134,6 +142,28 @@ def refuse_overwriting(
         for path in given:
             if target == path or (picture and path.is_dir() and target.is_relative_to(path)):
                 raise InputError(f"{output}: is an input and would be overwritten; name another")
+
+
+def check_ending(path: str | os.PathLike[str], written: Collection[str]) -> None:
+    """Refuse an output with the ending of a format that isn't written there.
+
+    Parameters
+    ----------
+    path : path
+        A folder that exists, a pipe and a device may have any name.
+    written : collection of str
+        Endings of the formats that are; none for a folder.
+
+    Raises
+    ------
+    InputError
+        Naming the endings that can be given.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in FORMATS or ending in written or os.path.isdir(path) or writes_through(path):
+        return
+    instead = f"{', '.join(written)} or no ending" if written else "the name of a folder"
+    raise InputError(f"{path}: {ending} isn't written here; use {instead}")
 
 
 def take_lock(number: int, path: Path) -> bool:

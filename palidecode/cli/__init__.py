@@ -73,6 +73,13 @@ Examples:
   palidecode predict --help
 """
 _OUTPUTS = ("output", "val", "samples", "target", "issues")
+_FILE, _FOLDER = (".json", ".jsonl"), ()
+_ENDINGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("predict", "decode", "encode", "evaluate-referring"), _FILE),
+    **dict.fromkeys(("evaluate", "demo"), _FOLDER),
+    "draw": (".png", ".jpg", ".jpeg"),  # of one picture, with --text
+}
+"""Endings of the formats that a command writes; one that isn't named here takes any."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +112,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _Warnings(args.quiet).show  # type: ignore[assignment]
-            _check_outputs(args)
+            _check_outputs(command, args)
             code: int = importlib.import_module(f"palidecode.cli.{_module(command)}").run(args)
         flush_stdout()
     except Exception as error:
@@ -115,16 +122,26 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse outputs that are among the inputs, whatever the command."""
-    from palidecode.files import refuse_overwriting  # loads numpy, which --help needn't
+def _check_outputs(command: str, args: argparse.Namespace) -> None:
+    """Refuse outputs that are among the inputs, and endings of formats that aren't written.
+
+    Sets ``args.data_on_stdout`` if an output is the standard output.
+    """
+    from palidecode.files import STDOUT, check_ending, refuse_overwriting  # loads numpy
 
     paths: dict[str, list[Path]] = {}
     for name, value in vars(args).items():
         values = value if isinstance(value, list) else [value]
         paths[name] = [Path(item) for item in values if isinstance(item, str | Path)]
     outputs = [path for name in _OUTPUTS for path in paths.pop(name, [])]
+    args.data_on_stdout = Path(STDOUT) in outputs
     refuse_overwriting(outputs, [path for listed in paths.values() for path in listed])
+    endings = _ENDINGS.get(command)
+    if endings is not None:
+        for path in outputs:
+            check_ending(path, endings)
+    if args.data_on_stdout and endings == _FOLDER:
+        raise InputError("-o - is the standard output, but this command writes a folder")
 
 
 class _Warnings:

@@ -98,18 +98,25 @@ class Output:
         Print the result alone.
     verbose : bool
         Print every problem.
+    data_on_stdout : bool
+        The standard output is the data's (``-o -``): print the result on stderr.
     """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    data_on_stdout: bool = False
 
     def result(self, data: object, lines: list[str]) -> None:
-        """Print the result on stdout: `data` as JSON, or `lines`."""
+        """Print the result on stdout (see `data_on_stdout`): `data` as JSON, or `lines`."""
         if self.json:
             lines = [json.dumps(data, ensure_ascii=False, allow_nan=False)]
+        text = "\n".join(map(escaped, lines))
+        if self.data_on_stdout:
+            print(text, file=sys.stderr)
+            return
         with writing_stdout():
-            print("\n".join(map(escaped, lines)))
+            print(text)
 
     def note(self, text: str) -> None:
         """Print a line on stderr, unless the output is JSON or quiet."""

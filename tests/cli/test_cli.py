@@ -211,7 +211,7 @@ def test_sizes_are_checked(capsys, size):
 def test_draw_a_folder_from_answers_and_from_coco(capsys, folder):
     decode_folder(capsys, folder)
     for source in ("answers.jsonl", "coco.json"):
-        out = folder / f"drawn-{source}"
+        out = folder / f"drawn-{source.partition('.')[0]}"
         code, said, err = run(
             capsys, "draw", folder / source, "--images", folder / "pictures", "-o", out,
             "--weights", DEMO_ID, "--json",

@@ -104,3 +104,72 @@ def test_a_hyphen_is_standard_output(place, capsys):
 def test_a_folder_is_refused(place, capsys):
     assert main(["encode", "coco.json", "-o", "pics"]) == 2
     assert "pics: is a folder; name a file to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "decode answers.jsonl -o out.csv",
+        "decode answers.jsonl -o out.parquet",
+        "decode --text x --size 8x8 -o out.json.gz",
+        "predict pics --model demo --task detect -o out.XML",
+        "encode coco.json -o out.txt",
+        "encode coco.json -o train.jsonl --val val.tsv",
+        "evaluate-referring answers.jsonl --samples out.csv",
+        "evaluate coco.json coco.json -o report.html",
+        "draw answers.jsonl --images pics -o drawn.pdf",
+        "demo --answers -o demo.json",
+    ],
+)
+def test_an_ending_of_a_format_that_is_not_written_is_refused(place, capsys, command):
+    before = sorted(place.rglob("*"))
+    assert main(command.split()) == 2
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert "isn't written here; use " in error
+    assert len(error.splitlines()) == 1
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.jsonl", "out", "OUT.JSON", "run.v2", "a.b/out"])
+@pytest.mark.parametrize("command", ["decode answers.jsonl", "encode coco.json"])
+def test_json_and_no_ending_are_always_taken(place, command, name):
+    assert main([*command.split(), "-o", name]) == 0
+    first = (place / name).read_text().splitlines()[0]
+    assert first.startswith('{"annotations"' if command.startswith("decode") else '{"image"')
+
+
+def test_a_folder_may_have_a_dot_in_its_name(place, capsys):
+    (place / "drawn.zip").mkdir()
+    for name in ("drawn.v2", "drawn.zip"):
+        assert main(["draw", "coco.json", "--images", "pics", "-o", name]) == 0
+        assert (place / name / "a.png").is_file()
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("command", "key", "told"),
+    [
+        ("decode answers.jsonl -o -", "annotations", '"-"'),
+        (
+            "decode --size 64x48 --text <loc0000><loc0000><loc0512><loc0512>cat -o -",
+            "images",
+            "coco",
+        ),
+        ("encode coco.json -o -", "prefix", '"-"'),
+        ("evaluate-referring referring.jsonl --samples -", "box_iou", '"miou"'),
+    ],
+)
+def test_data_on_the_standard_output_is_alone_there(place, capsys, command, key, told, more):
+    row = {"output": "<loc0000><loc0000><loc0512><loc0512>", "size": [64, 48]}
+    (place / "referring.jsonl").write_text(json.dumps(row | {"bbox": [0, 0, 32, 24]}))
+    assert main([*command.split(), *more]) == 0
+    printed, error = capsys.readouterr()
+    assert key in json.loads(printed)
+    assert (told in error) if more else error
+    assert not (place / "-").exists()
+
+
+def test_a_folder_is_not_written_to_the_standard_output(place, capsys):
+    assert main(["evaluate", "coco.json", "coco.json", "-o", "-"]) == 2
+    assert "this command writes a folder" in capsys.readouterr().err

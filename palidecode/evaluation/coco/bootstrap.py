@@ -10,7 +10,7 @@ narrow.
 
 The percentiles of the resamples are centred on the number. AP interpolates precision upwards, the
 more the fewer images there are, so the resamples are above the number and may not even contain it.
-Their spread is right, their mean is not.
+Their spread is right, their mean is not. A comparison's share of resamples counts the centred ones.
 
 Precision, recall and F1 are sums over images: resampling with replacement only changes weights, and
 their intervals are the percentiles themselves.
@@ -88,38 +88,33 @@ def _halves(images: int, resamples: int, seed: int) -> Iterator[list[list[int]]]
         yield [np.sort(rng.permutation(images)[: images // 2]).tolist() for _ in range(count)]
 
 
-def centred(
-    samples: Floats,
-    values: Floats,
-    images: int,
-    confidence: float,
-    limits: tuple[float, float],
-) -> dict[str, Interval]:
-    """Intervals as wide as the percentiles of `resampled_stats`, centred on the numbers (12,).
+def centred(samples: Floats, values: Floats, images: int) -> Floats:
+    """Move resamples of halves so that their mean is the number, and scale them to whole sets.
 
-    `images` corrects for odd numbers of them; `limits` are the least and the largest possible
-    value.
+    Parameters
+    ----------
+    samples : ndarray of float64, shape (resamples, 12)
+        From `resampled_stats`, or their differences.
+    values : ndarray of float64, shape (12,)
+        NaN for numbers without a value.
+    images : int
+        Number of images; corrects for odd numbers.
+
+    Returns
+    -------
+    ndarray of float64, shape (resamples, 12)
+        NaN for numbers without a value, AR1 and AR10.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
-    intervals: dict[str, Interval] = {}
     held = images // 2
-    scale = np.sqrt(held / (images - held))
-    for column, (name, value) in enumerate(zip(METRICS, values.tolist(), strict=True)):
+    moved = np.full_like(samples, np.nan)
+    for column, name in enumerate(METRICS):
         drawn = samples[:, column]
-        drawn = drawn[~np.isnan(drawn)]
-        if np.isnan(value) or len(drawn) < 2 or name in NOT_RESAMPLED:
-            continue
-        drawn = (drawn - drawn.mean()) * scale
-        below, above = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-        intervals[name] = Interval(
-            value=value,
-            low=max(limits[0], value + float(below)),
-            high=min(limits[1], value + float(above)),
-            standard_error=float(drawn.std()),
-            confidence=confidence,
-        )
-    return intervals
+        known = ~np.isnan(drawn)
+        if name not in NOT_RESAMPLED and known.any():
+            spread = (drawn - drawn[known].mean()) * np.sqrt(held / (images - held))
+            # Where all halves agree, rounding must not tell them apart.
+            moved[:, column] = np.round(values[column] + spread, 12)
+    return moved
 
 
 def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) -> Floats:
@@ -141,21 +136,42 @@ def resampled_rates(counts: npt.NDArray[np.int64], resamples: int, seed: int) ->
     return rates
 
 
-def percentiles(samples: Floats, values: Floats, confidence: float) -> dict[str, Interval]:
-    """Intervals of precision, recall and F1, or of their differences, from `resampled_rates`."""
+def percentiles(
+    samples: Floats, columns: Sequence[str], values: Floats, confidence: float, least: float = 0.0
+) -> dict[str, Interval]:
+    """Return the intervals that leave out as many of the highest resamples as of the lowest.
+
+    Their edges are resamples, so that an interval of a difference and `share_above` agree.
+
+    Parameters
+    ----------
+    samples : ndarray of float64, shape (resamples, N)
+        From `centred` or `resampled_rates`, or differences.
+    columns : sequence of N str
+        Names of the numbers.
+    values : ndarray of float64, shape (N,)
+        The numbers; NaN for numbers without a value.
+    confidence : float
+        Share of the resamples in the interval.
+    least : float
+        The least possible value; the largest is 1.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
     intervals: dict[str, Interval] = {}
-    for column, (name, value) in enumerate(zip(RATES, values.tolist(), strict=True)):
+    for column, (name, value) in enumerate(zip(columns, values.tolist(), strict=True)):
         drawn = samples[:, column]
-        drawn = drawn[~np.isnan(drawn)]
+        drawn = np.sort(drawn[~np.isnan(drawn)])
         if not np.isnan(value) and len(drawn) > 1:
-            edges = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-            low, high = edges.tolist()
+            # 0.1 / 2 · 1000 may be 49.99…
+            outside = int(len(drawn) * (1 - confidence) / 2 + 1e-9)
+            low, high = np.clip(drawn[[outside, -1 - outside]], least, 1.0).tolist()
             intervals[name] = Interval(value, low, high, float(drawn.std()), confidence)
     return intervals
 
 
 def share_above(samples: Floats, columns: Sequence[str], names: Iterable[str]) -> dict[str, float]:
-    """Share of the resamples in which a difference is above 0; ties count half."""
+    """Return the share of the resamples in which a difference is above 0; ties count half."""
     shares = {}
     for name in names:
         drawn = samples[:, columns.index(name)]

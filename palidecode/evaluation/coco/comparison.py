@@ -38,7 +38,8 @@ class CocoComparison:
         Of the differences, including ``precision``, ``recall`` and ``F1``, from the same resamples
         for both: the difficulty of an image affects both and cancels out.
     better : dict of str to float
-        Share of the resamples in which the second is better; ties count half.
+        Share of the same resamples in which the second is better; ties count half. An interval
+        of confidence 0.95 without 0 means a share of at least 0.975, or at most 0.025.
     """
 
     first: CocoEvaluation
@@ -159,13 +160,14 @@ def compare(
         return CocoComparison(a, b, differences)
     # The images, and so the halves, are the same; the categories asked for may differ.
     samples = [resampled_stats(r.engine, r.scored(), bootstrap, seed) for r in results]
-    drawn = samples[1] - samples[0]
-    intervals = centred(drawn, differences, a.images, confidence, (-1.0, 1.0))
-    better = share_above(drawn, METRICS, intervals)
     rates = [resampled_rates(r.image_counts, bootstrap, seed) for r in results]
-    changes = percentiles(rates[1] - rates[0], b.rates.values - a.rates.values, confidence)
-    better |= share_above(rates[1] - rates[0], RATES, changes)
-    return CocoComparison(a, b, differences, intervals | changes, better)
+    columns = (*METRICS, *RATES)
+    drawn = np.concatenate(
+        [centred(samples[1] - samples[0], differences, a.images), rates[1] - rates[0]], axis=1
+    )
+    changes = np.concatenate([differences, b.rates.values - a.rates.values])
+    intervals = percentiles(drawn, columns, changes, confidence, least=-1.0)
+    return CocoComparison(a, b, differences, intervals, share_above(drawn, columns, intervals))
 
 
 def _minus(second: float | None, first: float | None) -> float | None:

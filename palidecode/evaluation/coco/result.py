@@ -12,6 +12,7 @@ import numpy.typing as npt
 from palidecode.coco.skips import Skip
 from palidecode.evaluation.coco import engine as eng
 from palidecode.evaluation.coco.bootstrap import (
+    RATES,
     Interval,
     centred,
     percentiles,
@@ -409,9 +410,10 @@ class CocoEvaluation:
         """
         samples = resampled_stats(self.engine, self.scored(), resamples, seed)
         stats = np.where(self.stats == NOTHING, np.nan, self.stats)
-        intervals = centred(samples, stats, self.images, confidence, (0.0, 1.0))
         rates = resampled_rates(self.image_counts, resamples, seed)
-        return intervals | percentiles(rates, self.rates.values, confidence)
+        drawn = np.concatenate([centred(samples, stats, self.images), rates], axis=1)
+        values = np.concatenate([stats, self.rates.values])
+        return percentiles(drawn, (*METRICS, *RATES), values, confidence)
 
     def scored(self) -> Table:
         """The predictions; without scores, in the first of the random orders."""

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from palidecode import InputError, compare_coco, evaluate_coco
+from palidecode.evaluation.coco.bootstrap import centred, percentiles, share_above
+from palidecode.evaluation.coco.engine import METRICS
 
 GT = "instances_val2014_100.json"
 RESULTS = "instances_val2014_fakebbox100_results.json"
@@ -111,6 +113,55 @@ def test_pairing_makes_intervals_narrower(shared_data):
     one = found.first.bootstrap(100)["recall"]
     assert recall.high - recall.low < 0.6 * (one.high - one.low)
     assert found.better["recall"] < 0.05
+
+
+def spoiled(results, rng, share):
+    """Results with some boxes moved, so that a comparison is close."""
+    return [
+        {**row, "bbox": [row["bbox"][0] + row["bbox"][2], *row["bbox"][1:]]}
+        if rng.random() < share
+        else row
+        for row in results
+    ]
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95])
+def test_intervals_and_shares_do_not_contradict_each_other(confidence):
+    excluded = close = 0
+    for seed in range(12):
+        truth, results = world(15, seed=seed)
+        rng = np.random.default_rng(seed)
+        a, b = spoiled(results, rng, 0.05), spoiled(results, rng, 0.05 * (seed % 4))
+        found = compare_coco(truth, a, b, bootstrap=100, confidence=confidence, seed=seed)
+        for name, interval in found.intervals.items():
+            share, tail = found.better[name], (1 - confidence) / 2 + 1e-9
+            assert interval.low <= interval.high
+            if interval.low > 0:
+                assert share >= 1 - tail
+            if interval.high < 0:
+                assert share <= tail
+            if share > 1 - tail:
+                assert interval.low >= 0
+            if share < tail:
+                assert interval.high <= 0
+            outside = interval.low > 0 or interval.high < 0
+            excluded, close = excluded + outside, close + (not outside)
+    assert min(excluded, close) > 5
+
+
+def test_edges_of_intervals_are_resamples():
+    drawn = np.array([[value] for value in (0.5, -0.1, 0.2, 0.3, -0.2, 0.1, 0.4, 0.6, 0.7, 0.8)])
+    for confidence, low, high in ((0.8, -0.1, 0.7), (0.95, -0.2, 0.8), (0.6, 0.1, 0.6)):
+        (found,) = percentiles(drawn, ["AP"], np.array([0.3]), confidence, -1.0).values()
+        assert (found.value, found.low, found.high) == (0.3, low, high)
+        assert (found.low > 0) == (share_above(drawn, ["AP"], ["AP"])["AP"] >= 0.5 + confidence / 2)
+
+
+def test_halves_that_agree_are_one_number():
+    drawn = np.full((10, 12), 0.1 + 0.2)
+    moved = centred(drawn, np.zeros(12), images=7)
+    assert share_above(moved, METRICS, ["AP"]) == {"AP": 0.5}
+    assert np.isnan(moved[:, METRICS.index("AR1")]).all()
 
 
 def test_rates_are_resampled_as_pictures():

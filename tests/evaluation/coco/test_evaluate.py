@@ -449,3 +449,18 @@ def test_command_says_what_was_left_out(coco100, tmp_path, capsys):
     assert re.search(
         r"SKIPPED:\n +1 prediction of unknown categories .*'999' 1", capsys.readouterr().out
     )
+
+
+def test_the_two_exceptions_to_equal_to_pycocotools():
+    """Both are in docs/evaluation.md."""
+    right = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 32, 32], "score": 0.9}]
+    zero = copy.deepcopy(SQUARE)
+    zero["annotations"][0]["id"] = 0
+    assert evaluate_coco(zero, right).metrics["AP50"] == pytest.approx(1)
+    assert pycocotools_stats(zero, right, "bbox")[1] == pytest.approx(0)
+    assert pycocotools_stats(SQUARE, right, "bbox")[1] == pytest.approx(1)
+    negative = [{**right[0], "bbox": [32, 0, -32, 32], "score": 0.95}, *right]
+    assert evaluate_coco(SQUARE, negative).metrics["AP50"] == pytest.approx(1 / 2)
+    assert pycocotools_stats(SQUARE, negative, "bbox")[1] == pytest.approx(1)
+    empty = [{**right[0], "bbox": [32, 0, 0, 32], "score": 0.95}, *right]
+    assert pycocotools_stats(SQUARE, empty, "bbox")[1] == pytest.approx(1 / 2)

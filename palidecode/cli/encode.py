@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,10 @@ from palidecode.finetune.objects import (
     GroundTruth,
     RowOptions,
 )
+from palidecode.finetune.prefixes import PrefixLengths
 from palidecode.finetune.roundtrip import RoundTrip
 from palidecode.finetune.rows import encode_images, split_images
+from palidecode.runs.answers import read_tokenizer
 
 if TYPE_CHECKING:
     from palidecode.finetune.rows import EncodedImage
@@ -76,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
     truth = GroundTruth(files.coco, options, report, files.images)
     problems = [] if files.images is None else truth.check_pictures(files.images)
     trip = RoundTrip(codec, options.divisor)
+    lengths = PrefixLengths(_token_counter(args.tokenizer))
     with output.progress("encoding", len(truth.images), "images") as bar:
-        measured = _measured(encode_images(truth, codec), trip, bar)
+        measured = _measured(encode_images(truth, codec), trip, lengths, bar)
         counts = _write(files, truth, measured, problems)
     data = {
         "files": counts,
@@ -88,10 +91,13 @@ def run(args: argparse.Namespace) -> int:
         "problems": [{"image": index, "reason": reason} for index, reason in problems],
         "rotated": report.rotated,
         "grouping": report.grouping,
+        "prefix_tokens": lengths.as_dict(),
         "round_trip": trip.as_dict(),
     }
     output.result(data, _text(counts, report, trip))
     output.problems(problems, "image")
+    if lengths.rows:
+        output.note(lengths.warning())
     if report.grouping:
         output.note(
             f"categories without annotations that only group others are asked for too: "
@@ -120,12 +126,22 @@ def _no_row(files: _Files, report: EncodeReport, problems: list[tuple[int, str]]
 
 
 def _measured(
-    chunks: Iterator[list[EncodedImage]], trip: RoundTrip, bar: Progress
+    chunks: Iterator[list[EncodedImage]], trip: RoundTrip, lengths: PrefixLengths, bar: Progress
 ) -> Iterator[EncodedImage]:
     for chunk in chunks:
         trip.add(chunk)
+        for image in chunk:
+            lengths.add(image.row["prefix"])
         bar.update(len(chunk))
         yield from chunk
+
+
+def _token_counter(path: str | None) -> Callable[[str], int] | None:
+    """Return a function that counts the tokens of a text; None without a tokenizer."""
+    if path is None:
+        return None
+    tokenizer = read_tokenizer(path)
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _write(

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from palidecode.files import picture_size, regular
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CHUNK = 256
 _SIZES = ("width", "height", "size", "image_size_wh")
@@ -158,15 +161,20 @@ def _add_scores(found: Detections, rows: Sequence[AnswerRow]) -> dict[int, str]:
 def _detokenizer(path: str | None) -> Callable[[list[int]], str] | None:
     if path is None:
         return None
+    tokenizer = read_tokenizer(path)
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def read_tokenizer(path: str) -> Tokenizer:
+    """Read a ``tokenizer.json``; the library is optional."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise InputError("a tokenizer needs: pip install 'palidecode[runtime]'") from error
     try:
-        tokenizer = Tokenizer.from_file(str(regular(path)))
+        return Tokenizer.from_file(str(regular(path)))
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{path}: can't be read as a tokenizer.json: {error}") from error
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def decode_rows(

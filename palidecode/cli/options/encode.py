@@ -36,6 +36,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="skip entries that can't be encoded, or stop at the first (default: skip)",
     )
     _add_rows(parser)
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="tokenizer.json that counts the tokens of prefixes; more than 512 are worth a warning "
+        "(default: estimate them)",
+    )
     add_codec(parser)
     group = parser.add_argument_group("validation")
     group.add_argument(

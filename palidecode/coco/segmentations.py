@@ -82,7 +82,7 @@ def read_masks(outlines: Sequence[Outline], sizes: Ints) -> Masks:
     for row, (outline, shape) in enumerate(zip(outlines, shapes, strict=True)):
         if type(outline) is RunLengths and outline.size == shape and type(outline.counts) is str:
             read.masks[row] = {"size": [*shape], "counts": outline.counts}
-            (compressed if min(shape) else odd).append(row)
+            compressed.append(row)
         elif type(outline) is list and any(outline):
             read.masks[row] = outline
             rings.append(row)
@@ -90,6 +90,9 @@ def read_masks(outlines: Sequence[Outline], sizes: Ints) -> Masks:
             odd.append(row)
         else:
             missing[row] = True
+    if sizes.min(initial=1) < 1:
+        odd += [row for row in compressed if not min(shapes[row])]
+        compressed = [row for row in compressed if min(shapes[row])]
     for start in range(0, len(compressed), _AT_ONCE):
         odd += _damaged(compressed[start : start + _AT_ONCE], read)
     if not _all_sound([read.masks[row] for row in rings], sizes[rings]):

@@ -137,7 +137,9 @@ def read_scene(source: Source, masks: bool, skips: Skips, crowds: bool = False) 
     image_index = _find(index_by_id(images), rows, "image_id")
     category = _find({c["id"]: n for n, c in enumerate(categories)}, rows, "category_id")
     table = _table(read, image_index, category, scene, "truth", skips)
-    rotated = np.fromiter((row.rotated for row in rows), np.bool_, len(rows))
+    # Rows without attributes, the usual ones, cost no call.
+    turned = (row.attributes is not None and row.rotated for row in rows)
+    rotated = np.fromiter(turned, np.bool_, len(rows))
     skips.note("truth", "rotated", read.annotations.offsets[rotated])
     if crowds:
         table = replace(table, crowd=np.zeros(len(table), np.bool_))

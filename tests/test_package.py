@@ -15,7 +15,7 @@ ROOT = FACE.parent
 HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib", "cv2", "pycocotools")
 HEAVY += ("hotcoco", "msgspec", "jinja2")
 ROWS = [
-    ("errors", "vocab", "version", "cores"),
+    ("errors", "vocab", "version", "cores", "text_table"),
     ("files", "prompts"),
     ("answers", "geometry", "codec", "runtime", "drawing", "interop"),
     ("detections",),

@@ -19,11 +19,11 @@ from palidecode.cli.output import (
     unexpected,
 )
 from palidecode.coco.skips import DIFFER
-from palidecode.detections.tables import aligned
 from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.comparison import compare
 from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
+from palidecode.text_table import aligned
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.comparison import CocoComparison

@@ -21,13 +21,13 @@ from palidecode.cli.output import (
     unexpected,
 )
 from palidecode.cli.terminal import message
-from palidecode.detections.tables import aligned
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.files import replacing
+from palidecode.text_table import aligned
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.result import CocoEvaluation

@@ -16,6 +16,7 @@ from PIL import Image
 
 from palidecode.drawing import one_line
 from palidecode.files import replacing
+from palidecode.text_table import aligned
 
 Columns: TypeAlias = Mapping[str, Sequence[Any] | npt.NDArray[Any]]
 
@@ -53,15 +54,6 @@ def _csv_cells(column: Sequence[Any] | npt.NDArray[Any]) -> Sequence[Any]:
         return column
     cells: list[str] = column.astype(np.str_).tolist()
     return ["" if cell == "nan" else cell for cell in cells]
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: its first column left-aligned, the others right-aligned."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in cells
-    ]
 
 
 def as_text(title: str, cells: Sequence[Sequence[str]], count: int) -> str:

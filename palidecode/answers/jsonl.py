@@ -25,6 +25,7 @@ _MAX_SCORE = float(np.finfo(np.float32).max)
 _LONGEST_LINE = 1 << 24
 _PERHAPS_TRUTH = ("response", "answer", "text")  # the truth in some data sets
 _OTHER_KEYS = ("prediction", "generated_text", *_PERHAPS_TRUTH)
+ANSWER_KEYS = ("output", "token_ids", *_OTHER_KEYS, "suffix")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 import textwrap
 import warnings
@@ -87,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_streams()
     with Stopping(immediate=True) as stopping:
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            given = sys.argv[1:] if arguments is None else arguments
+            return _run(given, watched=arguments is None and hasattr(os, "fork"))
         except SystemExit:  # argparse's
             with suppress(InputError):
                 flush_stdout()
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ended(error, stopping.signal)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], *, watched: bool) -> int:
     if not arguments:
         print(_GUIDE, end="")
         flush_stdout()
@@ -106,6 +108,12 @@ def _run(arguments: Sequence[str]) -> int:
     if command and command not in COMMANDS:
         parser.error(f"no command {command!r}{suggestion(command, COMMANDS, _MEANT.get(command))}")
     args = parser.parse_args(arguments)
+    if watched and getattr(args, "ray", None) is not None:
+        from palidecode.cli.driver import run_apart
+
+        child = run_apart()
+        if child is not None:
+            return child
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name or a label may have characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -123,32 +123,44 @@ def run_job(
                 stopping.immediate = True  # until the first batch
                 finished.append(write_coco(job, items, path, coco, run, watching))
             else:
-                # Ray is an optional dependency, and not needed by most runs.
-                from palidecode.ray_data.running import found_in, write
-
-                found = found_in(
-                    job,
-                    source if len(source) > 1 else source[0],
-                    images=ray.pictures,
-                    concurrency=ray.workers,
-                    num_cpus=ray.worker_cpus,
-                    num_gpus=ray.worker_gpus,
-                    shard_size=ray.shard_size or None,
-                )
-                finished.append(write(found, path, coco, run, watching))
+                finished.append(_on_ray(job, source, path, coco, run, ray, watching, output))
         return 0
 
-    with ExitStack() as stack:
-        if ray.ray is not None:
-            from palidecode.ray_data.cluster import connected
-
-            if output.json:  # Ray prints what it reports of workers, which is no JSON
-                stack.enter_context(redirect_stdout(sys.stderr))
-            stack.enter_context(connected(ray.ray))
-        if run.no_journal:
-            work(Stopping())
-        else:
-            code = run_stoppable(work, RESUMABLE)
-            if not finished:
-                return code
+    if run.no_journal:
+        work(Stopping())
+    else:
+        code = run_stoppable(work, RESUMABLE)
+        if not finished:
+            return code
     return Finish(finished[0], time.perf_counter() - began - sum(seconds), sum(seconds))
+
+
+def _on_ray(
+    job: PredictJob | DecodeJob,
+    source: Sequence[Path],
+    path: Path,
+    coco: CocoOptions,
+    run: RunOptions,
+    ray: RayOptions,
+    watch: Watch,
+    output: Output,
+) -> WrittenCoco:
+    # Ray is an optional dependency, and not needed by most runs.
+    from palidecode.ray_data.cluster import connected
+    from palidecode.ray_data.running import found_in, write
+
+    with ExitStack() as stack:
+        if output.json:  # Ray prints what it reports of workers, which is no JSON
+            stack.enter_context(redirect_stdout(sys.stderr))
+        stack.enter_context(connected(ray.ray))
+        watch.rows(0)  # a signal may have come meanwhile
+        found = found_in(
+            job,
+            source if len(source) > 1 else source[0],
+            images=ray.pictures,
+            concurrency=ray.workers,
+            num_cpus=ray.worker_cpus,
+            num_gpus=ray.worker_gpus,
+            shard_size=ray.shard_size,
+        )
+        return write(found, path, coco, run, watch)

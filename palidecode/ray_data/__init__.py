@@ -32,6 +32,7 @@ from palidecode.prompts import Task
 from palidecode.ray_data.cluster import Workers, connected
 from palidecode.ray_data.running import DECODED, PREDICTED, Found, found_in, write
 from palidecode.ray_data.sources import (
+    DatasetRows,
     Paths,
     read_coco,
     read_jsonl,
@@ -273,7 +274,7 @@ def write_coco(
         For another run's shards, a full disk, and where nothing could be read.
     """
     if not isinstance(found, Found):
-        found = Found(found, RowsJob(), Workers(), DECODED)
+        found = Found(DatasetRows(found), RowsJob(), Workers(), DECODED)
     names = list(found.job.names) or None
     form = MaskFormat(segmentation, simplify, min_area, paste)
     options = CocoOptions(

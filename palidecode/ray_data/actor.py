@@ -1,32 +1,28 @@
-"""The actor: one block of rows in, and out come its detections, or the shards that hold them."""
+"""The actor: rows in, and out come their detections, or the shards that hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 
 from palidecode.coco.shards import ShardBuilder, read_shard, shard_name
 from palidecode.coco.writing import CocoOptions
 from palidecode.errors import PalidecodeError
-from palidecode.files import unwritten
 from palidecode.ray_data.rows import to_table
-from palidecode.ray_data.sources import in_folder
+from palidecode.ray_data.sources import Part, in_folder, records_of
 from palidecode.runs.answers import batches
 from palidecode.runs.finished import Finished, Segment, joined
 from palidecode.runs.jobs import Job, Record, Worker
-from palidecode.runs.journal import TRIES
 from palidecode.runs.local import finished_batch, work
 from palidecode.runs.rows import rows_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray import ObjectRef
-
-_TRIES = 3  # Ray would try an input that kills its worker for ever
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,25 @@ class ShardPlan:
     finished: ObjectRef[Finished]
 
 
+class Done(NamedTuple):
+    """Report about rows that went to an actor.
+
+    Attributes
+    ----------
+    rows, kept : int
+        Number of rows, and of those that earlier runs had finished.
+    segments : list of Segment
+        Where they are.
+    error : str
+        Why the run must end, or "".
+    """
+
+    rows: int = 0
+    kept: int = 0
+    segments: Sequence[Segment] = ()
+    error: str = ""
+
+
 class Actor:
     """Loads once what the job takes, when the first rows come that need it.
 
@@ -57,9 +72,7 @@ class Actor:
     cwd : str
         Working directory of the driver, which relative paths start from.
     plan : ShardPlan, optional
-        Without it the rows of `palidecode.runs.rows` come out, else one row about each block:
-        ``rows``, how many went in; ``kept``, how many of them earlier runs had finished;
-        ``segments``, where they are; ``error``, what made it impossible.
+        Needed for `write`.
     """
 
     def __init__(
@@ -76,24 +89,20 @@ class Actor:
             self._finished = ray.get(plan.finished)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return what comes out of one block."""
+        """Return the rows of `palidecode.runs.rows` for a block of a Dataset."""
         wanted = [name for name in self._job.columns if name in table.column_names]
-        records = [
-            {name: value for name, value in row.items() if value is not None}
-            for row in table.select(wanted).to_pylist()
-        ]
-        if self._plan is None:
-            return to_table(self._rows(records))
-        import pyarrow as pa
+        return to_table(self._rows(records_of([table.select(wanted)])))
 
-        about: dict[str, Any] = {"rows": len(records), "kept": 0, "segments": [], "error": None}
+    def ready(self) -> None:
+        """Return once the actor has started."""
+
+    def write(self, parts: Sequence[Part]) -> Done:
+        """Write a shard of the rows that earlier runs haven't finished."""
         try:
-            segments, about["kept"] = self._shard(records, self._plan)
-            about["segments"] = [segment._asdict() for segment in segments]
+            return self._shard(records_of(parts))
         except (PalidecodeError, OSError) as error:
             # Raised here it would come out as a page of Ray's.
-            about["error"] = str(error)
-        return pa.Table.from_pylist([about], _block_schema())
+            return Done(error=str(error))
 
     def _rows(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -103,16 +112,19 @@ class Actor:
             row["image"] = row["image"] or record.get("image")
         return rows
 
-    def _shard(self, records: Sequence[Record], plan: ShardPlan) -> tuple[list[Segment], int]:
-        """Return where the rows are, once those are written that aren't, and the number kept."""
+    def _shard(self, records: Sequence[Record]) -> Done:
+        assert self._plan is not None
         found: list[tuple[list[Any], list[bytes], list[Segment] | None]] = []
         for batch in batches(map(self._job.item, records), self._job.batch_size):
             keys = [self._job.key(item) for item in batch]
             found.append((batch, keys, finished_batch(self._job, batch, keys, self._finished)))
         missing = [(batch, keys) for batch, keys, segments in found if segments is None]
         name = shard_name(key for _, keys in missing for key in keys)
-        if missing and not self._is_there(Path(plan.folder) / name):
-            self._write(missing, plan, Path(plan.folder) / name)
+        if missing and not self._is_there(Path(self._plan.folder) / name):
+            builder = ShardBuilder(self._plan.options)
+            for batch, keys in missing:
+                work(self._load(), batch, keys, builder)
+            builder.take().save(Path(self._plan.folder))
         where: list[Segment] = []
         row, kept = 0, 0
         for batch, _, segments in found:
@@ -122,33 +134,12 @@ class Actor:
             else:
                 where += segments
                 kept += len(batch)
-        return joined(where), kept
+        return Done(len(records), kept, joined(where))
 
     def _is_there(self, path: Path) -> bool:
         """Return whether an actor of this run wrote a shard, and died before it could tell."""
         before = self._finished is not None and path.name.encode() in self._finished.shards
         return not before and read_shard(path) is not None
-
-    def _write(
-        self, missing: Sequence[tuple[list[Any], list[bytes]]], plan: ShardPlan, path: Path
-    ) -> None:
-        tries = path.with_suffix(TRIES)
-        if tries.exists() and tries.stat().st_size >= _TRIES:
-            first, last = missing[0][0][0], missing[-1][0][-1]
-            raise PalidecodeError(
-                f"something from {_name(first)} to {_name(last)} killed its worker "
-                f"{_TRIES} times; find it with a smaller shard size, and take it out"
-            )
-        try:
-            with tries.open("ab") as file:
-                file.write(b"1")
-        except OSError as error:
-            raise unwritten(tries, error) from error
-        builder = ShardBuilder(plan.options)
-        for batch, keys in missing:
-            work(self._load(), batch, keys, builder)
-        builder.take().save(path.parent)
-        tries.unlink(missing_ok=True)
 
     def _load(self) -> Worker[Any]:
         if self._worker is None:
@@ -156,15 +147,7 @@ class Actor:
         return self._worker
 
 
-def _name(item: object) -> str:
+def name_of(item: object) -> str:
     """Name an item in a message."""
     name = getattr(item, "name", "") or (isinstance(item, Mapping) and item.get("image"))
     return repr(name or f"line {getattr(item, 'line', '?')}")
-
-
-def _block_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    segment = pa.struct({"shard": pa.string(), "first": pa.int64(), "stop": pa.int64()})
-    counts = {"rows": pa.int64(), "kept": pa.int64()}
-    return pa.schema({**counts, "segments": pa.list_(segment), "error": pa.string()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -15,11 +17,13 @@ from palidecode.cores import cores
 from palidecode.errors import InputError, warn
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ray.data import ActorPoolStrategy, Dataset
 
 LOCAL = "local"
 _THREADS = ("StreamingExecutor", "iter_threaded")  # names of Ray Data's threads
 _PATIENCE = 60  # seconds that they may take to end
+_CONNECTING = 10  # seconds until a machine must answer
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Workers:
     ----------
     concurrency : int or (int, int), optional
         Number of actors, or the smallest and the largest number of a pool that grows with the
-        cluster. By default as many as fit, with one CPU left for reading.
+        cluster. By default as many as fit, with one CPU left for the driver.
     num_cpus, num_gpus : float
         Of each. A CPU worker computes in ``num_cpus`` threads.
     """
@@ -54,23 +58,57 @@ class Workers:
         """Number of threads that a worker computes in."""
         return max(1, int(self.num_cpus))
 
+    def number(self, *, spare: bool) -> int:
+        """Return the number of actors that are useful now.
+
+        With `spare`, as where tasks of Ray read the rows, they leave a CPU free. Without it more
+        than fit may be asked for: the others start when the cluster grows.
+        """
+        fitting = max(1, self.fitting())
+        few, many = self._bounds() or (fitting, fitting)
+        return min(max(few, fitting), many, fitting if spare else many)
+
+    def fitting(self, spare: float = 1.0) -> int:
+        """Return the number of actors that the machines hold, with `spare` CPUs of one left."""
+        fitting = 0
+        for number, resources in enumerate(_machines()):
+            here = (resources.get("CPU", 0) - (spare if number == 0 else 0)) / self.num_cpus
+            if self.num_gpus:
+                here = min(here, resources.get("GPU", 0) / self.num_gpus)
+            fitting += max(0, int(here))
+        return fitting
+
+    def share(self, *, spare: bool) -> float:
+        """Return the CPUs that an actor asks for: `num_cpus`, or what leaves some for `spare`."""
+        if not spare or self.fitting():
+            return self.num_cpus
+        largest = max((resources.get("CPU", 0) for resources in _machines()), default=0)
+        return min(self.num_cpus, largest / 2) or self.num_cpus
+
+    def note(self, *, spare: bool) -> None:
+        """Warn of workers that don't fit now."""
+        few, _ = self._bounds() or (1, 1)
+        now = max(1, self.fitting(1.0 if spare else 0.0))
+        if not self.fitting(0.0):
+            warn(
+                f"no machine of the cluster has {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs "
+                "for a worker: this waits until it grows; Ctrl-C ends it"
+            )
+        elif few > now:
+            warn(
+                f"{few} workers don't fit now: {now} work, the others start when the cluster grows"
+            )
+
     def strategy(self) -> ActorPoolStrategy:
         """Return the pool of actors for Ray Data."""
         from ray.data import ActorPoolStrategy
 
-        bounds, fitting = self._bounds(), self._fitting()
-        few, many = bounds or (max(1, fitting),) * 2
-        if few > fitting:
-            warn(
-                f"{few} workers leave the readers no CPU, or don't fit at all: this waits until "
-                f"the cluster grows; {fitting} would fit now",
-            )
-        # Two shards to each actor: one that it works on, one that waits.
-        return ActorPoolStrategy(min_size=few, max_size=many, max_tasks_in_flight_per_actor=2)
+        # Two blocks to each actor: one that it works on, one that waits.
+        return ActorPoolStrategy(size=self.number(spare=True), max_tasks_in_flight_per_actor=2)
 
-    def remote_args(self) -> dict[str, Any]:
+    def remote_args(self, num_cpus: float | None = None) -> dict[str, Any]:
         """Return what each actor asks of the scheduler."""
-        asked = {"num_cpus": self.num_cpus}
+        asked = {"num_cpus": self.num_cpus if num_cpus is None else num_cpus}
         return asked | ({"num_gpus": self.num_gpus} if self.num_gpus else {})
 
     def _bounds(self) -> tuple[int, int] | None:
@@ -80,15 +118,14 @@ class Workers:
             return self.concurrency, self.concurrency
         return self.concurrency
 
-    def _fitting(self) -> int:
-        import ray
 
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # Actors keep their CPUs: without a free one, nothing would ever be read for them.
-        fitting = (there.get("CPU", 1) - 1) / self.num_cpus
-        if self.num_gpus:
-            fitting = min(fitting, there.get("GPU", 0) / self.num_gpus)
-        return int(fitting)
+def _machines() -> list[dict[str, float]]:
+    """Resources of each machine, the one with most CPUs first."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return sorted(alive, key=lambda resources: -resources.get("CPU", 0))
 
 
 def need_ray() -> None:
@@ -139,8 +176,8 @@ def connected(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _start(address)
     try:
+        _start(address)
         yield
     finally:
         ray.shutdown()
@@ -148,6 +185,7 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 def _start(address: str | None) -> None:
     import ray
+    from ray.exceptions import RayError
 
     # Disable usage reporting, and silence Ray's warnings about its own start.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -155,14 +193,43 @@ def _start(address: str | None) -> None:
     options: dict[str, Any] = {"address": address or LOCAL, "log_to_driver": False}
     if options["address"] == LOCAL:
         options |= {"include_dashboard": False, "num_cpus": cores() + 1}
+    else:
+        _listening(options["address"])
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _handlers():
             warnings.simplefilter("ignore")
             ray.init(logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if options["address"] != LOCAL:
+            reason += (
+                ". If its machines use a token, copy ~/.ray/auth_token of the head to this one and "
+                "set RAY_AUTH_MODE=token; or start them all with RAY_AUTH_MODE=disabled"
+            )
         raise InputError(f"no Ray at {options['address']!r}: {reason}") from error
+
+
+def _listening(address: str) -> None:
+    """Raise `InputError` if nothing listens at an address: Ray would try it for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"no Ray at {address!r}: nothing listens there ({error})") from error
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if main and callable(before):
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -192,14 +259,15 @@ def ordered(dataset: Dataset) -> Dataset:
 
 
 @contextmanager
-def reading(dataset: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
-    """Yield the rows; after the ``with`` block no thread of Ray Data works for them.
+def reading(dataset: Dataset, size: int) -> Iterator[Iterator[pa.Table]]:
+    """Yield the rows, `size` at a time; after the ``with`` block no thread of Ray Data is left.
 
     Ray Data 2.60 doesn't wait for the threads of an iteration that ends early. A thread that
     calls Ray after `ray.shutdown` starts Ray again, or ends the process with exit code 1.
     """
     before = set(threading.enumerate())
-    rows = cast("Generator[dict[str, Any], None, None]", iter(dataset.iter_rows()))
+    tables = dataset.iter_batches(batch_size=size, batch_format="pyarrow")
+    rows = cast("Generator[pa.Table, None, None]", iter(tables))
     try:
         yield rows
     finally:

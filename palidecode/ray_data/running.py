@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError, PalidecodeError
-from palidecode.ray_data.actor import Actor, ShardPlan
-from palidecode.ray_data.cluster import Workers, gpus_there, need_ray, ordered, reading
-from palidecode.ray_data.sources import Paths, read_any
+from palidecode.ray_data.actor import Actor, ShardPlan, name_of
+from palidecode.ray_data.cluster import Workers, gpus_there, need_ray, ordered
+from palidecode.ray_data.pool import Pool
+from palidecode.ray_data.sources import DatasetRows, Part, Paths, Source, records_of, source_of
 from palidecode.runs.answers import DecodeJob
 from palidecode.runs.finished import Segment
 from palidecode.runs.jobs import Job
@@ -33,14 +34,14 @@ class Found:
 
     Attributes
     ----------
-    source : ray.data.Dataset
+    source : Source
     job : Job
     workers : Workers
     shard_size : int
         Rows that are done together, and written to one file; rounded up to whole batches.
     """
 
-    source: Dataset
+    source: Source
     job: Job[Any]
     workers: Workers
     shard_size: int
@@ -53,13 +54,8 @@ class Found:
 
     def dataset(self) -> Dataset:
         """Return the rows as a lazy Ray Dataset; for its columns see `palidecode.runs.rows`."""
-        return self.mapped(None)
-
-    def mapped(self, plan: ShardPlan | None) -> Dataset:
-        """Return what the actors make of the source: rows, or with a plan rows about shards."""
-        given = {"job": self.job, "threads": self.workers.threads, "cwd": os.getcwd()}
         # Blocks of exactly so many rows: what is computed together decides the last bits.
-        blocks = ordered(self.source).repartition(
+        blocks = ordered(self.source.dataset()).repartition(
             target_num_rows_per_block=self.shard_size, strict=True
         )
         return blocks.map_batches(
@@ -67,9 +63,28 @@ class Found:
             batch_size=None,
             batch_format="pyarrow",
             compute=self.workers.strategy(),
-            fn_constructor_kwargs={**given, "plan": plan},
+            fn_constructor_args=(self.job, self.workers.threads, os.getcwd()),
             **self.workers.remote_args(),
         )
+
+    def pool(self, plan: ShardPlan) -> Pool:
+        """Return the actors that write the shards of a plan."""
+        import ray
+
+        actor, workers = ray.remote(Actor), self.workers
+        given = (self.job, workers.threads, os.getcwd(), plan)
+
+        def make(cpus: float) -> Any:
+            return actor.options(**workers.remote_args(cpus)).remote(*given)
+
+        shards = self.source.shards(self.shard_size, self.job.columns)
+        spare = isinstance(self.source, DatasetRows)
+        return Pool(make, workers, shards, self._named, spare=spare)
+
+    def _named(self, parts: Sequence[Part]) -> str:
+        records = records_of(parts)
+        first, last = (name_of(self.job.item(records[row])) for row in (0, -1))
+        return f"{first} to {last}"
 
 
 def found_in(
@@ -89,12 +104,12 @@ def found_in(
     need_ray()
     if isinstance(job, DecodeJob):
         workers = Workers(concurrency, num_cpus)
-        rows = read_any(source, job.options.images, job.options.size)
+        rows = source_of(source, job.options.images, job.options.size)
         return Found(rows, job, workers, DECODED if shard_size is None else shard_size)
     if num_gpus is None:
         num_gpus = float(gpus_there() and job.options.model.device != "cpu")
     workers = Workers(concurrency, num_cpus, num_gpus)
-    rows = read_any(source, images, pictures=True)
+    rows = source_of(source, images, pictures=True)
     return Found(rows, job, workers, PREDICTED if shard_size is None else shard_size)
 
 
@@ -127,7 +142,9 @@ def write(
         segments, kept = _run(found, plan, watch)
         merger = merger_of(found.job, output, options, watch)
         with merger:
-            merge(merger, journal, segments)
+            for segment in segments:
+                merge(merger, journal, [segment])
+                watch.rows(0)  # which may stop it
         return finish(merger, journal, kept, keep=run.keep_journal)
 
 
@@ -135,23 +152,24 @@ def _run(found: Found, plan: ShardPlan, watch: Watch) -> tuple[list[Segment], in
     """Run the actors on what is missing; return where all rows are, and how many were kept."""
     from ray.exceptions import RayError
 
-    segments: list[Segment] = []
+    segments: dict[int, Sequence[Segment]] = {}
     kept = 0
     try:
-        with warnings.catch_warnings():
-            # Advice for runs that have fewer shards than workers.
-            warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
-            with reading(found.mapped(plan)) as done:
-                for block in done:
-                    if block["error"] is not None:
-                        raise InputError(block["error"])
-                    segments += [Segment(**segment) for segment in block["segments"]]
-                    kept += block["kept"]
-                    watch.rows(block["rows"])
+        with found.pool(plan) as pool:
+            for result in pool.results():
+                if result is None:
+                    watch.rows(0)  # which may stop it
+                    continue
+                number, done = result
+                if done.error:
+                    raise InputError(done.error)
+                segments[number] = done.segments
+                kept += done.kept
+                watch.rows(done.rows)
     except RayError as error:
         reason = str(error).strip().splitlines()
         raise PalidecodeError(
             f"Ray broke off: {reason[-1] if reason else type(error).__name__}; what is finished "
             "is kept: run the same command again to resume"
         ) from error
-    return segments, kept
+    return [segment for number in sorted(segments) for segment in segments[number]], kept

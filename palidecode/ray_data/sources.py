@@ -1,6 +1,7 @@
-"""Sources of rows: folders, COCO files, Parquet, JSON Lines, WebDataset.
+"""Sources of rows: folders, COCO files, Parquet, JSON Lines, WebDataset, and Ray Datasets.
 
-Every reader returns a Ray Dataset of rows in the source's order, with these columns (null or
+A source gives the driver its shards, without tasks of Ray and without holding them: rows of
+files, or where workers find them. It can be a Ray Dataset, too. Rows have these columns (null or
 absent where unknown):
 
 ====================  ===========================================================================
@@ -21,19 +22,26 @@ Any other Dataset with these columns can be used, too.
 from __future__ import annotations
 
 import os
+import queue
+import re
+import tarfile
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
-from palidecode.answers.jsonl import AnswerRow, read_lines, read_object, read_row
+from palidecode.answers.jsonl import ANSWER_KEYS, AnswerRow, read_lines, read_object, read_row
 from palidecode.coco.reading import AnyRow, read_dataset
 from palidecode.coco.skips import SkippedRowsWarning, Skips
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside
-from palidecode.ray_data.cluster import in_order, need_ray
+from palidecode.ray_data.cluster import in_order, need_ray, ordered, reading
+from palidecode.runs.jobs import Record
 from palidecode.runs.sources import PictureFile, each_picture, kinds_of
 
 if TYPE_CHECKING:
@@ -42,8 +50,295 @@ if TYPE_CHECKING:
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-ANSWER_KEYS = ("output", "token_ids", "suffix")
 _BLOCK = 4096  # rows
+_ENDINGS = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",), "tar": (".tar",)}
+_SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending of a file in a .tar
+_SECOND = 1.0
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of a JSON Lines file, between two byte offsets.
+
+    Attributes
+    ----------
+    path : str
+    start, stop : int
+    number : int
+        Lines before them.
+    pictures : str, optional
+        Rows are about pictures in this folder, and need no answer.
+    """
+
+    path: str
+    start: int
+    stop: int
+    number: int
+    pictures: str | None
+
+    def records(self) -> Iterator[Record]:
+        """Read them; a line that can't be used has a ``problem``."""
+        for line, text in read_lines(self.path, self.start, self.stop, self.number):
+            try:
+                row = read_object(text)
+                if self.pictures is not None:
+                    yield _picture(line, row, self.pictures)
+                else:
+                    own = {"line": line, "problem": None, "bytes": None}
+                    yield {**row, **own}
+            except InputError as error:
+                yield {"line": line, "problem": str(error)}
+
+
+Part: TypeAlias = "Lines | list[Record] | pa.Table"
+"""Rows of a source, or where they are; small enough to be sent."""
+
+
+def records_of(parts: Iterable[Part]) -> list[Record]:
+    """Return the rows of parts; values that are null are missing.
+
+    Raises
+    ------
+    InputError
+        If their file can't be read.
+    """
+    found: list[Record] = []
+    for part in parts:
+        if isinstance(part, list):
+            found += part
+            continue
+        rows = part.records() if isinstance(part, Lines) else part.to_pylist()
+        found += [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return found
+
+
+class Source(Protocol):
+    """Rows in order."""
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        """Yield `size` rows at a time, fewer at the end; None after a second without rows.
+
+        Raises
+        ------
+        InputError
+            If something can't be read.
+        """
+
+    def dataset(self) -> Dataset:
+        """Return the rows as a Ray Dataset."""
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures of files and folders."""
+
+    paths: tuple[str, ...]
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        skipped: Counter[str] = Counter()
+        rows: Iterator[Record] = (
+            {"image": item.name, "path": item.path}
+            if isinstance(item, PictureFile)
+            else {"image": item.name, "problem": item.reason}
+            for item in each_picture(self.paths, skipped)
+        )
+        while some := list(islice(rows, size)):
+            yield [some]
+        if skipped:
+            text = f"files that can't be read as pictures were skipped: {kinds_of(skipped)}"
+            warnings.warn(text, SkippedRowsWarning, stacklevel=2)
+
+    def dataset(self) -> Dataset:
+        return _dataset(self)
+
+
+@dataclass(frozen=True)
+class CocoPictures:
+    """Pictures that a COCO file names."""
+
+    names: tuple[str, ...]
+    folder: str
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        for start in range(0, len(self.names), size):
+            names = self.names[start : start + size]
+            yield [[{"image": name, "path": os.path.join(self.folder, name)} for name in names]]
+
+    def dataset(self) -> Dataset:
+        return _dataset(self)
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """JSON Lines: workers read them."""
+
+    paths: tuple[str, ...]
+    images: str | None = None
+    size: tuple[int, int] | None = None
+    pictures: bool = False
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        for parts in self._lines(size):
+            yield list[Part](parts)
+
+    def _lines(self, size: int) -> Iterator[list[Lines]]:
+        number, rows = 0, 0
+        parts: list[Lines] = []
+        folder = self.images if self.pictures else None
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    start = stop = 0
+                    first = number
+                    for line in file:
+                        number += 1
+                        stop += len(line)
+                        rows += not line.isspace()
+                        if rows == size:
+                            yield [*parts, Lines(path, start, stop, first, folder)]
+                            parts, rows, start, first = [], 0, stop, number
+                    if stop > start:
+                        parts.append(Lines(path, start, stop, first, folder))
+            except OSError as error:
+                raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
+        if rows:
+            yield parts
+
+    def dataset(self) -> Dataset:
+        need_ray()
+        import ray.data
+
+        parts = [asdict(part) for shard in self._lines(_BLOCK) for part in shard]
+        if not parts:
+            raise InputError(f"{', '.join(self.paths)}: nothing in it")
+        images, size, pictures = self.images, self.size, self.pictures
+
+        def read(table: pa.Table) -> pa.Table:
+            records = records_of(Lines(**part) for part in table.to_pylist())
+            return to_source(
+                [record if pictures else _answer(record, images, size) for record in records]
+            )
+
+        with in_order():
+            dataset = ray.data.from_items(parts, override_num_blocks=len(parts))
+            return dataset.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0)
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet: the driver reads it, so that no row group is read by several workers."""
+
+    paths: tuple[str, ...]
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        parts: list[Part] = []
+        free = size
+        for table in self._tables(size, columns):
+            if len(table) >= free:  # a table has at most `size` rows
+                yield [*parts, table.slice(0, free)]
+                rest = table.slice(free)
+                parts, free = [rest] if len(rest) else [], size - len(rest)
+            else:
+                parts.append(table)
+                free -= len(table)
+        if parts:
+            yield parts
+
+    def _tables(self, size: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for path in self.paths:
+            with _opened(path) as file:
+                found = pq.ParquetFile(file)
+                names = [name for name in columns if name in found.schema_arrow.names]
+                if not names:
+                    raise InputError(f"{path}: has none of the columns {', '.join(columns)}")
+                for batch in found.iter_batches(batch_size=size, columns=names):
+                    yield pa.Table.from_batches([batch])
+
+    def dataset(self) -> Dataset:
+        need_ray()
+        import ray.data
+
+        with in_order():
+            return ray.data.read_parquet(list(self.paths), num_cpus=0)
+
+
+@dataclass(frozen=True)
+class TarFiles:
+    """WebDataset: the driver reads the files, which can only be read from their beginning."""
+
+    paths: tuple[str, ...]
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        rows = (row for path in self.paths for row in _samples(path))
+        while some := list(islice(rows, size)):
+            yield [some]
+
+    def dataset(self) -> Dataset:
+        need_ray()
+        import ray.data
+
+        def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+            rows = (row for path in batch["item"] for row in _samples(path))
+            while some := list(islice(rows, 64)):
+                yield to_source(some)
+
+        with in_order():
+            files = ray.data.from_items(list(self.paths), override_num_blocks=len(self.paths))
+            return files.map_batches(read, batch_size=None, num_cpus=0)
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """Rows of a Ray Dataset, which takes CPUs of the cluster."""
+
+    rows: Dataset
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        """Read in a thread, so that waiting for the cluster can be interrupted."""
+        tables: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=2)
+        stopped = threading.Event()
+
+        def put(item: pa.Table | BaseException | None) -> None:
+            while not stopped.is_set():
+                with suppress(queue.Full):
+                    tables.put(item, timeout=_SECOND)
+                    return
+
+        def read() -> None:
+            try:
+                with reading(ordered(self.rows), size) as batches:
+                    for table in batches:
+                        names = [name for name in columns if name in table.column_names]
+                        put(table.select(names))
+                        if stopped.is_set():
+                            return
+                put(None)
+            except BaseException as error:  # is raised by the one that reads the queue
+                put(error)
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        try:
+            while True:
+                try:
+                    item = tables.get(timeout=_SECOND)
+                except queue.Empty:
+                    yield None
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield [item]
+        finally:
+            stopped.set()
+            thread.join()
+
+    def dataset(self) -> Dataset:
+        return self.rows
 
 
 def source_schema() -> pa.Schema:
@@ -68,6 +363,20 @@ def source_schema() -> pa.Schema:
     )
 
 
+def to_source(rows: Sequence[Record]) -> pa.Table:
+    """Return rows as an Arrow table; one that has a value of another type has a ``problem``."""
+    import pyarrow as pa
+
+    schema = source_schema()
+    try:
+        return pa.Table.from_pylist(list(rows), schema)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        if len(rows) == 1:
+            problem = {"line": rows[0].get("line"), "problem": f"a value can't be used: {error}"}
+            return pa.Table.from_pylist([problem], schema)
+        return pa.concat_tables([to_source([row]) for row in rows])
+
+
 def read_pictures(paths: Paths) -> Dataset:
     """Read the pictures of files and folders (and the folders in them), in order of their names.
 
@@ -79,17 +388,7 @@ def read_pictures(paths: Paths) -> Dataset:
     InputError
         As `palidecode predict` does: no such folder, no picture, two of the same name.
     """
-    skipped: Counter[str] = Counter()
-    dataset = _dataset(
-        (item.name, item.path, None)
-        if isinstance(item, PictureFile)
-        else (item.name, None, item.reason)
-        for item in each_picture(_listed(paths), skipped)
-    )
-    if skipped:
-        text = f"files that can't be read as pictures were skipped: {kinds_of(skipped)}"
-        warnings.warn(text, SkippedRowsWarning, stacklevel=2)
-    return dataset
+    return _pictures(paths).dataset()
 
 
 def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> Dataset:
@@ -102,22 +401,7 @@ def read_coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> D
     InputError
         If it is no COCO file, or has no image with a usable name.
     """
-    skips = Skips()
-    read = read_dataset(path, AnyRow, skips, needs=("images",))
-    folder, names = os.fspath(images), []
-    for offset, image in read.images.numbered():
-        try:
-            if not image.file_name:
-                raise InputError("no file_name")
-            inside(folder, image.file_name)
-            names.append(image.file_name)
-        except InputError as error:
-            at = skips.at("image", offset)
-            skips.add("image", "bad_name", offset, f"{at}: {error}")
-    if not names:
-        raise InputError(f"{path}: has no images with a usable name: {skips}")
-    skips.warn(str(path))
-    return _dataset((name, os.path.join(folder, name), None) for name in names)
+    return _coco(path, images).dataset()
 
 
 def read_parquet(paths: Paths) -> Dataset:
@@ -130,11 +414,7 @@ def read_parquet(paths: Paths) -> Dataset:
     paths : path, or sequence of paths
         Files or folders, also of an object store.
     """
-    need_ray()
-    import ray.data
-
-    with in_order():
-        return ray.data.read_parquet(_files(paths, (".parquet",)))
+    return ParquetFiles(_files(paths, "parquet")).dataset()
 
 
 def read_jsonl(
@@ -165,24 +445,7 @@ def read_jsonl(
     InputError
         If a file can't be read.
     """
-    if pictures and images is None:
-        raise InputError("where are the pictures? images=DIR, or --pictures DIR")
-    need_ray()
-    import ray.data
-
-    ranges = list(_ranges(_files(paths, (".jsonl", ".ndjson"))))
-    if not ranges:
-        raise InputError(f"{paths}: nothing in it")
-    folder = None if images is None else os.fspath(images)
-    given = {"images": folder, "size": size, "pictures": pictures, "cwd": os.getcwd()}
-    with in_order():
-        dataset = ray.data.from_items(ranges, override_num_blocks=len(ranges))
-        return dataset.map_batches(
-            _read_range,  # type: ignore[arg-type]
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs=given,
-        )
+    return _jsonl(paths, images, size, pictures).dataset()
 
 
 def read_webdataset(paths: Paths) -> Dataset:
@@ -191,128 +454,159 @@ def read_webdataset(paths: Paths) -> Dataset:
     A sample's name is its key and the picture's ending. A ``.json`` has the keys of an
     `AnswerRow`; a ``.txt`` is the answer.
     """
-    need_ray()
-    import ray.data
-
-    with in_order():
-        dataset = ray.data.read_webdataset(_files(paths, (".tar",)), decoder=None)
-        return dataset.map_batches(_read_samples, batch_size=None, batch_format="pandas")
+    return TarFiles(_files(paths, "tar")).dataset()
 
 
-def read_any(
+def source_of(
     source: Paths | Dataset,
     images: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | None = None,
     *,
     pictures: bool = False,
-) -> Dataset:
-    """Read a source by the endings of its files; a Dataset is returned as it is."""
+) -> Source:
+    """Return a source by the endings of its files, or of a Dataset.
+
+    Raises
+    ------
+    InputError
+        For files that can't be a source.
+    """
     if not isinstance(source, str | os.PathLike | Sequence):
-        return source
+        return DatasetRows(source)
     endings = {Path(path).suffix.lower() for path in _listed(source)}
     if len(endings) == 1:
         (ending,) = endings
         if ending == ".parquet":
-            return read_parquet(source)
+            return ParquetFiles(_files(source, "parquet"))
         if ending == ".tar":
-            return read_webdataset(source)
-        if ending in (".jsonl", ".ndjson") or (not pictures and ending != ""):
-            return read_jsonl(source, images, size, pictures=pictures)
+            return TarFiles(_files(source, "tar"))
+        if ending in _ENDINGS["jsonl"] or (not pictures and ending != ""):
+            return _jsonl(source, images, size, pictures)
         if ending == ".json":
             if images is None:
                 raise InputError(
                     "where are the pictures of the COCO file? images=DIR, or --pictures DIR"
                 )
-            return read_coco(_listed(source)[0], images)
+            return _coco(_listed(source)[0], images)
     if not pictures:
         raise InputError(f"{source}: answers come in .jsonl, .parquet or .tar files")
-    return read_pictures(source)
+    return _pictures(source)
 
 
 # -- parts -------------------------------------------------------------------------------
+
+
+def _pictures(paths: Paths) -> PictureFiles:
+    return PictureFiles(tuple(map(os.path.abspath, _listed(paths))))
+
+
+def _coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> CocoPictures:
+    skips = Skips()
+    read = read_dataset(path, AnyRow, skips, needs=("images",))
+    folder, names = os.path.abspath(images), []
+    for offset, image in read.images.numbered():
+        try:
+            if not image.file_name:
+                raise InputError("no file_name")
+            inside(folder, image.file_name)
+            names.append(image.file_name)
+        except InputError as error:
+            at = skips.at("image", offset)
+            skips.add("image", "bad_name", offset, f"{at}: {error}")
+    if not names:
+        raise InputError(f"{path}: has no images with a usable name: {skips}")
+    skips.warn(str(path))
+    return CocoPictures(tuple(names), folder)
+
+
+def _jsonl(
+    paths: Paths,
+    images: str | os.PathLike[str] | None,
+    size: tuple[int, int] | None,
+    pictures: bool,
+) -> JsonLines:
+    if pictures and images is None:
+        raise InputError("where are the pictures? images=DIR, or --pictures DIR")
+    if images is not None and not os.path.isdir(images):
+        raise InputError(f"{images}: no such directory of pictures")
+    folder = None if images is None else os.path.abspath(images)
+    return JsonLines(_files(paths, "jsonl"), folder, size, pictures)
 
 
 def _listed(paths: Paths) -> list[str | os.PathLike[str]]:
     return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
-def _files(paths: Paths, endings: tuple[str, ...]) -> list[str]:
-    """List files, and those in folders, in order of their names; addresses stay as they are."""
+def _files(paths: Paths, kind: str) -> tuple[str, ...]:
+    """List files, and those in folders, in order of their names.
+
+    They are absolute: workers start in other folders. Addresses stay as they are.
+    """
+    endings = _ENDINGS[kind]
     found: list[str] = []
     for path in [os.fspath(item) for item in _listed(paths)]:
         if os.path.isdir(path):
             inside_it = sorted(file for file in Path(path).rglob("*") if file.suffix in endings)
             if not inside_it:
                 raise InputError(f"{path}: no file in it that ends in {' or '.join(endings)}")
-            found += map(str, inside_it)
-        elif "://" in path or os.path.isfile(path):
+            found += map(os.path.abspath, inside_it)
+        elif "://" in path:
             found.append(path)
+        elif os.path.isfile(path):
+            found.append(os.path.abspath(path))
         else:
             raise InputError(f"{path}: no such file or folder")
-    return found
+    return tuple(found)
 
 
-def _dataset(files: Iterator[tuple[str, str | None, str | None]]) -> Dataset:
-    """Return a Dataset of names, paths and problems, which go to Ray block by block."""
+def _dataset(source: Source) -> Dataset:
+    """Return a Dataset of names and paths, which go to Ray block by block."""
     need_ray()
-    import pyarrow as pa
+    import ray
     import ray.data
 
-    schema = pa.schema([source_schema().field(name) for name in ("image", "path", "problem")])
     blocks = []
-    while some := list(islice(files, _BLOCK)):
-        columns = [list(column) for column in zip(*some, strict=True)]
-        blocks.append(ray.put(pa.table(columns, schema=schema)))
+    for parts in source.shards(_BLOCK, ()):
+        assert parts is not None
+        blocks.append(ray.put(to_source(records_of(parts)).select(["image", "path", "problem"])))
     with in_order():
         return ray.data.from_arrow_refs(blocks)  # type: ignore[arg-type]  # of Ray's two ObjectRefs
 
 
-def _ranges(paths: list[str]) -> Iterator[dict[str, object]]:
-    """Yield byte ranges of whole lines."""
-    number = 0
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                start = stop = 0
-                first = number
-                for line in file:
-                    number += 1
-                    stop += len(line)
-                    if number - first == _BLOCK:
-                        yield {"path": path, "start": start, "stop": stop, "number": first}
-                        start, first = stop, number
-                if stop > start:
-                    yield {"path": path, "start": start, "stop": stop, "number": first}
-        except OSError as error:
-            raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
-
-
-def _read_range(
-    table: pa.Table, images: str | None, size: tuple[int, int] | None, pictures: bool, cwd: str
-) -> pa.Table:
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """Open a file or an address; what can't be read in the ``with`` block is one clear error."""
     import pyarrow as pa
+    import pyarrow.fs
 
-    in_folder(cwd)
-    rows = []
-    for part in table.to_pylist():
-        for line, text in read_lines(part["path"], part["start"], part["stop"], part["number"]):
-            try:
-                row = read_object(text)
-                if pictures:
-                    rows.append(_picture(line, row, str(images)))
-                else:
-                    rows.append(_columns(read_row(line, row, images, size)))
-            except InputError as error:
-                rows.append({"line": line, "problem": str(error)})
-    return pa.Table.from_pylist(rows, source_schema())
+    try:
+        with ExitStack() as stack:
+            if "://" in path:
+                system, name = pyarrow.fs.FileSystem.from_uri(path)
+                yield cast("IO[bytes]", stack.enter_context(system.open_input_file(name)))
+            else:
+                yield stack.enter_context(open(path, "rb"))
+    except (OSError, EOFError, ValueError, pa.ArrowException, tarfile.TarError) as error:
+        reason = str(getattr(error, "strerror", None) or error).strip().partition("\n")[0]
+        raise InputError(f"{path}: can't be read: {reason}") from error
 
 
-def _picture(line: int, row: Mapping[str, object], images: str) -> dict[str, object]:
+def _picture(line: int, row: Mapping[str, object], images: str) -> Record:
     name = row.get("image")
     if not isinstance(name, str) or not name:
         raise InputError(f"'image' must be a file name, got {name!r}")
     inside(images, name)
     return {"line": line, "image": name, "path": os.path.join(images, name)}
+
+
+def _answer(record: Record, images: str | None, size: tuple[int, int] | None) -> Record:
+    """Return the columns of an answer."""
+    if "problem" in record:
+        return record
+    try:
+        return _columns(read_row(record["line"], record, images, size))
+    except InputError as error:
+        return {"line": record["line"], "problem": str(error)}
 
 
 def _columns(row: AnswerRow) -> dict[str, object]:
@@ -322,27 +616,38 @@ def _columns(row: AnswerRow) -> dict[str, object]:
     return {"line": row.line, "image": row.name, **size, **answer, **values}
 
 
-def _read_samples(frame: Any) -> pa.Table:
-    import pyarrow as pa
+def _samples(path: str) -> Iterator[Record]:
+    """Yield the samples of a .tar: consecutive files whose names differ in their endings."""
+    with _opened(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        key, files = "", dict[str, bytes]()
+        for member in tar:
+            name = _SAMPLE.fullmatch(member.name)
+            if name is None or not member.isfile():
+                continue
+            if name[1] != key and files:
+                yield _sample(key, files)
+                files = {}
+            key, content = name[1], tar.extractfile(member)
+            assert content is not None
+            files[name[2].lower()] = content.read()
+        if files:
+            yield _sample(key, files)
 
-    rows = []
-    for sample in frame.to_dict("records"):
-        # Samples of one block that lack a file have NaN there.
-        files = {name: data for name, data in sample.items() if isinstance(data, bytes)}
-        row: dict[str, Any] = {"image": sample["__key__"]}
-        ending = next((name for name in files if f".{name.rpartition('.')[2]}" in PICTURES), None)
-        if ending is not None:
-            row |= {"image": f"{sample['__key__']}.{ending}", "bytes": files[ending]}
-        try:
-            values = read_object(files["json"]) if "json" in files else {}
-            if "txt" in files:
-                values["output"] = files["txt"].decode()
-            if not values.keys().isdisjoint(ANSWER_KEYS):
-                row |= _typed(values, row["image"])
-        except (InputError, UnicodeDecodeError) as error:
-            row["problem"] = str(error)
-        rows.append(row)
-    return pa.Table.from_pylist(rows, source_schema())
+
+def _sample(key: str, files: Mapping[str, bytes]) -> Record:
+    row: dict[str, Any] = {"image": key}
+    ending = next((name for name in files if f".{name.rpartition('.')[2]}" in PICTURES), None)
+    if ending is not None:
+        row |= {"image": f"{key}.{ending}", "bytes": files[ending]}
+    try:
+        values = read_object(files["json"]) if "json" in files else {}
+        if "txt" in files:
+            values["output"] = files["txt"].decode()
+        if not values.keys().isdisjoint(ANSWER_KEYS):
+            row |= _typed(values, row["image"])
+    except (InputError, UnicodeDecodeError) as error:
+        row["problem"] = str(error)
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _typed(values: Mapping[str, object], name: str) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from palidecode.answers.jsonl import AnswerRow, Problem, each_row, read_row
+from palidecode.answers.jsonl import ANSWER_KEYS, AnswerRow, Problem, each_row, read_row
 from palidecode.answers.parsing import Detokenize
 from palidecode.coco.shards import Result, key_of
 from palidecode.codec import MaskCodec, load_codec
@@ -226,8 +226,8 @@ class DecodeJob(Job[AnswerRow | Problem]):
 
     command: ClassVar[str] = "decode"
     columns: ClassVar[tuple[str, ...]] = (
-        *("image", "path", "bytes", *_SIZES, "output", "token_ids", "suffix", "prompt"),
-        *("prefix", "scores", "codec", "line", "problem"),
+        *("image", "path", "bytes", *_SIZES, *ANSWER_KEYS, "labels"),
+        *("prompt", "prefix", "scores", "codec", "line", "problem"),
     )
     once: ClassVar[bool] = False
     failed_by: ClassVar[FailedBy] = "line"
@@ -268,11 +268,14 @@ class DecodeJob(Job[AnswerRow | Problem]):
         line, size = record.get("line", 0), self.options.size
         try:
             if "problem" in record:
-                raise InputError(record["problem"])
+                raise InputError(str(record["problem"]))
             if not line and "image" not in record:
                 raise InputError("needs 'image', a name")
             if "bytes" in record and record.keys().isdisjoint(_SIZES):
-                size = picture_size(record.get("image", f"line {line}"), record["bytes"])
+                data = record["bytes"]
+                if not isinstance(data, bytes):
+                    raise InputError(f"'bytes' must be the content of a file, not {type(data)}")
+                size = picture_size(str(record.get("image", f"line {line}")), data)
             return read_row(line, record, self.options.images, size)
         except InputError as error:
             return Problem(line, str(error))

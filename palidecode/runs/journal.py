@@ -30,8 +30,6 @@ HEADER = "header.jsonl"
 FAILURES = "failures.jsonl"
 OWNER = "owner"
 """File that stands in for the lock where the file system has none."""
-TRIES = ".tries"
-"""Suffix of the attempt counter of an unfinished shard on Ray (one byte per attempt)."""
 
 _CRC = b'{"crc":"%08x",'
 _HEAD = len(_CRC % 0)
@@ -148,7 +146,7 @@ class Journal:
         shutil.rmtree(self._aside, ignore_errors=True)  # a killed run's
         for left in self.folder.iterdir():
             stale = restart and left.suffix == SUFFIX
-            if stale or left.suffix in (".part", TRIES):
+            if stale or left.suffix == ".part":
                 left.unlink(missing_ok=True)
         if self.shards():
             self._check(wanted)

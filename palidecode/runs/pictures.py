@@ -151,9 +151,17 @@ class PredictJob(Job[PictureFile | Unread]):
 
     def item(self, record: Record) -> PictureFile | Unread:
         path, data = record.get("path"), record.get("bytes")
+        for key, value, kind in (
+            ("image", record.get("image"), str),
+            ("path", path, str),
+            ("bytes", data, bytes),
+        ):
+            if value is not None and not isinstance(value, kind):
+                reason = f"'{key}' must be {kind.__name__}, not {type(value).__name__}"
+                return Unread(f"row {record.get('line', '?')}", reason)
         name = record.get("image") or (path and Path(path).name) or f"row {record.get('line', '?')}"
         if "problem" in record:
-            return Unread(name, record["problem"])
+            return Unread(name, str(record["problem"]))
         if path is None and data is None:
             return Unread(name, f"{name}: has neither 'path' nor 'bytes'")
         return PictureFile(path or name, name, data)

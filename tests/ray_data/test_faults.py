@@ -45,7 +45,7 @@ pytestmark = MARKS
 
 
 def actors(session):
-    return [pid for pid, title in ray_processes(session).items() if "MapWorker" in title]
+    return [pid for pid, title in ray_processes(session).items() if "ray::Actor" in title]
 
 
 @pytest.mark.parametrize("name", ["decoded", "predicted"])
@@ -67,17 +67,21 @@ def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
     same(place, tmp_path, name)
 
 
-def session_of(driver):
-    """The Ray session that a process has started: in the command lines of its children."""
+def session_of(command):
+    """The Ray session that a command's driver has started: in the command lines of its children."""
+    parents, sessions = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             title = (path / "cmdline").read_text()
-            found = re.search(r"--session[-_]dir=[^\0]*/(session_[^/\0]+)", title)
         except (OSError, ValueError):
             continue
-        if found and parent == driver:
-            return found[1]
+        found = re.search(r"--session[-_]dir=[^\0]*/(session_[^/\0]+)", title)
+        if found:
+            sessions[int(path.name)] = found[1]
+    for process, session in sessions.items():
+        if parents.get(parents[process]) == command:
+            return session
     return None
 
 
@@ -101,7 +105,7 @@ def test_a_driver_that_is_killed_goes_on(place, orphans, tmp_path, capsys):
     before = {path.name for path in shards.glob("*.json")}
     assert 3 <= len(before) < 11
     assert len(processes) > 1
-    assert gone(pid for pid, title in processes.items() if "MapWorker" in title)
+    assert gone(pid for pid, title in processes.items() if "ray::Actor" in title)
     orphans |= processes  # what else there is takes longer
     assert main([*words, "local", *more, "--worker-cpus", "0.5", "--json"]) == 1
     said = printed(capsys)
@@ -152,7 +156,8 @@ def test_a_stopped_run_leaves_no_thread_that_calls_ray(place, tmp_path, monkeypa
         raise StopAsked
 
     monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", slow)
-    found = decoded(place, shard_size=2)
+    rows = ray_data.read_jsonl(place / "answers.jsonl")
+    found = decoded(place, rows, shard_size=2, concurrency=1)
     with pytest.raises(StopAsked):
         write(
             found,

@@ -112,6 +112,53 @@ def test_jsonl_in_pieces_and_parquet_give_the_same(place, tmp_path):
         assert (tmp_path / "coco.json").read_bytes() == wanted
 
 
+def test_values_of_other_types_are_problems(place, tmp_path):
+    rows = [
+        {"image": "a.png", "width": 320, "height": 240, "output": answer("cat")},
+        {"image": "b.png", "width": "abc", "height": 240, "output": answer("cat")},
+        {"image": "c.png", "width": 1 << 70, "height": 1, "output": 7},
+        {"image": "\ud800.png", "width": 320, "height": 240, "output": answer("cat")},
+        {"image": 5, "width": 320, "height": 240, "output": answer("cat")},
+        {"image": "d.png", "width": 320, "height": 240, "prediction": answer("dog"), "bytes": 3},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    words = decode_words(place, tmp_path / "rows.json")
+    words[1] = str(path)
+    assert main(words) == 1
+    wanted = (tmp_path / "rows.json").read_bytes(), failures(tmp_path, "rows")
+    assert [row["line"] for row in wanted[1]] == [2, 3, 5]
+    ray_data.write_coco(decoded(place, path), tmp_path / "rows.json")
+    assert ((tmp_path / "rows.json").read_bytes(), failures(tmp_path, "rows")) == wanted
+    # A Dataset holds no half characters.
+    written = ray_data.write_coco(decoded(place, ray_data.read_jsonl(path)), tmp_path / "b.json")
+    assert [row["line"] for row in written.failed] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["answers.parquet", "answers.tar"])
+def test_relative_and_damaged_files(place, tmp_path, name, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"image": "a.png", "width": 320, "height": 240, "output": answer("cat")}
+    path = tmp_path / name
+    if path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            add(tar, "a.json", json.dumps(row).encode())
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    monkeypatch.chdir(tmp_path)
+    read = {".tar": ray_data.read_webdataset, ".parquet": ray_data.read_parquet}[path.suffix]
+    found = [decoded(place, source) for source in (name, read(name))]
+    monkeypatch.chdir("/")  # as a worker on another machine
+    for one_found in found:
+        written = ray_data.write_coco(one_found, tmp_path / "coco.json")
+        assert (written.report.annotations, written.failed) == (1, [])
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=rf"^.*{name}: can't be read: [^\n]*$"):
+        ray_data.write_coco(decoded(place, path), tmp_path / "coco.json")
+
+
 def add(tar, name, data):
     item = tarfile.TarInfo(name)
     item.size = len(data)
@@ -273,12 +320,18 @@ def test_options_that_can_not_be(place, options, told):
         decoded(place, **options)
 
 
-def test_more_workers_than_fit_are_told(place):
-    assert ray_data.decode(place / "answers.jsonl").workers.strategy().max_size == 1
-    with pytest.warns(UserWarning, match="2 workers leave the readers no CPU.*1 would fit now"):
-        Workers(2).strategy()
-    with pytest.warns(UserWarning, match="don't fit at all.*0 would fit now"):
-        Workers(1, num_gpus=3).strategy()
+def test_more_workers_than_fit_do_not_wait_for_each_other(place, tmp_path):
+    assert ray_data.decode(place / "answers.jsonl").workers.number(spare=False) == 1
+    assert Workers(5).number(spare=False) == 5
+    assert Workers(5).number(spare=True) == 1
+    assert [Workers((few, 8)).number(spare=False) for few in (1, 3)] == [1, 3]
+    for source in (None, ray_data.read_jsonl(place / "answers.jsonl")):
+        found = decoded(place, source, concurrency=5, num_cpus=1)
+        with pytest.warns(UserWarning, match="5 workers don't fit now: [12] work, the others"):
+            ray_data.write_coco(found, tmp_path / "decoded.json")
+        same(place, tmp_path, "decoded")
+    with pytest.warns(UserWarning, match="no machine of the cluster has 1 CPUs and 3 GPUs"):
+        Workers(1, num_gpus=3).note(spare=False)
 
 
 def test_sources_that_can_not_be(place, tmp_path):

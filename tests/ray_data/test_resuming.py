@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from palidecode import ray_data
 from palidecode.cli import main
@@ -126,9 +127,27 @@ def test_a_picture_that_sorts_first_keeps_the_others(place, tmp_path, capsys):
     words = predict_words(place, output)
     words[1] = str(pictures)
     whole = output.read_bytes()
-    assert main([*words, "--json"]) == 1
+    assert main([*words, "--keep-journal", "--json"]) == 1
     assert printed(capsys)["resumed"] == PICTURES + 1
     assert output.read_bytes() == whole
+    # Without it again, and without another: all that is left is in some shard.
+    (pictures / "!.png").unlink()
+    (pictures / "more" / "001.png").unlink()
+    third = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    assert (third.rows, third.kept) == (PICTURES - 1, PICTURES - 1)
+    assert "more/001.png" not in output.read_text()
+
+
+def test_a_picture_that_changed_is_asked_about_again(place, tmp_path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(place / "pictures", pictures)
+    output = tmp_path / "out" / "predicted.json"
+    ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    Image.new("RGB", (60, 20)).save(pictures / "000.png")
+    second = ray_data.write_coco(predicted(place, pictures), output, keep_journal=True)
+    assert (second.rows, second.kept) == (PICTURES, PICTURES - BATCH)
+    (image,) = [i for i in json.loads(output.read_text())["images"] if i["file_name"] == "000.png"]
+    assert (image["width"], image["height"]) == (60, 20)
 
 
 def test_keywords_that_do_not_exist_are_refused_before_anything_starts(tmp_path):

@@ -1,0 +1,187 @@
+"""Actors that share the shards of a run, on a cluster that may lose and gain machines.
+
+Nothing is restarted in place: the shards of an actor that is lost go to the others, and another
+actor is asked for. An actor that finds no room waits, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from palidecode.errors import PalidecodeError
+from palidecode.ray_data.actor import Done
+from palidecode.ray_data.cluster import Workers
+from palidecode.ray_data.sources import Part
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.exceptions import RayError
+
+_QUEUE = 2  # shards of an actor: one that it works on, one that waits
+_DEATHS = 3  # actors that a shard may cost
+_STARTS = 10  # actors in a row that may die before they are ready
+_SECOND = 1.0
+_LOOK = 2.0  # seconds between two looks at the cluster
+_MACHINE_DIED = "node has died"
+
+
+@dataclass
+class _Shard:
+    number: int
+    parts: ObjectRef[Any]
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class _Member:
+    actor: Any
+    cpus: float
+    ready: bool = False
+    tasks: dict[ObjectRef[Any], _Shard] = field(default_factory=dict)  # in order
+
+
+class Pool:
+    """Actors and the shards that they work on, within its ``with`` block.
+
+    Parameters
+    ----------
+    make : callable
+        Asks Ray for an `Actor` with so many CPUs.
+    workers : Workers
+    shards : generator
+        See `Source.shards`; it is closed at the end.
+    describe : callable
+        Names the first and the last row of a shard.
+    spare : bool
+        Tasks of Ray read the rows, so actors leave a CPU free.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[float], Any],
+        workers: Workers,
+        shards: Generator[list[Part] | None],
+        describe: Callable[[Sequence[Part]], str],
+        *,
+        spare: bool,
+    ) -> None:
+        self._make, self._workers, self._shards = make, workers, shards
+        self._describe, self._spare = describe, spare
+        self._members: list[_Member] = []
+        self._owner: dict[ObjectRef[Any], _Member] = {}  # of everything that is waited for
+        self._again: deque[_Shard] = deque()
+        self._number, self._ended = 0, False
+        self._failed_starts = 0
+
+    def __enter__(self) -> Pool:
+        self._workers.note(spare=self._spare)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._shards.close()
+        for member in list(self._members):
+            self._dismiss(member)
+
+    def results(self) -> Iterator[tuple[int, Done] | None]:
+        """Yield shards' numbers and reports as they are done; None about once a second.
+
+        Raises
+        ------
+        PalidecodeError
+            If a shard kills its actors, or no actor starts.
+        """
+        looked = 0.0
+        while not self._ended or self._again or any(member.tasks for member in self._members):
+            if time.monotonic() - looked > _LOOK:
+                self._resize()
+                looked = time.monotonic()
+            # Each gets its first shard before any gets its second.
+            for member in sorted(self._members, key=lambda member: len(member.tasks)):
+                if member.ready and len(member.tasks) < _QUEUE:
+                    shard = self._next()
+                    if shard is None:
+                        break
+                    task = member.actor.write.remote(shard.parts)
+                    member.tasks[task] = shard
+                    self._owner[task] = member
+            yield self._wait()
+
+    def _next(self) -> _Shard | None:
+        import ray
+
+        if self._again:
+            return self._again.popleft()
+        parts = None if self._ended else next(self._shards, ())
+        self._ended = self._ended or parts == ()
+        if not parts:
+            return None
+        self._number += 1
+        return _Shard(self._number - 1, ray.put(parts))
+
+    def _wait(self) -> tuple[int, Done] | None:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        done, _ = ray.wait(list(self._owner), timeout=_SECOND) if self._owner else ([], [])
+        if not done:
+            return None
+        member = self._owner.pop(done[0])
+        try:
+            value = ray.get(done[0])
+        except RayTaskError:
+            raise
+        except RayError as error:
+            self._lost(member, error)
+            return None
+        if not member.ready:
+            member.ready, self._failed_starts = True, 0
+            return None
+        return member.tasks.pop(done[0]).number, value
+
+    def _lost(self, member: _Member, error: RayError) -> None:
+        """Give the shards of a lost actor to the others; one that killed it too often is named."""
+        import ray
+
+        if getattr(error, "actor_init_failed", False):
+            raise error
+        self._dismiss(member)
+        if _MACHINE_DIED in str(error):
+            return
+        if not member.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS:
+                raise error
+        for shard in list(member.tasks.values())[:1]:  # the one that it was working on
+            shard.deaths += 1
+            if shard.deaths >= _DEATHS:
+                rows = self._describe(ray.get(shard.parts))
+                raise PalidecodeError(
+                    f"something from {rows} killed its worker {_DEATHS} times; find it with a "
+                    "smaller shard size, and take it out"
+                )
+
+    def _resize(self) -> None:
+        number = self._workers.number(spare=self._spare)
+        cpus = self._workers.share(spare=self._spare)
+        if self._spare:  # otherwise those that find no room are in nobody's way
+            least = sorted(self._members, key=lambda member: (member.ready, len(member.tasks)))
+            surplus = least[: max(0, len(least) - number)]
+            for member in self._members.copy():
+                if member in surplus or member.cpus > cpus:
+                    self._dismiss(member)
+        while len(self._members) < number:
+            member = _Member(self._make(cpus), cpus)
+            self._members.append(member)
+            self._owner[member.actor.ready.remote()] = member
+
+    def _dismiss(self, member: _Member) -> None:
+        import ray
+
+        self._members.remove(member)
+        self._owner = {ref: owner for ref, owner in self._owner.items() if owner is not member}
+        self._again.extendleft(reversed(member.tasks.values()))
+        ray.kill(member.actor)

@@ -1,0 +1,193 @@
+"""More than one machine: whatever is lost, the file is that of one undisturbed machine."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from palidecode.cli import main
+from palidecode.runs.journal import shards_folder
+from tests.ray_data.machines import (
+    LINKS,
+    Command,
+    Machine,
+    cut,
+    end,
+    free_port,
+    network,
+    processes_of,
+)
+from tests.ray_data.samples import MARKS, WORDS_OF, decode_words, predict_words
+from tests.runtime.tiny_models import one_thread
+
+pytestmark = MARKS
+TIMES = 10  # the answers of `place`, so often
+links = pytest.mark.skipif(not LINKS, reason="needs root and iproute2")
+
+
+@pytest.fixture(scope="module")
+def work(place, tmp_path_factory):
+    """Longer work than `place`: commands by name, and the file of one machine."""
+    folder = tmp_path_factory.mktemp("machines")
+    lines = (place / "answers.jsonl").read_text().splitlines()
+    rows = [line.replace('"image": "', f'"image": "{n}-') for n in range(TIMES) for line in lines]
+    (folder / "answers.jsonl").write_text("\n".join(rows))
+    more = {"decoded": ["--shard-size", "16"], "predicted": ["--shard-size", "4"]}
+
+    def words(name, output):
+        found = WORDS_OF[name](place, output)
+        if name == "decoded":
+            found[1] = str(folder / "answers.jsonl")
+        return [*found[:-2], *more[name], *found[-2:]]
+
+    files = {}
+    with one_thread():
+        for name in WORDS_OF:
+            output = folder / f"{name}.json"
+            assert main(words(name, output)) == 1
+            files[name] = output.read_bytes()
+    return words, files
+
+
+@pytest.fixture
+def folder():
+    """A short path, as Ray's sockets need; all processes that know it have ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="pd", dir="/tmp") as name:
+        yield Path(name) / "ray"
+        for _ in range(300):
+            if not processes_of(name):
+                break
+            time.sleep(0.1)
+        left = processes_of(name)
+        for pid in left:
+            end(pid)
+        assert not left
+
+
+@pytest.fixture
+def machines(folder):
+    """Starts machines, and ends them."""
+    started = []
+
+    def start(*given, **more):
+        started.append(Machine(folder, *given, **more))
+        return started[-1]
+
+    yield start
+    for machine in started:
+        machine.kill()
+
+
+@pytest.mark.parametrize("name", ["decoded", "predicted"])
+def test_a_machine_that_is_killed_is_not_waited_for(work, machines, tmp_path, name):
+    words, files = work
+    head = machines()
+    other = machines(head.address)
+    command = Command(head, words(name, tmp_path / "coco.json"), "--workers", "2")
+    command.wait_for(3)
+    other.kill()
+    code, said = command.end()
+    assert code == 1, said  # as on one machine: every tenth row is broken
+    assert (tmp_path / "coco.json").read_bytes() == files[name]
+
+
+@pytest.mark.parametrize("name", ["decoded", "predicted"])
+def test_a_head_that_is_killed_ends_the_run_which_resumes(work, machines, tmp_path, name):
+    words, files = work
+    output = tmp_path / "coco.json"
+    head = machines()
+    command = Command(head, words(name, output))
+    command.wait_for(3)
+    head.kill()
+    code, said = command.end()
+    assert code == 2, said
+    assert re.fullmatch(
+        r"palidecode: [^\n]*Ray [^\n]*is finished is kept: run the same command again to resume\n",
+        said,
+    ), said
+    assert not output.exists()
+    assert len(list(shards_folder(output).glob("*.json"))) >= 3
+    head = machines(port=int(head.address.rpartition(":")[2]))
+    command = Command(head, words(name, output))
+    code, said = command.end()
+    assert code == 1, said
+    assert said.startswith("palidecode: resuming: ")
+    assert output.read_bytes() == files[name]
+
+
+@pytest.fixture
+def cables():
+    """A network of two machines."""
+    with network(1, 2):
+        yield
+
+
+@links
+@pytest.mark.parametrize(("name", "seconds"), [("decoded", 25), ("predicted", 3)])
+def test_a_machine_without_its_cable(work, cables, machines, tmp_path, name, seconds):
+    words, files = work
+    head = machines(number=1)
+    machines(head.address, number=2)
+    command = Command(head, words(name, tmp_path / "coco.json"), "--workers", "2")
+    command.wait_for(3)
+    cut(2, seconds)
+    code, said = command.end()
+    assert code == 1, said
+    assert (tmp_path / "coco.json").read_bytes() == files[name]
+
+
+# -- waiting for Ray ---------------------------------------------------------------------
+
+
+def test_an_address_without_a_ray_is_one_line(place, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    words = [*decode_words(place, tmp_path / "coco.json"), "--ray", address]
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "palidecode", *words], capture_output=True, text=True, check=False
+    )
+    assert time.monotonic() - began < 60
+    assert ended.returncode == 2
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith(f"palidecode: no Ray at {address!r}: nothing listens there")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_while_ray_is_waited_for(place, tmp_path, number):
+    # Something listens, but never answers: Ray waits for minutes, in its own code.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        words = [*predict_words(place, tmp_path / "coco.json"), "--ray", address]
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "palidecode", *words], stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = server.accept()
+        connection.close()
+        time.sleep(1)
+        driver.send_signal(number)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + number
+    assert said == "palidecode: stopped; run the same command again to resume\n"
+
+
+def test_a_signal_is_heard_while_no_worker_fits(place, cluster, tmp_path):
+    import ray
+
+    words = [*decode_words(place, tmp_path / "coco.json"), "--worker-cpus", "99", "--ray"]
+    command = [sys.executable, "-m", "palidecode", *words, ray.get_runtime_context().gcs_address]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = driver.stderr.readline()
+    assert "no machine of the cluster has 99 CPUs and 0 GPUs for a worker" in said
+    driver.send_signal(signal.SIGTERM)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    assert said == "palidecode: stopped; run the same command again to resume\n"
+    assert not list(tmp_path.iterdir())

@@ -51,6 +51,7 @@ if TYPE_CHECKING or not _SOURCE:
     from palidecode.evaluation.coco.comparison import compare_coco as compare_coco
     from palidecode.evaluation.coco.evaluate import UnscoredWarning as UnscoredWarning
     from palidecode.evaluation.coco.evaluate import evaluate_coco as evaluate_coco
+    from palidecode.evaluation.coco.evaluator import CocoEvaluator as CocoEvaluator
     from palidecode.evaluation.coco.result import CocoEvaluation as CocoEvaluation
     from palidecode.evaluation.referring.evaluate import ReferringResult as ReferringResult
     from palidecode.evaluation.referring.evaluate import evaluate_referring as evaluate_referring

@@ -293,10 +293,17 @@ class ObjectColumns:
         return (self.image(index) for index in range(len(self.sizes)))
 
     def _numbers(self, rows: Rows) -> npt.NDArray[np.int64]:
-        chosen = rows if isinstance(rows, slice) else np.asarray(rows)
-        if isinstance(chosen, np.ndarray) and chosen.size == 0:
+        if isinstance(rows, slice):
+            return np.arange(*rows.indices(len(self)))
+        chosen = np.asarray(rows)
+        if chosen.size == 0:
             return np.zeros(0, np.int64)
-        return np.arange(len(self))[chosen]
+        if chosen.dtype.kind == "i" and -len(self) <= chosen.min() <= chosen.max() < len(self):
+            # np.arange(len(self)) would cost as much as all objects.
+            wrapped: npt.NDArray[np.int64] = np.where(chosen < 0, chosen + len(self), chosen)
+            return wrapped
+        numbers: npt.NDArray[np.int64] = np.arange(len(self))[chosen]
+        return numbers
 
     def _coded(self) -> npt.NDArray[np.bool_]:
         if self.rles is None:

@@ -354,7 +354,8 @@ class Detections(ObjectColumns):
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with thumbnails of pictures that are found by name."""
         shown = []
-        for index in [n for n, name in enumerate(self.names) if os.path.isfile(name)][:_THUMBNAILS]:
+        names = self.names[:_LISTED_HTML]
+        for index in [n for n, name in enumerate(names) if os.path.isfile(name)][:_THUMBNAILS]:
             with suppress(PalidecodeError):  # a picture that can't be read has no thumbnail
                 shown.append((self.names[index], self._drawn(index, None, _THUMBNAIL)))
         return tables.as_html(self._title(), self._cells(_LISTED_HTML), len(self), shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from palidecode.coco.categories import Match
 from palidecode.coco.reading import Source, no_collection
 from palidecode.coco.skips import Skips
+from palidecode.detections import Detections
 from palidecode.errors import InputError, warn
 from palidecode.evaluation.coco.duplicates import repeats
 from palidecode.evaluation.coco.engine import (
@@ -23,8 +24,11 @@ from palidecode.evaluation.coco.engine import (
     class_numbers,
     stats_of,
 )
+from palidecode.evaluation.coco.objects import as_predictions
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
 from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
+
+Scores: TypeAlias = Literal["file", "ignore"]
 
 
 class UnscoredWarning(UserWarning):
@@ -38,7 +42,7 @@ class EvaluateOptions:
     categories: Sequence[str | int] | None = None
     match: Match = "exact"
     merge_duplicates: float | None = None
-    scores: Literal["file", "ignore"] = "file"
+    scores: Scores = "file"
     orders: int = 10
     bootstrap: int = 0
     confidence: float = 0.95
@@ -61,13 +65,13 @@ class EvaluateOptions:
 
 def evaluate_coco(
     gt: Source,
-    predictions: Source,
+    predictions: Source | Detections,
     iou_type: IouType = "bbox",
     *,
     categories: Sequence[str | int] | None = None,
     match: Match = "exact",
     merge_duplicates: float | None = None,
-    scores: Literal["file", "ignore"] = "file",
+    scores: Scores = "file",
     orders: int = 10,
     bootstrap: int = 0,
     confidence: float = 0.95,
@@ -84,11 +88,12 @@ def evaluate_coco(
     ----------
     gt : path or dict
         A COCO dataset.
-    predictions : path, list or dict
-        A COCO results list, or a dataset as `palidecode decode` writes it. A dataset has ids
-        of its own, so its images are matched by ``file_name`` and its categories by name. If
-        its ``info``, or one of its images, has ``asked``, a list of names, only these categories
-        were asked for, and only they are evaluated there.
+    predictions : path, list, dict or Detections
+        `Detections` are matched by the names of their images, else by ids, else in order if number
+        and sizes are the ground truth's. A COCO results list, or a dataset as `palidecode decode`
+        writes it. A dataset has ids of its own, so its images are matched by ``file_name`` and
+        its categories by name. If its ``info``, or one of its images, has ``asked``, a list of
+        names, only these categories were asked for, and only they are evaluated there.
     iou_type : {"bbox", "segm"}
     categories : sequence of str or int, optional
         Names or ids; evaluate only these.
@@ -169,14 +174,15 @@ def evaluate_coco(
 
 
 def evaluate(
-    gt: Source, predictions: Source, iou_type: IouType, options: EvaluateOptions
+    gt: Source, predictions: Source | Detections, iou_type: IouType, options: EvaluateOptions
 ) -> CocoEvaluation:
     """Do the work of `evaluate_coco`."""
-    if iou_type not in ("bbox", "segm"):
-        raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
+    check_iou_type(iou_type)
     skips = Skips()
     with no_collection():
         scene = read_scene(gt, iou_type == "segm", skips, options.crowds)
+        if isinstance(predictions, Detections):
+            predictions = as_predictions(predictions, scene)
         predicted, asked = read_answers(
             predictions, scene, options.match, skips, options.scale_to_truth
         )
@@ -223,6 +229,7 @@ def evaluate(
         seed=options.seed,
         engine=engine,
         predicted=predicted,
+        settings=options.settings,
         _evaluator=evaluator,
         _class_means=means,
     )
@@ -231,6 +238,12 @@ def evaluate(
             result.bootstrap(options.bootstrap, options.seed, options.confidence)
         )
     return result
+
+
+def check_iou_type(iou_type: str) -> None:
+    """Refuse other types than boxes and masks."""
+    if iou_type not in ("bbox", "segm"):
+        raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
 
 
 def _unscored(predicted: Table, scores: str, skips: Skips) -> bool:

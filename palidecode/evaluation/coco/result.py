@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from palidecode import interop
 from palidecode.coco.skips import Skip
+from palidecode.detections.tables import as_html, counted
+from palidecode.drawing import one_line
 from palidecode.evaluation.coco import engine as eng
 from palidecode.evaluation.coco.bootstrap import (
     RATES,
@@ -19,7 +23,15 @@ from palidecode.evaluation.coco.bootstrap import (
     resampled_rates,
     resampled_stats,
 )
-from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, Evaluator, IouType, JsonRow
+from palidecode.evaluation.coco.engine import (
+    METRICS,
+    NOTHING,
+    Engine,
+    Evaluator,
+    IouType,
+    JsonRow,
+    Settings,
+)
 from palidecode.evaluation.coco.matches import (
     FOUND_AT,
     Matches,
@@ -31,8 +43,29 @@ from palidecode.evaluation.coco.matches import (
 from palidecode.evaluation.coco.measures import Confusion, Curve, Rates, best_f1
 from palidecode.evaluation.coco.tables import Scene, Table
 
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_CLASSES = 20  # shown in a notebook and a plot
+WORDS = {
+    "AP": "mean over the IoU thresholds",
+    "AP50": "a loose fit is enough",
+    "AP75": "a tight fit is needed",
+    "APs": "objects below 32² px",
+    "APm": "objects of 32² to 96² px",
+    "APl": "objects above 96² px",
+    "AR1": "with the best prediction of each image and class",
+    "AR10": "with their best ten",
+    "AR100": "with their best hundred",
+    "ARs": "objects below 32² px",
+    "ARm": "objects of 32² to 96² px",
+    "ARl": "objects above 96² px",
+}
+"""COCO's numbers in words."""
 
 SIZES = (("small", "below 32² px"), ("medium", "32² to 96² px"), ("large", "above 96² px"))
 
@@ -63,6 +96,8 @@ class CocoEvaluation:
         Rows that are unusual but count.
     images, objects, predictions : int
         Numbers evaluated; crowds are not objects.
+    settings : Settings
+        Settings of `stats` other than COCO's own.
     """
 
     iou_type: IouType
@@ -75,6 +110,7 @@ class CocoEvaluation:
     seed: int
     engine: Engine = field(repr=False)
     predicted: Table = field(repr=False)
+    settings: Settings
     _evaluator: Evaluator = field(repr=False)  # without scores, of the first order
     intervals: dict[str, Interval] = field(default_factory=dict, repr=False)
     _class_means: tuple[Floats, Floats] | None = field(repr=False, default=None)
@@ -103,6 +139,100 @@ class CocoEvaluation:
     def metrics(self) -> dict[str, float]:
         """`stats` by name."""
         return dict(zip(METRICS, self.stats.tolist(), strict=True))
+
+    # -- to look at ----------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """Return COCO's twelve numbers as pycocotools prints them, with a word on each."""
+        title = self._title()
+        if self.unscored:
+            title += f"\nno scores: means of {self.orders} random orders ± standard deviation"
+        if self.settings.micro:
+            title += "; all classes ranked together"
+        ious = self.settings.iou_thresholds or (0.5, 0.95)
+        most = self.settings.max_detections or (1, 10, 100)
+        every = f"{ious[0]:.2f}:{ious[-1]:.2f}"
+        lines = []
+        for row, (name, words) in enumerate(WORDS.items()):
+            kind = "Precision  (AP)" if row < 6 else "Recall     (AR)"
+            iou = {"AP50": "0.50", "AP75": "0.75"}.get(name, every)
+            area = {"s": "small", "m": "medium", "l": "large"}.get(name[-1], "all")
+            limit = most[row - 6] if name in METRICS[6:9] else most[2]
+            value = f"{self.stats[row]:.3f}"
+            if self.unscored and self.stats[row] != NOTHING:
+                value += f" ± {self.spread[row]:.3f}"
+            lines.append(
+                f" Average {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ] = "
+                f"{value:<6}  {name}: {words}"
+            )
+        return "\n".join([title, *lines, self._at_50()])
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _title(self) -> str:
+        kind = "boxes" if self.iou_type == "bbox" else "masks"
+        return (
+            f"{kind}: {counted(self.predictions, 'prediction')}, "
+            f"{counted(self.objects, 'object')}, {counted(self.images, 'image')}"
+        )
+
+    def _at_50(self) -> str:
+        rates = self.rates
+        shares = zip(("precision", "recall", "F1"), rates.values.tolist(), strict=True)
+        return (
+            f"at IoU 0.5: {rates.right:,} right, {rates.wrong:,} wrong, {rates.missed:,} missed; "
+            + ", ".join(f"{name} {_shown(_number(value))}" for name, value in shares)
+        )
+
+    def _repr_html_(self) -> str:
+        """Return tables for notebooks: COCO's numbers, and the classes with most objects."""
+        numbers = [
+            [name, _shown(_metric(value)), words]
+            for (name, words), value in zip(WORDS.items(), self.stats.tolist(), strict=True)
+        ]
+        columns = ("category", "objects", "predictions", "AP", "AP50", "precision", "recall", "F1")
+        rows = sorted(self.rows(), key=lambda row: -row["objects"])
+        classes = [[_shown(row[name]) for name in columns] for row in rows[:_CLASSES]]
+        return as_html(
+            f"{self._title()}; {self._at_50()}", [["number", "value", "meaning"], *numbers], 12
+        ) + as_html("Classes", [list(columns), *classes], len(rows))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return `rows` as a DataFrame, one row per class (``pip install pandas``).
+
+        Raises
+        ------
+        InputError
+            If pandas isn't installed.
+        """
+        frame: pandas.DataFrame = interop.load("pandas").DataFrame(self.rows())
+        return frame
+
+    def plot(self) -> Figure:
+        """Plot precision over recall, and AP of the classes with most objects.
+
+        Without scores there are no curves. Needs matplotlib (``pip install matplotlib``).
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        rows = sorted(self.rows(), key=lambda row: -row["objects"])[:_CLASSES][::-1]
+        figure = interop.new_figure(10, max(3.5, 0.25 * len(rows) + 1))
+        left, right = figure.subplots(1, 2)
+        for curve in [curve for curve in self.curves if curve.name == "all classes"]:
+            left.plot(curve.recall, curve.precision, label=f"IoU {curve.iou:g}")
+        if self.curves:
+            left.legend()
+        left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        left.set_title("all classes" if self.curves else "no curves without scores")
+        right.barh(range(len(rows)), [row["AP"] or 0 for row in rows])
+        right.set_yticks(range(len(rows)), [one_line(row["category"]) for row in rows])
+        right.set(xlim=(0, 1), xlabel="AP")
+        for text in right.get_yticklabels():
+            text.set_parse_math(False)
+        return figure
 
     # -- matching, which needs no order of the predictions ------------------------------
 
@@ -426,6 +556,12 @@ def random_orders(count: int, orders: int, seed: int) -> list[Floats]:
     """Draw distinct scores that put predictions into random orders."""
     rng = np.random.default_rng(seed)
     return [(rng.permutation(count) + 1) / (count + 1) for _ in range(orders)]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _number(value: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, compress, repeat
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -101,6 +101,8 @@ class Scene:
         Whether masks were read.
     where : str
         Name of the file, for messages.
+    listed : list of int or str
+        Ids of the images in the order of the file.
     """
 
     images: list[ImageRow]
@@ -108,6 +110,7 @@ class Scene:
     truths: Table
     masks: bool
     where: str = ""
+    listed: list[Key] = field(default_factory=list)
 
     @property
     def sizes(self) -> Ints:
@@ -131,9 +134,10 @@ def read_scene(source: Source, masks: bool, skips: Skips, crowds: bool = False) 
                 f"got {image.width}×{image.height}"
             )
     check_unique([row.id for row in rows if row.id is not None], f"{read.where}: annotations")
+    listed = [image.id for image in images]
     images = _sorted(images)
     categories = sorted(categories, key=itemgetter("id"))
-    scene = Scene(images, categories, _empty(), masks, read.where)
+    scene = Scene(images, categories, _empty(), masks, read.where, listed)
     image_index = _find(index_by_id(images), rows, "image_id")
     category = _find({c["id"]: n for n, c in enumerate(categories)}, rows, "category_id")
     table = _table(read, image_index, category, scene, "truth", skips)

@@ -12,7 +12,6 @@ import os
 import textwrap
 import time
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from PIL import Image
 from palidecode.coco.writing import to_coco
 from palidecode.detections import draw
 from palidecode.drawing import sheet_of
-from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import data_folder, open_picture, read_json, replacing
 from palidecode.pipeline.checkpoint import DEMO_MODEL, locate
@@ -212,12 +210,6 @@ def run_on(
 
 
 def _load(model: str | os.PathLike[str]) -> PaliDecoder:
-    for needed in ("torch", "tokenizers"):
-        if find_spec(needed) is None:
-            raise InputError(
-                f"the demo's model needs {needed}: pip install 'palidecode[runtime]'; "
-                "without it: palidecode demo --answers"
-            )
     return PaliDecoder.from_pretrained(model, "float32", "cpu")
 
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import shutil
+import warnings
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
-from palidecode.codec.weights import GOOGLE_ID
-from palidecode.errors import InputError
+from palidecode.codec.weights import GOOGLE_ID, cache_dir
+from palidecode.errors import InputError, WeightsError
 from palidecode.files import data_folder, read_json
-from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.config import PaliGemmaConfig, config_to_hf
 from palidecode.runtime.engine import Engine
+from palidecode.runtime.exported import read_export, write_export
 from palidecode.runtime.image import ImageConfig, Resample
-from palidecode.runtime.opening import open_checkpoint
+from palidecode.runtime.onnx_weights import Precision
+from palidecode.runtime.opening import Checkpoint, open_checkpoint
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.tokenizer import Tokenizer
+from palidecode.version import __version__
+
+EngineName: TypeAlias = Literal["auto", "torch", "onnx"]
+Quantize: TypeAlias = Literal["int8", "int4"]
 
 DEMO_MODEL = "demo"
 """Name of the model in this package: tiny, trained from scratch on drawn scenes."""
@@ -26,7 +37,8 @@ DTYPES = ("bfloat16", "float32", "float16")
 NOTES = "palidecode.json"
 """File beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes":
 […]}``, the mask codec its seg tokens belong to, and the classes it knows."""
-_HUB_FILES = ["*.json", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.safetensors", "onnx/*"]
+_KEPT_FILES = ("preprocessor_config.json", "processor_config.json", TOKENIZER, NOTES)
 
 
 @dataclass(frozen=True)
@@ -37,24 +49,45 @@ class ModelOptions:
     """
 
     model: str
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     device: str | None = None
-    quantize: Literal["int8", "int4"] | None = None
+    quantize: Quantize | None = None
     tokenizer: str | None = None
     codec: str | None = None
     resample: Resample | None = None
     final_softcap: float | Literal["config"] | None = "config"
     revision: str | None = None
+    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.quantize not in (None, *get_args(Quantize)):
+            raise InputError(f"quantize must be None, 'int8' or 'int4', got {self.quantize!r}")
+        if self.engine not in get_args(EngineName):
+            known = ", ".join(get_args(EngineName))
+            raise InputError(f"engine must be one of {known}, got {self.engine!r}")
+        if self.engine == "onnx":
+            self.check_onnx()
         if self.resample not in (None, *get_args(Resample)):
             known = ", ".join(get_args(Resample))
             raise InputError(f"resample must be one of {known}, got {self.resample!r}")
         cap = self.final_softcap
         if cap is not None and cap != "config" and not 0 < cap < math.inf:
             raise InputError(f"final_softcap must be above 0, or None, got {cap}")
+
+    def check_onnx(self) -> None:
+        """Refuse a dtype or device that ONNX Runtime's engine lacks."""
+        if self.dtype not in (None, "float32"):
+            raise InputError(
+                f"engine='onnx' computes in float32, not in {self.dtype}: leave dtype out, or use "
+                "engine='torch'"
+            )
+        if self.device not in (None, "cpu"):
+            raise InputError(
+                f"engine='onnx' runs on the CPU, not on {self.device}: leave device out, or use "
+                "engine='torch'"
+            )
 
 
 class ModelNotes(NamedTuple):
@@ -89,20 +122,12 @@ def load(
     options: ModelOptions, codec: MaskCodec | None = None, *, threads: int | None = None
 ) -> LoadedModel:
     """Load a checkpoint and all that belongs to it; `codec` replaces that of the options."""
-    try:
-        import tokenizers  # noqa: F401
-
-        from palidecode.runtime import loading  # loads torch
-    except ImportError as error:
-        raise InputError(
-            f"running a model needs {error.name}: pip install 'palidecode[runtime]'"
-        ) from error
-    device = loading.find_device(options.device)
     if codec is None and options.codec is not None:
         codec = load_codec(options.codec, threads=threads)
     path, name = locate(options.model, options.revision)
-    source, config, image_config = open_checkpoint(path)
-    tokenizer = Tokenizer.from_file(_tokenizer_path(path, options.tokenizer), config.eos)
+    checkpoint = open_checkpoint(path)
+    config, image_config = checkpoint.config, checkpoint.image_config
+    tokenizer = Tokenizer.from_file(tokenizer_path(path, options.tokenizer), config.eos)
     if options.final_softcap != "config":
         config = replace(config, text=replace(config.text, final_softcap=options.final_softcap))
     if options.resample is not None:
@@ -113,8 +138,103 @@ def load(
     codes_id, classes = _notes(path)
     if codec is None and codes_id != GOOGLE_ID:
         codec = load_codec(codes_id, threads=threads)
-    engine = loading.load_model(source, config, options.dtype, device, options.quantize)
+    engine = _load_engine(options, checkpoint._replace(config=config), path, threads)
     return LoadedModel(engine, tokenizer, image_config, codec, codes_id, tuple(classes), name)
+
+
+def _load_engine(
+    options: ModelOptions, checkpoint: Checkpoint, path: Path, threads: int | None
+) -> Engine:
+    """Load the model with the engine of the options, or the one that suits the checkpoint."""
+    if _engine_for(options, checkpoint) == "onnx":
+        options.check_onnx()
+        from palidecode.runtime.onnx_loading import load_onnx  # loads onnxruntime
+
+        return load_onnx(_quantized(checkpoint, path, options.quantize), threads)
+    if checkpoint.source is None:
+        raise InputError(
+            f"{path}: an exported folder without its own weights runs with engine='onnx' only"
+        )
+    try:
+        from palidecode.runtime import loading  # loads torch, which is optional
+    except ImportError as error:
+        raise InputError(
+            f"engine='torch' needs {error.name}: pip install 'palidecode[runtime]'"
+        ) from error
+    device = loading.find_device(options.device)
+    dtype = options.dtype or DTYPES[0]
+    return loading.load_model(checkpoint.source, checkpoint.config, dtype, device, options.quantize)
+
+
+def _engine_for(options: ModelOptions, checkpoint: Checkpoint) -> Literal["torch", "onnx"]:
+    """Choose onnx for exported folders, on a CPU for int8 and int4, and without torch."""
+    if options.engine != "auto":
+        return options.engine
+    if options.dtype not in (None, "float32") or options.device not in (None, "cpu"):
+        return "torch"
+    if find_spec("torch") is None or checkpoint.export is not None:
+        return "onnx"
+    on_cpu = options.device == "cpu" or not _has_accelerator()
+    return "onnx" if options.quantize is not None and on_cpu else "torch"
+
+
+def _has_accelerator() -> bool:
+    from palidecode.runtime import loading  # loads torch
+
+    return loading.find_device(None).type != "cpu"
+
+
+def _quantized(checkpoint: Checkpoint, path: Path, quantize: Quantize | None) -> Checkpoint:
+    """Quantise a checkpoint into the cache once, or find it there."""
+    export = checkpoint.export
+    if quantize is None or (export is not None and export.precision == quantize):
+        return checkpoint
+    if checkpoint.source is None:
+        raise InputError(f"{path}: is exported in {export and export.precision}, not {quantize}")
+    folder = cache_dir() / "exports" / f"{path.stem}-{quantize}-{_key(path)}"
+    if not folder.exists():
+        warnings.warn(f"quantising {path} to {quantize}, once, into {folder}", stacklevel=6)
+        write_exported(checkpoint, path, folder, quantize)
+    return checkpoint._replace(export=read_export(folder))
+
+
+def write_exported(checkpoint: Checkpoint, path: Path, folder: Path, precision: Precision) -> None:
+    """Write an exported folder: config, tokenizer, image settings, notes, graphs and weights.
+
+    Raises
+    ------
+    InputError
+        If the folder exists, or ``onnx`` isn't installed.
+    WeightsError
+        If the checkpoint has no weights of its own, or damaged ones.
+    """
+    if checkpoint.source is None:
+        raise WeightsError(f"{path}: is an export itself; export the model that it was made from")
+    from palidecode.runtime.onnx_loading import graphs_of  # loads onnxruntime
+
+    graphs = graphs_of(checkpoint, precision)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        text = json.dumps(config_to_hf(checkpoint.config), indent=1)
+        (part / "config.json").write_text(text + "\n", encoding="utf-8")
+        for name in _KEPT_FILES:
+            file = (path if path.is_dir() else path.parent) / name
+            if file.exists():
+                shutil.copyfile(file, part / name)
+        write_export(part, checkpoint.source, checkpoint.config, precision, str(path), graphs)
+        part.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _key(path: Path) -> str:
+    """Key of a checkpoint's files, by their names, sizes and times."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return hashlib.blake2b(repr((facts, __version__)).encode(), digest_size=8).hexdigest()
 
 
 def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
@@ -135,13 +255,9 @@ def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError as error:
-        raise InputError(
-            f"{name}: no such folder, and downloading needs: pip install 'palidecode[runtime]'"
-        ) from error
+    from huggingface_hub import snapshot_download  # slow to import
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
@@ -154,7 +270,8 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     return path, f"{name}@{path.name}"
 
 
-def _tokenizer_path(path: Path, given: str | None) -> Path:
+def tokenizer_path(path: Path, given: str | None) -> Path:
+    """Return the tokenizer of a checkpoint: the given one, or the one beside the weights."""
     if given is not None:
         return Path(given)
     folder = path if path.is_dir() else path.parent

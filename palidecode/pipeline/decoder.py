@@ -14,7 +14,7 @@ from palidecode.errors import InputError, warn
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.asking import Asker
-from palidecode.pipeline.checkpoint import ModelOptions, load
+from palidecode.pipeline.checkpoint import EngineName, ModelOptions, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.prompts import Task, asked_names, prompts_for, with_verb
@@ -104,7 +104,7 @@ class PaliDecoder:
     def from_pretrained(
         cls,
         folder_or_id: str | os.PathLike[str],
-        dtype: str = "bfloat16",
+        dtype: str | None = None,
         device: str | None = None,
         quantize: Literal["int8", "int4"] | None = None,
         *,
@@ -113,6 +113,7 @@ class PaliDecoder:
         resample: Resample | None = None,
         final_softcap: float | Literal["config"] | None = "config",
         revision: str | None = None,
+        engine: EngineName = "auto",
     ) -> PaliDecoder:
         """Load a checkpoint.
 
@@ -122,11 +123,13 @@ class PaliDecoder:
             ``demo``, the tiny model in this package; a folder as transformers saves it; a
             big_vision ``.npz``; or a name on the Hugging Face hub, which is downloaded (needs
             the network and, for Google's, an accepted licence).
-        dtype : {"bfloat16", "float32", "float16"}
+        dtype : {"bfloat16", "float32", "float16"}, optional
+            By default bfloat16 in torch; ONNX Runtime computes in float32.
         device : str, optional
             A torch device; by default the first available of cuda, mps and cpu.
         quantize : {"int8", "int4"}, optional
-            Smaller, faster weights on a CPU; ``benchmarks/results.md`` has the cost.
+            Smaller, faster weights on a CPU; ``benchmarks/results.md`` has the cost. ONNX Runtime
+            keeps them in the user's cache, so that only the first load quantises.
         codec : MaskCodec, optional
             For masks; by default the codec that the model's codes belong to.
         tokenizer : str or path, optional
@@ -138,6 +141,9 @@ class PaliDecoder:
             which token is likeliest. According to its report fine-tuning had none: None.
         revision : str, optional
             Branch, tag or commit of a hub model.
+        engine : {"auto", "torch", "onnx"}
+            ``auto`` takes ONNX Runtime for exported folders, for int8 and int4 on a CPU and where
+            torch isn't installed; otherwise torch.
 
         Raises
         ------
@@ -155,6 +161,7 @@ class PaliDecoder:
             resample=resample,
             final_softcap=final_softcap,
             revision=revision,
+            engine=engine,
         )
         return cls(**load(options, codec)._asdict())
 

@@ -25,7 +25,7 @@ from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.geometry.masks import DEFAULT_PASTE, Paste
 from palidecode.pipeline import AskOptions, GrammarOptions
-from palidecode.pipeline.checkpoint import ModelOptions
+from palidecode.pipeline.checkpoint import EngineName, ModelOptions
 from palidecode.pipeline.decoder import DEFAULT_TOKENS
 from palidecode.pipeline.scoring import DEFAULT_SCORE, Score
 from palidecode.prompts import Task
@@ -77,7 +77,7 @@ def predict(
     images: str | os.PathLike[str] | None = None,
     batch_size: int = 8,
     shard_size: int = PREDICTED,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     device: str | None = None,
     quantize: Literal["int8", "int4"] | None = None,
     weights: str | os.PathLike[str] | None = None,
@@ -95,6 +95,7 @@ def predict(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    engine: EngineName = "auto",
 ) -> Found:
     """Ask a model about pictures.
 
@@ -103,7 +104,7 @@ def predict(
     source : path, sequence of paths, or ray.data.Dataset
         A folder of pictures; a COCO ``.json`` or a ``.jsonl`` about pictures in `images`;
         ``.parquet`` and WebDataset ``.tar`` files; or a Dataset of such rows.
-    model, dtype, device, quantize, tokenizer
+    model, dtype, device, quantize, tokenizer, engine
         See `PaliDecoder.from_pretrained`. Files must be seen by every machine.
     prompt, task, classes, per_class
         ``"segment cat ; dog"``, or a task and names (or a COCO dataset that has them), in one
@@ -133,7 +134,7 @@ def predict(
         For a source, model or prompt that can't be used, and where Ray isn't installed.
     """
     options = ModelOptions(
-        os.fspath(model), dtype, device, quantize, _text(tokenizer), _text(weights)
+        os.fspath(model), dtype, device, quantize, _text(tokenizer), _text(weights), engine=engine
     )
     ask = AskOptions(
         grammar=grammar,

@@ -166,11 +166,9 @@ def _detokenizer(path: str | None) -> Callable[[list[int]], str] | None:
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """Read a ``tokenizer.json``; the library is optional."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise InputError("a tokenizer needs: pip install 'palidecode[runtime]'") from error
+    """Read a ``tokenizer.json``."""
+    from tokenizers import Tokenizer  # slow to import
+
     try:
         return Tokenizer.from_file(str(regular(path)))
     except Exception as error:  # tokenizers raises bare Exception

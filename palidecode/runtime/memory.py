@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from palidecode.errors import InputError
 from palidecode.runtime.config import PaliGemmaConfig
+
+if TYPE_CHECKING:
+    import torch
 
 _OVERHEAD = 1.15  # weights plus what loading and activations need
 _INT4_GROUP_BYTES = 4 / 128  # per weight: a two-byte scale and offset for each 128
@@ -24,9 +26,14 @@ def weight_bytes(config: PaliGemmaConfig, item: int, quantize: str | None = None
 def free_bytes(device: torch.device) -> int | None:
     """Free memory of a device; None if unknown."""
     if device.type == "cuda":
+        import torch  # memory of the CPU needs none
+
         return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
+    return available_bytes() if device.type == "cpu" else None
+
+
+def available_bytes() -> int | None:
+    """Free main memory, within the container's limit; None if unknown."""
     free = []
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
@@ -50,11 +57,17 @@ def check_memory(
     config: PaliGemmaConfig, dtype: torch.dtype, device: torch.device, quantize: str | None
 ) -> None:
     """Refuse a model that won't fit in memory, before anything is allocated."""
-    need = int(weight_bytes(config, dtype.itemsize, quantize) * _OVERHEAD)
-    free = free_bytes(device)
+    kind = str(dtype).removeprefix("torch.") + (f" with {quantize}" if quantize else "")
+    need = weight_bytes(config, dtype.itemsize, quantize)
+    way_out = "choose a smaller model, bfloat16, or quantize='int8' or 'int4'"
+    refuse_if_larger(need, kind, free_bytes(device), str(device), way_out)
+
+
+def refuse_if_larger(weights: int, kind: str, free: int | None, device: str, way_out: str) -> None:
+    """Refuse a model whose weights, and what loading needs beside them, exceed the free bytes."""
+    need = int(weights * _OVERHEAD)
     if free is not None and need > free:
         raise InputError(
-            f"this model needs {need / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}"
-            f"{f' with {quantize}' if quantize else ''}, {free / 1e9:.1f} GB are free on "
-            f"{device}: choose a smaller model, bfloat16, or quantize='int8' or 'int4'"
+            f"this model needs {need / 1e9:.1f} GB in {kind}, {free / 1e9:.1f} GB are free on "
+            f"{device}: {way_out}"
         )

@@ -124,7 +124,7 @@ class SafetensorsFolder:
         # A file is opened for each tensor: one that stays open keeps every page that was read
         # in memory.
         try:
-            with safe_open(regular(path), framework="pt") as file:
+            with safe_open(regular(path), framework="np") as file:
                 yield file
         except FileNotFoundError:
             raise WeightsError(f"{path} is missing: download it again") from None

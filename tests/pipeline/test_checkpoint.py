@@ -67,7 +67,7 @@ def calm_folder(request, tmp_path_factory):
 )
 def test_lower_precision_gives_nearly_the_same_logits(calm_folder, dtype, quantize, bound):
     whole = PaliDecoder.from_pretrained(calm_folder, "float32", "cpu")
-    rough = PaliDecoder.from_pretrained(calm_folder, dtype, "cpu", quantize)
+    rough = PaliDecoder.from_pretrained(calm_folder, dtype, "cpu", quantize, engine="torch")
     error = relative_error(logits(rough), logits(whole))
     assert 0 < error < bound
     found = rough.detect(PICTURES, PROMPT, max_new_tokens=24)
@@ -85,7 +85,7 @@ def kinds_of_linear(decoder):
 
 def test_what_stands_in_for_linear_layers(folders):
     def kinds(*options):
-        return kinds_of_linear(PaliDecoder.from_pretrained(folders[1], *options))
+        return kinds_of_linear(PaliDecoder.from_pretrained(folders[1], *options, engine="torch"))
 
     assert kinds("float32", "cpu") == {torch.nn.Linear}
     packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -29,6 +29,8 @@ from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
 from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.runs.pictures import find_pictures
 from palidecode.runtime.config import config_to_hf
+from palidecode.runtime.exported import FOLDER, MANIFEST
+from palidecode.runtime.onnx_graphs import build_graphs
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.torch_weights import state_to_hf
 from training.model.batches import CONFIG
@@ -59,6 +61,11 @@ def export(run: Path, folder: Path) -> None:
     write_json(folder / "config.json", config_to_hf(CONFIG) | {"torch_dtype": "float16"})
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     write_json(folder / "palidecode.json", {"codes": DEMO_ID, "classes": list(CLASSES)})
+    graphs = folder / FOLDER
+    graphs.mkdir(exist_ok=True)
+    for name, graph in build_graphs(CONFIG, "float32").items():
+        (graphs / f"{name}.onnx").write_bytes(graph)
+    write_json(graphs / MANIFEST, {"precision": "float32"})
     # A resumed run logs some steps twice: the later lines count.
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     log = {line["step"]: line for line in lines if line["step"] % 500 == 0 or line == lines[-1]}

@@ -89,10 +89,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--device", help="cpu, cuda, mps … (default: the first available of cuda, mps and cpu)"
     )
     group.add_argument(
+        "--engine",
+        choices=("auto", "torch", "onnx"),
+        default="auto",
+        help="what computes (default: %(default)s, which takes ONNX Runtime for exported models, "
+        "for int8 and int4 on a CPU and where torch isn't installed)",
+    )
+    group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32", "float16"),
-        default="bfloat16",
-        help="number type of the weights (default: %(default)s)",
+        help="number type of the weights (default: bfloat16, with ONNX Runtime float32)",
     )
     group.add_argument(
         "--quantize",

@@ -1,0 +1,36 @@
+"""The options of ``palidecode export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from palidecode.cli.options import add_messages
+
+EXAMPLES = """\
+palidecode export google/paligemma2-3b-mix-448 -o paligemma2-int4 --quantize int4
+palidecode export checkpoint.npz --tokenizer tokenizer.json -o exported/
+palidecode predict pictures/ --model paligemma2-int4 --prompt "detect cat" -o coco.json
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``palidecode export``."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder as transformers saves it, big_vision .npz, hub name, or demo",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="new folder to write"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="size of the weights: 8 or 4 bits, or none for float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
+    )
+    add_messages(parser)

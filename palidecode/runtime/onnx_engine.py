@@ -1,0 +1,228 @@
+"""The engine in ONNX Runtime, on a CPU and without torch: float32, int8 and int4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime import OrtValue
+
+from palidecode.cores import cores
+from palidecode.errors import WeightsError
+from palidecode.runtime.config import PaliGemmaConfig, TextConfig
+from palidecode.runtime.engine import Ids, Logits
+from palidecode.runtime.onnx_weights import EMBEDDING, HEAD, Array, Precision
+from palidecode.runtime.quantizing import Quantized
+
+Floats = npt.NDArray[np.float32]
+
+_HIDDEN = np.float32(-1e30)  # added to the logits of tokens that a token doesn't see
+
+
+class OnnxEngine:
+    """Runs the graphs of `onnx_graphs`; see `Engine`.
+
+    Parameters
+    ----------
+    config : PaliGemmaConfig
+    precision : {"float32", "int8", "int4"}
+    graphs : mapping of str to bytes
+        From `build_graphs`, or the files of an exported folder.
+    arrays : mapping of str to ndarray
+        From `onnx_weights`; mapped arrays stay mapped.
+    threads : int, optional
+        By default one for each core available to this process.
+    """
+
+    def __init__(
+        self,
+        config: PaliGemmaConfig,
+        precision: Precision,
+        graphs: Mapping[str, bytes],
+        arrays: Mapping[str, Array],
+        threads: int | None = None,
+    ) -> None:
+        self.config = config
+        self.name = f"onnxruntime, {precision}, cpu"
+        self._graphs, self._arrays = graphs, arrays
+        self._threads = threads or cores()
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def encode_image(self, pixels: Floats) -> list[Floats]:
+        """Encode pixels; see `Engine.encode_image`."""
+        return list(self.session("vision").run(None, {"pixels": pixels})[0])
+
+    def start(
+        self,
+        features: Sequence[Floats],
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        head: Ids | None,
+    ) -> OnnxBatch:
+        """Begin a batch of answers; see `Engine.start`."""
+        return OnnxBatch(self, features, prompts, None if head is None else self._rows(HEAD, head))
+
+    def embed(self, ids: Ids) -> Floats:
+        """Embed ids (…) as (…, width), scaled by √width as Gemma's text is."""
+        width = self.config.text.width
+        rows = self._rows(EMBEDDING, ids.ravel()) * np.float32(width**0.5)
+        return rows.reshape(*ids.shape, width)
+
+    def logits(self, hidden: Floats, rows: Floats | None) -> Logits:
+        """Compute the logits of hidden states (B, width): of `rows` of the head, or of all."""
+        logits: Logits
+        if rows is None:
+            logits = self.session("head").run(None, {"hidden": hidden})[0]
+        else:
+            logits = hidden @ rows.T
+        cap = self.config.text.final_softcap
+        return logits if cap is None else np.tanh(logits / np.float32(cap)) * np.float32(cap)
+
+    def _table(self, name: str) -> str:
+        """Name of the table that a head or an embedding uses: a tied head has the embedding's."""
+        return EMBEDDING if name == HEAD and self.config.text.tied_head else name
+
+    def _rows(self, name: str, ids: Ids) -> Floats:
+        """Rows of the embedding or the head, (R, width)."""
+        table = self._table(name)
+        if f"{table}.weight" in self._arrays:
+            rows: Floats = self._arrays[f"{table}.weight"][ids]
+            return rows
+        levels, scales = (self._arrays[f"{table}.{part}"] for part in ("levels", "scales"))
+        return Quantized(8, levels, scales, None).rows(ids, self.config.text.width)
+
+    def session(self, graph: str) -> onnxruntime.InferenceSession:
+        """Start the session of a graph on its first use.
+
+        Raises
+        ------
+        WeightsError
+            If ONNX Runtime refuses the graph or its weights.
+        """
+        if graph not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.intra_op_num_threads = self._threads
+            # Threads that spin between runs take the cores of whatever runs next.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            arrays = dict(self._of(graph))
+            values = [OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+            options.add_external_initializers(list(arrays), values)
+            try:
+                self._sessions[graph] = onnxruntime.InferenceSession(
+                    self._graphs[graph], options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # onnxruntime's exceptions share no other base
+                raise WeightsError(f"onnxruntime can't start {graph}.onnx: {error}") from error
+        return self._sessions[graph]
+
+    def _of(self, graph: str) -> Mapping[str, Array]:
+        """Weights of one graph, by the names it has for them."""
+        if graph == "head":
+            table = f"{self._table(HEAD)}."
+            found = ((name, array) for name, array in self._arrays.items())
+            return {
+                f"{HEAD}.{name.removeprefix(table)}": array
+                for name, array in found
+                if name.startswith(table)
+            }
+        rooms = ("vision.", "projector.") if graph == "vision" else ("language.",)
+        tables = (f"{EMBEDDING}.", f"{HEAD}.")
+        return {
+            name: array
+            for name, array in self._arrays.items()
+            if name.startswith(rooms) and not name.startswith(tables)
+        }
+
+
+class OnnxBatch:
+    """A batch of answers in progress; see `Batch`."""
+
+    def __init__(
+        self,
+        engine: OnnxEngine,
+        features: Sequence[Floats],
+        prompts: Sequence[Sequence[int]],
+        rows: Floats | None,
+    ) -> None:
+        self._engine, self._rows = engine, rows
+        config = engine.config
+        images = config.vision.tokens
+        self._prefix = np.array([images + len(prompt) for prompt in prompts], np.int64)
+        longest = int(self._prefix.max())
+        padded = np.full((len(prompts), longest - images), config.pad, np.int64)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = prompt
+        self._embeddings = np.concatenate([np.stack(features), engine.embed(padded)], axis=1)
+        column = np.arange(longest)
+        position = np.where(column < self._prefix[:, None], column, -1)
+        self._position = position  # of every column that is read; −1 is padding
+        t = config.text
+        empty = np.zeros((len(prompts), t.kv_heads, 0, t.head_size), np.float32)
+        names = [f"{kind}.{layer}" for layer in range(t.layers) for kind in ("keys", "values")]
+        self._cache = dict.fromkeys(names, OrtValue.ortvalue_from_numpy(empty))
+        self._steps = 0
+
+    def prefill(self) -> Logits:
+        """Read pictures and prompts; see `Batch.prefill`."""
+        return self._read(self._embeddings, self._position, self._position, self._prefix - 1)
+
+    def step(self, tokens: Ids) -> Logits:
+        """Read one more token of every row; see `Batch.step`."""
+        position = (self._prefix + self._steps)[:, None]
+        self._steps += 1
+        self._position = np.concatenate([self._position, position], axis=1)
+        embeddings = self._engine.embed(tokens[:, None])
+        return self._read(embeddings, position, self._position, np.zeros(len(tokens), np.int64))
+
+    def keep_rows(self, rows: Ids) -> None:
+        """Keep only these rows; see `Batch.keep_rows`."""
+        self._prefix, self._position = self._prefix[rows], self._position[rows]
+        for name, value in self._cache.items():
+            self._cache[name] = OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+
+    def _read(self, embeddings: Floats, own: Ids, known: Ids, pick: Ids) -> Logits:
+        """Read tokens at positions `own`; return the logits after the one that each row picks."""
+        text = self._engine.config.text
+        mask, sliding = attention_masks(own, known, self._prefix, text)
+        feeds = {"embeddings": embeddings, "mask": mask, "pick": pick[:, None, None]}
+        feeds["cos"], feeds["sin"] = rotation(own, text)
+        if sliding is not None:
+            feeds["sliding"] = sliding
+        given = {name: OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        given |= {f"past.{name}": value for name, value in self._cache.items()}
+        session = self._engine.session("decoder")
+        hidden, *cache = session.run_with_ort_values(["hidden", *self._cache], given)
+        self._cache = dict(zip(self._cache, cache, strict=True))
+        return self._engine.logits(hidden.numpy()[:, 0], self._rows)
+
+
+def rotation(position: Ids, text: TextConfig) -> tuple[Floats, Floats]:
+    """Cosines and sines of the rotary embedding at positions (B, T), (B, 1, T, head size / 2)."""
+    even = np.arange(0, text.head_size, 2, dtype=np.float32)
+    frequency = np.float32(1) / np.float32(text.rope_base) ** (even / np.float32(text.head_size))
+    angle = position[:, None, :, None].astype(np.float32) * frequency
+    return np.cos(angle), np.sin(angle)
+
+
+def attention_masks(
+    own: Ids, known: Ids, prefix: Ids, text: TextConfig
+) -> tuple[Floats, Floats | None]:
+    """Masks (B, 1, T, S) over the S known tokens, for full and, if there are any, sliding layers.
+
+    The rules are those of `Gemma`: the prefix attends to itself in both directions, whatever
+    the window; padding attends to padding, as a row that attends to nothing has no softmax.
+    """
+    mine, other = own[:, :, None], known[:, None, :]
+    both = (mine < prefix[:, None, None]) & (other < prefix[:, None, None])
+    real = (other >= 0) | (mine < 0)
+    full = real & ((other <= mine) | (both & (mine >= 0)))
+    if text.sliding_window is None:
+        return _added(full), None
+    return _added(full), _added(full & (both | (mine - other < text.sliding_window)))
+
+
+def _added(visible: npt.NDArray[np.bool_]) -> Floats:
+    return np.where(visible, np.float32(0), _HIDDEN)[:, None]

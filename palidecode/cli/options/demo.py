@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--answers",
         action="store_true",
-        help="decode bundled answers about a bundled picture; needs no torch",
+        help="decode bundled answers about a bundled picture",
     )
     parser.add_argument(
         "--prompt",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ import numpy.typing as npt
 from palidecode.coco.categories import Match
 from palidecode.coco.reading import Source, no_collection
 from palidecode.coco.skips import Skips
-from palidecode.detections import Detections
 from palidecode.errors import InputError, warn
 from palidecode.evaluation.coco.duplicates import repeats
 from palidecode.evaluation.coco.engine import (
@@ -24,9 +23,11 @@ from palidecode.evaluation.coco.engine import (
     class_numbers,
     stats_of,
 )
-from palidecode.evaluation.coco.objects import as_predictions
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
 from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
+
+if TYPE_CHECKING:
+    from palidecode.detections import Detections
 
 Scores: TypeAlias = Literal["file", "ignore"]
 
@@ -181,8 +182,10 @@ def evaluate(
     skips = Skips()
     with no_collection():
         scene = read_scene(gt, iou_type == "segm", skips, options.crowds)
-        if isinstance(predictions, Detections):
-            predictions = as_predictions(predictions, scene)
+        if hasattr(predictions, "image_index"):  # Detections: files are evaluated without them
+            from palidecode.evaluation.coco.objects import as_predictions
+
+            predictions = as_predictions(cast("Detections", predictions), scene)
         predicted, asked = read_answers(
             predictions, scene, options.match, skips, options.scale_to_truth
         )

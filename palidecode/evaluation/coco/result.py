@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from palidecode import interop
 from palidecode.coco.skips import Skip
-from palidecode.detections.tables import as_html, counted
-from palidecode.drawing import one_line
 from palidecode.evaluation.coco import engine as eng
 from palidecode.evaluation.coco.bootstrap import (
     RATES,
@@ -171,6 +169,8 @@ class CocoEvaluation:
         return self.summary()
 
     def _title(self) -> str:
+        from palidecode.detections.tables import counted  # the command needs no detections
+
         kind = "boxes" if self.iou_type == "bbox" else "masks"
         return (
             f"{kind}: {counted(self.predictions, 'prediction')}, "
@@ -187,6 +187,8 @@ class CocoEvaluation:
 
     def _repr_html_(self) -> str:
         """Return tables for notebooks: COCO's numbers, and the classes with most objects."""
+        from palidecode.detections.tables import as_html
+
         numbers = [
             [name, _shown(_metric(value)), words]
             for (name, words), value in zip(WORDS.items(), self.stats.tolist(), strict=True)
@@ -218,6 +220,8 @@ class CocoEvaluation:
         -------
         matplotlib.figure.Figure
         """
+        from palidecode.drawing import one_line
+
         rows = sorted(self.rows(), key=lambda row: -row["objects"])[:_CLASSES][::-1]
         figure = interop.new_figure(10, max(3.5, 0.25 * len(rows) + 1))
         left, right = figure.subplots(1, 2)

@@ -16,7 +16,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from palidecode.evaluation.coco.measures import Confusion, Curve
@@ -209,36 +208,32 @@ def _confusion(confusion: Confusion) -> dict[str, object]:
         ``names``, ``cells`` (rows of count and share), ``pairs`` (true class, predicted class,
         count), ``merged`` (number of classes in the row ``others``).
     """
-    counts, names = confusion.counts, list(confusion.names)
+    row, column, count = confusion.cells.T
+    names = list(confusion.names)
     classes = len(names) - 1
-    errors = counts - np.diag(np.diag(counts))
+    wrong = row != column
+    between = np.flatnonzero(wrong & (row < classes) & (column < classes))
+    most = between[np.argsort(-count[between], kind="stable")][:_MOST_PAIRS]
+    pairs = [(names[row[cell]], names[column[cell]], int(count[cell])) for cell in most]
     merged = max(classes - MOST_CONFUSED, 0)
-    pairs = [
-        (names[row], names[column], int(errors[row, column]))
-        for row, column in _largest(errors[:classes, :classes])
-    ]
+    group = np.arange(classes + 1)
     if merged:
-        weight = errors[:classes].sum(axis=1) + errors[:, :classes].sum(axis=0)
-        kept = np.sort(np.argsort(-weight, kind="stable")[:MOST_CONFUSED])
-        group = np.full(classes + 1, len(kept))
+        weight = np.zeros(classes + 1, np.int64)
+        for side in (row, column):
+            np.add.at(weight, side[wrong], count[wrong])
+        kept = np.sort(np.argsort(-weight[:classes], kind="stable")[:MOST_CONFUSED])
+        group[:] = len(kept)
         group[kept] = np.arange(len(kept))
         group[classes] = len(kept) + 1
-        smaller = np.zeros((len(kept) + 2, len(kept) + 2), np.int64)
-        np.add.at(smaller, (group[:, None], group[None, :]), counts)
-        names = [*(names[row] for row in kept.tolist()), f"{merged:,} others", names[-1]]
-        counts = smaller
+        names = [*(names[index] for index in kept.tolist()), f"{merged:,} others", names[-1]]
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (group[row], group[column]), count)
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cells = [
         list(zip(row, share, strict=True))
         for row, share in zip(counts.tolist(), (counts / total).round(3).tolist(), strict=True)
     ]
     return {"names": names, "cells": cells, "pairs": pairs, "merged": merged}
-
-
-def _largest(errors: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    order = np.argsort(-errors, axis=None, kind="stable")[:_MOST_PAIRS]
-    cells = zip(*np.unravel_index(order, errors.shape), strict=True)
-    return [(int(row), int(column)) for row, column in cells if errors[row, column]]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

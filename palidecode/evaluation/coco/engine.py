@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
@@ -25,6 +26,24 @@ METRICS = (
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
 """COCO's twelve numbers, in COCO's order."""
+
+_SELECTIONS = {
+    "AP": ("precision", None, 0, -1),
+    "AP50": ("precision", 0.5, 0, -1),
+    "AP75": ("precision", 0.75, 0, -1),
+    "APs": ("precision", None, 1, -1),
+    "APm": ("precision", None, 2, -1),
+    "APl": ("precision", None, 3, -1),
+    "AR1": ("recall", None, 0, 0),
+    "AR10": ("recall", None, 0, 1),
+    "AR100": ("recall", None, 0, 2),
+    "ARs": ("recall", None, 1, -1),
+    "ARm": ("recall", None, 2, -1),
+    "ARl": ("recall", None, 3, -1),
+}
+"""Of which array each number is the mean, and its IoU, area range and number of detections."""
+_BLOCK = 256
+"""Classes accumulated together: hotcoco takes 190 kB for each, and as much to hand them out."""
 
 BEST = 100
 """The number of predictions per image and category that COCO counts."""
@@ -66,6 +85,26 @@ class Settings:
 STANDARD = Settings()
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """COCO's numbers, and those of each class; -1 for numbers without ground truth.
+
+    Attributes
+    ----------
+    stats : ndarray of float64, shape (12,)
+    ap : ndarray of float64, shape (10 IoU thresholds, K)
+    ar : ndarray of float64, shape (K,)
+        AR100.
+    precision : ndarray of float64, shape (2, 101 recalls, K)
+        At IoU 0.5 and 0.75.
+    """
+
+    stats: Floats
+    ap: Floats
+    ar: Floats
+    precision: Floats
+
+
 class Engine:
     """One ground truth for several sets of predictions.
 
@@ -94,34 +133,111 @@ class Engine:
             **masks,
         )
 
-    def evaluate(
+    def numbers(
         self, predicted: Table, scores: Floats | None = None, settings: Settings = STANDARD
-    ) -> Evaluator:
-        """Run hotcoco's evaluator on predictions; `scores` (N,) replace the table's."""
-        if scores is not None:
-            predicted = replace(predicted, score=scores)
-        evaluator = hotcoco.COCOeval(self._truth, self._loaded(predicted), self.iou_type)
+    ) -> Numbers:
+        """Compute COCO's numbers; `scores` (N,) replace the table's."""
+        loaded = self._loaded(predicted, scores)
+        ids = list(range(1, len(self.scene.categories) + 1))
+        if settings.micro or len(ids) <= _BLOCK:
+            return self._block(loaded, settings)[0]
+        blocks = [
+            self._block(loaded, settings, ids[first : first + _BLOCK])
+            for first in range(0, len(ids), _BLOCK)
+        ]
+        sums, counts = np.sum([sums for _, sums in blocks], axis=0)
+        stats = np.divide(sums, counts, out=np.full(len(METRICS), NOTHING), where=counts > 0)
+        parts = [part for part, _ in blocks]
+        return Numbers(
+            stats,
+            np.concatenate([part.ap for part in parts], axis=1),
+            np.concatenate([part.ar for part in parts]),
+            np.concatenate([part.precision for part in parts], axis=2),
+        )
+
+    def _block(
+        self, loaded: hotcoco.COCO, settings: Settings, ids: list[int] | None = None
+    ) -> tuple[Numbers, Floats]:
+        """Compute the numbers of some classes; and the sum and count of each mean, (2, 12)."""
+        evaluator = self._evaluator(loaded)
+        params = evaluator.params
         if settings.iou_thresholds is not None:
-            evaluator.params.iou_thrs = list(settings.iou_thresholds)
+            params.iou_thrs = list(settings.iou_thresholds)
         if settings.max_detections is not None:
-            evaluator.params.max_dets = list(settings.max_detections)
-        evaluator.params.use_cats = not settings.micro
+            params.max_dets = list(settings.max_detections)
+        params.use_cats = not settings.micro
+        if ids is not None:
+            params.cat_ids = ids
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summary_lines()
+        found = evaluator.eval
+        assert found is not None
+        ious = np.asarray(params.iou_thrs)
+        chosen = [int(np.abs(ious - iou).argmin()) for iou in (0.5, 0.75)]
+        precision = found["precision"][:, :, :, 0, -1]
+        numbers = Numbers(
+            np.asarray(evaluator.stats, np.float64),
+            precision.mean(axis=1),
+            found["recall"][:, :, 0, -1].mean(axis=0),
+            precision[chosen].copy(),  # no view, which would keep all of it
+        )
+        return numbers, _sums(found, ious)
+
+    def _evaluator(self, loaded: hotcoco.COCO) -> Evaluator:
+        return hotcoco.COCOeval(self._truth, loaded, self.iou_type)
+
+    def evaluate(self, predicted: Table, scores: Floats | None = None) -> Evaluator:
+        """Match predictions with hotcoco's evaluator; `scores` (N,) replace the table's."""
+        evaluator = self._evaluator(self._loaded(predicted, scores))
+        evaluator.evaluate()
         return evaluator
+
+    def confusion(self, predicted: Table, scores: Floats | None = None) -> Ints:
+        """Count how often an object of a class was detected as which class, at IoU 0.5.
+
+        Returns
+        -------
+        ndarray of int64, shape (C, 3)
+            Class of the object, class of the prediction, and their count, if any; K stands for
+            the background. Crowds are no objects.
+        """
+        truths, background = self.scene.truths, len(self.scene.categories)
+        if truths.crowd.any():
+            solid = replace(self.scene, truths=truths.take(~truths.crowd))
+            return Engine(solid, self.iou_type).confusion(predicted, scores)
+        evaluator = self._evaluator(self._loaded(predicted, scores))
+        evaluator.params.use_cats = False
+        evaluator.evaluate()
+        found = evaluator.image_diagnostics(iou_thr=0.5)
+        pairs = [
+            *((truths.category[of - 1], number) for number, of in found["dt_match"].items()),
+            *((background, number) for number, its in found["dt_status"].items() if its == "fp"),
+        ]
+        cells = [(of, predicted.category[number - 1]) for of, number in pairs]
+        cells += [
+            (truths.category[number - 1], background)
+            for number, its in found["gt_status"].items()
+            if its == "fn"
+        ]
+        where, count = np.unique(
+            np.array(cells, np.int64).reshape(-1, 2), axis=0, return_counts=True
+        )
+        return np.column_stack([where, count])
 
     def matched(self, predicted: Table) -> Evaluator:
         """Match the 100 best predictions only: an evaluator for `stats_of_images`.
 
         It has no AR1 and AR10, and takes a third of the time for any other number.
         """
-        evaluator = hotcoco.COCOeval(self._truth, self._loaded(predicted), self.iou_type)
+        evaluator = self._evaluator(self._loaded(predicted))
         evaluator.params.max_dets = [BEST]
         evaluator.evaluate()
         return evaluator
 
-    def _loaded(self, predicted: Table) -> hotcoco.COCO:
+    def _loaded(self, predicted: Table, scores: Floats | None = None) -> hotcoco.COCO:
+        if scores is not None:
+            predicted = replace(predicted, score=scores)
         if not len(predicted):
             return self._truth.load_res([])
         rows = np.column_stack(
@@ -134,25 +250,17 @@ class Engine:
         return loaded
 
 
-def stats_of(evaluator: Evaluator) -> Floats:
-    """COCO's twelve numbers; -1 for numbers without ground truth."""
-    return np.asarray(evaluator.stats, np.float64)
-
-
-def class_precision(evaluator: Evaluator) -> Floats:
-    """Precision of each class, shape (10 IoU thresholds, 101 recalls, K); -1 without objects."""
-    return _accumulated(evaluator)["precision"][:, :, :, 0, -1]
-
-
-def class_numbers(evaluator: Evaluator) -> tuple[Floats, Floats]:
-    """Each class's AP, shape (10 IoU thresholds, K), and AR100, shape (K,); -1 without objects."""
-    recall = _accumulated(evaluator)["recall"][:, :, 0, -1]
-    return class_precision(evaluator).mean(axis=1), recall.mean(axis=0)
-
-
-def _accumulated(evaluator: Evaluator) -> dict[str, Floats]:
-    assert evaluator.eval is not None
-    return evaluator.eval
+def _sums(found: Mapping[str, Floats], ious: Floats) -> Floats:
+    """Sum and count of the values that each of COCO's twelve numbers is the mean of, (2, 12)."""
+    sums = np.zeros((2, len(METRICS)))
+    for column, name in enumerate(METRICS):
+        array, iou, area, most = _SELECTIONS[name]
+        values = found[array][..., area, most]
+        if iou is not None:
+            values = values[np.isclose(ious, iou)]
+        known = values != NOTHING
+        sums[:, column] = values[known].sum(), known.sum()
+    return sums
 
 
 def stats_of_images(evaluator: Evaluator, choices: list[list[int]]) -> Floats:

@@ -16,12 +16,11 @@ from palidecode.errors import InputError, warn
 from palidecode.evaluation.coco.duplicates import repeats
 from palidecode.evaluation.coco.engine import (
     BEST,
+    NOTHING,
     STANDARD,
     Engine,
     IouType,
     Settings,
-    class_numbers,
-    stats_of,
 )
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
 from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
@@ -205,22 +204,11 @@ def evaluate(
         if unscored
         else [predicted.score]
     )
-    evaluator = engine.evaluate(predicted, drawn[0])
-    means = None
-    if options.settings == STANDARD:
-        stats = stats_of(evaluator)[None]
-    else:
-        others = (engine.evaluate(predicted, order, options.settings) for order in drawn)
-        stats = np.array([stats_of(other) for other in others])
-    if unscored:
-        # One evaluator at a time: each holds a copy of the predictions.
-        each = [(stats_of(evaluator), *class_numbers(evaluator))]
-        for order in drawn[1:]:
-            other = engine.evaluate(predicted, order)
-            each.append((stats_of(other), *class_numbers(other)))
-        means_of, ap, ar = (np.array(column) for column in zip(*each, strict=True))
-        stats = means_of if options.settings == STANDARD else stats
-        means = ap.mean(axis=0), ar.mean(axis=0)
+    each = [engine.numbers(predicted, order) for order in drawn]
+    others = each
+    if options.settings != STANDARD:
+        others = [engine.numbers(predicted, order, options.settings) for order in drawn]
+    stats = np.array([other.stats for other in others])
     result = CocoEvaluation(
         iou_type=iou_type,
         stats=stats.mean(axis=0),
@@ -233,8 +221,9 @@ def evaluate(
         engine=engine,
         predicted=predicted,
         settings=options.settings,
-        _evaluator=evaluator,
-        _class_means=means,
+        _class_ap=_known([numbers.ap for numbers in each]),
+        _class_ar=_known([numbers.ar for numbers in each]),
+        _precision=None if unscored else each[0].precision,
     )
     if options.bootstrap:
         result.intervals.update(
@@ -247,6 +236,12 @@ def check_iou_type(iou_type: str) -> None:
     """Refuse other types than boxes and masks."""
     if iou_type not in ("bbox", "segm"):
         raise InputError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
+
+
+def _known(values: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Mean over orders of the predictions; NaN for numbers without ground truth."""
+    mean = np.mean(values, axis=0)
+    return np.where(mean == NOTHING, np.nan, mean)
 
 
 def _unscored(predicted: Table, scores: str, skips: Skips) -> bool:
@@ -281,16 +276,17 @@ def _only_asked(
     scene: Scene, predicted: Table, asked: dict[int, set[int]], skips: Skips
 ) -> tuple[Scene, Table]:
     """Keep the truths and predictions of categories that each image's prompt asked for."""
-    allowed = np.ones((len(scene.images), len(scene.categories)), np.bool_)
-    for image, categories in asked.items():
-        allowed[image] = False
-        allowed[image, list(categories)] = True
     truths = scene.truths
-    keep = allowed[truths.image, truths.category]
+    keep = _asked_for(truths, asked)
     skips.add_many("truth", "not_asked", truths.offset[~keep])
-    asked_for = allowed[predicted.image, predicted.category]
+    asked_for = _asked_for(predicted, asked)
     skips.add_many("prediction", "not_asked", predicted.offset[~asked_for])
     return replace(scene, truths=truths.take(keep)), predicted.take(asked_for)
+
+
+def _asked_for(table: Table, asked: dict[int, set[int]]) -> npt.NDArray[np.bool_]:
+    pairs = zip(table.image.tolist(), table.category.tolist(), strict=True)
+    return np.array([category in asked.get(image, (category,)) for image, category in pairs], bool)
 
 
 def _only_categories(
@@ -331,7 +327,7 @@ def _note_extremes(scene: Scene, predicted: Table, skips: Skips) -> None:
     names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, images))
     skips.note("image", "no_answer", images, names)
     key = predicted.image * len(scene.categories) + predicted.category
-    if len(predicted) and np.bincount(key).max() > BEST:
+    if len(predicted) and np.unique(key, return_counts=True)[1].max() > BEST:
         # Without scores, the last ones of the file; each random order has others.
         order = np.lexsort((np.arange(len(key)), -np.nan_to_num(predicted.score), key))
         firsts = np.searchsorted(key[order], key[order])

@@ -73,13 +73,29 @@ class Confusion:
     ----------
     names : list of str
         The K classes that occur, then ``background``.
-    counts : ndarray of int64, shape (K + 1, K + 1)
-        Rows: true class; columns: predicted class. Last row: predictions on nothing; last
-        column: missed objects.
+    cells : ndarray of int64, shape (C, 3)
+        The cells that aren't 0, row by row: row, column and count.
     """
 
     names: list[str]
-    counts: npt.NDArray[np.int64]
+    cells: npt.NDArray[np.int64]
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """The whole matrix, shape (K + 1, K + 1).
+
+        Rows: true class; columns: predicted class. Last row: predictions on nothing; last
+        column: missed objects.
+        """
+        row, column, count = self.cells.T
+        counts = np.zeros((len(self.names), len(self.names)), np.int64)
+        counts[row, column] = count
+        return counts
+
+    def as_dict(self) -> dict[str, object]:
+        """Convert to JSON values: `names`, and a list of each column of `cells`."""
+        columns = ("true", "predicted", "count")
+        return {"names": self.names, **dict(zip(columns, self.cells.T.tolist(), strict=True))}
 
 
 def best_f1(scores: Floats, right: npt.NDArray[np.bool_], objects: int) -> dict[str, float]:

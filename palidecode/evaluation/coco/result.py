@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from palidecode import interop
 from palidecode.coco.skips import Skip
-from palidecode.evaluation.coco import engine as eng
 from palidecode.evaluation.coco.bootstrap import (
     RATES,
     Interval,
@@ -31,7 +30,6 @@ from palidecode.evaluation.coco.engine import (
     Settings,
 )
 from palidecode.evaluation.coco.matches import (
-    FOUND_AT,
     Matches,
     Overlaps,
     best_overlaps,
@@ -109,9 +107,10 @@ class CocoEvaluation:
     engine: Engine = field(repr=False)
     predicted: Table = field(repr=False)
     settings: Settings
-    _evaluator: Evaluator = field(repr=False)  # without scores, of the first order
+    _class_ap: Floats = field(repr=False)  # (10 IoU thresholds, K), NaN without objects
+    _class_ar: Floats = field(repr=False)  # (K,)
+    _precision: Floats | None = field(repr=False)  # (2 IoU thresholds, 101, K); None unscored
     intervals: dict[str, Interval] = field(default_factory=dict, repr=False)
-    _class_means: tuple[Floats, Floats] | None = field(repr=False, default=None)
 
     @property
     def scene(self) -> Scene:
@@ -252,9 +251,11 @@ class CocoEvaluation:
         Without scores, predictions are matched in the order of their IoU, so that the result
         doesn't depend on the order of the file.
         """
-        if not self.unscored:
-            return self._evaluator
-        return self.engine.evaluate(self.predicted, self.overlaps.same)
+        return self.engine.evaluate(self.predicted, self._order)
+
+    @property
+    def _order(self) -> Floats | None:
+        return self.overlaps.same if self.unscored else None
 
     @cached_property
     def matches(self) -> Matches:
@@ -287,30 +288,14 @@ class CocoEvaluation:
     @cached_property
     def confusion(self) -> Confusion:
         """The confusion matrix of the classes."""
-        computed = self._matching.confusion_matrix(FOUND_AT)
-        counts = np.asarray(computed["matrix"], np.int64)
-        used = np.flatnonzero(counts[:-1].sum(axis=1) + counts[:, :-1].sum(axis=0))
-        names = [self.scene.categories[index]["name"] for index in used.tolist()]
-        kept = np.append(used, len(counts) - 1)
-        return Confusion([*names, "background"], counts[np.ix_(kept, kept)])
+        cells = self.engine.confusion(self.predicted, self._order)
+        background = len(self.scene.categories)
+        used = np.union1d(cells[:, :2], background)
+        names = [self.scene.categories[index]["name"] for index in used[:-1].tolist()]
+        cells[:, :2] = np.searchsorted(used, cells[:, :2])
+        return Confusion([*names, "background"], cells)
 
     # -- numbers that need scores ----------------------------------------------------------------
-
-    @cached_property
-    def _class_ap(self) -> Floats:
-        """AP of each class, shape (10 IoU thresholds, K); NaN without objects."""
-        ap = self._numbers[0]
-        return np.where(ap == NOTHING, np.nan, ap)
-
-    @cached_property
-    def _class_ar(self) -> Floats:
-        """AR100 of each class; NaN without objects."""
-        ar = self._numbers[1]
-        return np.where(ar == NOTHING, np.nan, ar)
-
-    @cached_property
-    def _numbers(self) -> tuple[Floats, Floats]:
-        return self._class_means or eng.class_numbers(self._evaluator)
 
     @cached_property
     def curves(self) -> list[Curve]:
@@ -318,13 +303,13 @@ class CocoEvaluation:
 
         Empty without scores, because such a curve shows the order of the predictions.
         """
-        if self.unscored:
+        precision = self._precision
+        if precision is None:
             return []
-        precision = eng.class_precision(self._evaluator)
         used = np.flatnonzero(precision[0, 0] != NOTHING)
         recall = np.linspace(0, 1, precision.shape[1])
         curves = []
-        for row, iou in ((0, 0.5), (5, 0.75)):
+        for row, iou in enumerate((0.5, 0.75)):
             if len(used):
                 mean = precision[row][:, used].mean(axis=1)
                 curves.append(Curve("all classes", iou, recall, mean))
@@ -346,7 +331,7 @@ class CocoEvaluation:
         scores = self.predicted.score
         if self.unscored or not len(scores) or scores.min() < 0 or scores.max() > 1:
             return None
-        computed: JsonRow = self._evaluator.calibration()
+        computed: JsonRow = self._matching.calibration()
         return computed
 
     @cached_property
@@ -515,10 +500,7 @@ class CocoEvaluation:
             "calibration": self.calibration,
             "sizes": self.sizes,
             "classes": self.rows(),
-            "confusion": {
-                "names": self.confusion.names,
-                "counts": self.confusion.counts.tolist(),
-            },
+            "confusion": self.confusion.as_dict(),
             "skipped": [skip.as_dict() for skip in self.skipped],
             "noted": [skip.as_dict() for skip in self.noted],
             "seed": self.seed,

@@ -6,7 +6,10 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -17,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 import palidecode
 from palidecode import CocoWriter, InputError, UnscoredWarning, compare_coco, evaluate_coco
 from palidecode.cli import main
+from palidecode.evaluation.coco import engine
 from tests.evaluation.problems import problem
 from tests.samples import answer, written
 
@@ -216,6 +220,86 @@ def test_kinds_of_errors_are_those_of_tide(coco100, kind):
     assert counts[:-1].sum() == result.objects
     assert result.confusion.names[-1] == "background"
     assert np.trace(counts) > 0.7 * result.rates.right
+
+
+def scene_of(classes, seed, objects=40, predictions=60, crowds=0.2):
+    """Ground truth with crowds, and predictions around its objects."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": n, "file_name": f"{n}", "width": 640, "height": 480} for n in range(6)]
+    boxes = np.hstack([rng.uniform(0, 200, (objects, 2)), rng.uniform(20, 150, (objects, 2))])
+    truths = [
+        {
+            "id": n,
+            "image_id": int(rng.integers(6)),
+            "category_id": int(rng.integers(classes)),
+            "bbox": box.tolist(),
+            "area": float(box[2] * box[3]),
+            "iscrowd": int(rng.random() < crowds),
+        }
+        for n, box in enumerate(boxes)
+    ]
+    predicted = []
+    for _ in range(predictions):
+        truth = truths[rng.integers(objects)]
+        own = rng.random() < 0.6
+        predicted.append(
+            {
+                "image_id": truth["image_id"],
+                "category_id": truth["category_id"] if own else int(rng.integers(classes)),
+                "bbox": np.maximum(truth["bbox"] + rng.uniform(-20, 20, 4), 1).tolist(),
+                "score": round(float(rng.random()), 2),
+            }
+        )
+    names = [{"id": n, "name": f"class {n}"} for n in range(classes)]
+    return {"images": images, "annotations": truths, "categories": names}, predicted
+
+
+@pytest.mark.parametrize("predictions", [1, 60, 900])
+@pytest.mark.parametrize("classes", [1, 5])
+def test_the_confusion_matrix_is_hotcocos(classes, predictions):
+    result = evaluate_coco(*scene_of(classes, predictions, predictions=predictions))
+    evaluator = result.engine.evaluate(result.predicted)
+    dense = np.asarray(evaluator.confusion_matrix(0.5)["matrix"], np.int64)
+    names = [item["name"] for item in result.scene.categories]
+    used = [*(names.index(name) for name in result.confusion.names[:-1]), classes]
+    assert (result.confusion.counts == dense[np.ix_(used, used)]).all()
+    assert result.confusion.counts.sum() == dense.sum()
+
+
+def test_classes_in_blocks_have_the_numbers_of_all_together(monkeypatch):
+    scene = scene_of(12, 0, objects=90, predictions=200, crowds=0.05)
+    for options in ({}, {"iou_thresholds": [0.4, 0.75], "max_detections": [1, 2, 3]}):
+        together = evaluate_coco(*scene, **options)
+        monkeypatch.setattr(engine, "_BLOCK", 5)
+        blocks = evaluate_coco(*scene, **options)
+        monkeypatch.undo()
+        assert blocks.stats == pytest.approx(together.stats, abs=1e-14)
+        assert blocks.rows() == together.rows()
+        for one, other in zip(blocks.curves, together.curves, strict=True):
+            assert (one.precision == other.precision).all()
+
+
+@pytest.mark.slow
+def test_memory_and_metrics_do_not_grow_with_the_square_of_the_classes(tmp_path):
+    peaks, sizes = [], []
+    for classes in (80, 1203):
+        for name, data in zip(("gt", "pred"), scene_of(classes, 1, 3000, 3000, 0), strict=True):
+            (tmp_path / f"{name}.json").write_text(json.dumps(data))
+        code = "import resource; from palidecode.cli import main\n"
+        code += "main(['evaluate', 'gt.json', 'pred.json', '-o', 'out', '--json'])\n"
+        code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout.splitlines()[-1]))
+        sizes.append((tmp_path / "out" / "metrics.json").stat().st_size)
+    assert peaks[1] - peaks[0] < 300 * 1024
+    assert sizes[1] < 1 << 20
 
 
 def test_curves_thresholds_and_calibration(coco100):

@@ -246,7 +246,7 @@ def merge(shards: Path, output: Path, times: int) -> tuple[float, int, float]:
 def stages(path: Path, images: Path, folder: Path) -> Seconds:
     """Measure the seconds of each stage for one answer of three masks, on one core."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    from palidecode.answers.jsonl import read_rows
+    from palidecode.answers.rows import read_rows
     from palidecode.coco.shards import Merger, Result, ShardBuilder, key_of, read_shard
     from palidecode.coco.writing import CocoOptions, MaskFormat
     from palidecode.detections import Detections

@@ -86,13 +86,8 @@ def plain_expression(prompt: str) -> str:
     return " ".join((rest if verb == "segment" else text).split())
 
 
-def prompts_for(
-    task: Task, names: Sequence[str], prompt: str | None, per_class: bool
-) -> tuple[str, ...]:
-    """Return the prompt as given, or the names in one prompt, or in one each."""
-    if prompt is not None:
-        with_verb(task, prompt)
-        return (prompt,)
+def prompts_for(task: Task, names: Sequence[str], per_class: bool) -> tuple[str, ...]:
+    """Return the names in one prompt, or in one each."""
     if not names:
         raise InputError("nothing to look for: give --prompt 'detect cat ; dog', or --classes FILE")
     for name in names:
@@ -102,28 +97,37 @@ def prompts_for(
 
 def what_to_ask(
     task: Task | None,
-    prompt: str | None,
+    prompt: str | Sequence[str] | None,
     classes: Sequence[str] | None,
     known: Sequence[str],
     per_class: bool = False,
 ) -> Asked:
     """Work out the task, the prompts, and the names they ask for.
 
-    Without a task it is the prompt's verb. Names to ask for are those of the prompt, else
-    `classes`, else `known`, the classes that the model's folder lists; `per_class` makes one
-    prompt for each.
+    Without a task it is the verb of the prompts, which are all asked. Names to ask for are those
+    of the prompts, else `classes`, else `known`, the classes that the model's folder lists;
+    `per_class` makes one prompt for each. No two prompts may ask for the same name.
     """
-    task = task or split_verb(prompt or "")[0]
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(dict.fromkeys(prompt or ()))
+    if prompts and classes is not None:
+        raise InputError("give --prompt or --classes, not both")
+    verbs = dict.fromkeys(verb for verb, _ in map(split_verb, prompts) if verb)
+    if len(verbs) > 1:
+        raise InputError("one prompt asks to detect, another to segment: run each on its own")
+    task = task or next(iter(verbs), None)
     if task is None:
         raise InputError(
             "nothing to look for: give --prompt 'detect cat ; dog' or 'segment cat', or --task "
             "with --classes FILE"
         )
-    if prompt is not None and classes is not None:
-        raise InputError("give --prompt or --classes, not both")
-    names = list(known if classes is None else classes)
-    prompts = prompts_for(task, names, prompt, per_class)
-    if prompt is not None:
-        asked = asked_names(with_verb(task, prompt))
-        names = [] if asked is None else asked[1]
+    if not prompts:
+        names = list(known if classes is None else classes)
+        return Asked(task, prompts_for(task, names, per_class), names)
+    names = []
+    for text in prompts:
+        asked = asked_names(with_verb(task, text))
+        names += [] if asked is None else asked[1]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two prompts ask for {twice!r}: its objects would come twice")
     return Asked(task, prompts, names)

@@ -18,8 +18,9 @@ from PIL import Image, features
 
 import palidecode
 from palidecode import InputError, WeightsError
-from palidecode.answers.jsonl import Problem, read_rows
 from palidecode.answers.parsing import parse
+from palidecode.answers.row_files import Problem
+from palidecode.answers.rows import read_rows
 from palidecode.cli import main
 from palidecode.coco.detections import from_coco, from_coco_results
 from palidecode.detections import draw
@@ -567,14 +568,14 @@ FORGING += ["a;b", "cat ; dog", "", " ", "[@BOS@]"]
 @pytest.mark.parametrize("name", FORGING, ids=ascii)
 def test_class_names_can_not_forge_structure(name):
     with pytest.raises(InputError, match="can't be a label"):
-        prompts_for("detect", ["cat", name], None, per_class=False)
+        prompts_for("detect", ["cat", name], per_class=False)
     with pytest.raises(InputError, match="can't be a label"):
-        prompts_for("detect", ["cat", name], None, per_class=True)
+        prompts_for("detect", ["cat", name], per_class=True)
 
 
 def test_what_a_prompt_lists_is_what_was_meant():
     names = ["fisherman's hut", "猫", "t-shirt", "a, b"]
-    (prompt,) = prompts_for("segment", names, None, per_class=False)
+    (prompt,) = prompts_for("segment", names, per_class=False)
     assert asked_names(f"segment {prompt}") == ("segment", names)
 
 

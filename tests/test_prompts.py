@@ -87,6 +87,10 @@ def test_referring_expressions_are_compared_without_verb_case_and_spaces(prompt,
         (("detect", "cat", None, ["x"]), ("detect", ("cat",), ["cat"])),
         (("detect", None, ["a", "b"], ["x"]), ("detect", ("a ; b",), ["a", "b"])),
         (("segment", None, None, ["x", "y"], True), ("segment", ("x", "y"), ["x", "y"])),
+        (
+            (None, ["detect a ; b", "c", "detect a ; b"], None, ["x"]),
+            ("detect", ("detect a ; b", "c"), ["a", "b", "c"]),
+        ),
     ],
 )
 def test_what_to_ask_comes_from_the_prompt_the_classes_or_the_model(given, asked):
@@ -102,6 +106,10 @@ def test_what_to_ask_comes_from_the_prompt_the_classes_or_the_model(given, asked
         (("detect", "cat", ["a"], ()), "not both"),
         (("detect", "segment cat", None, ()), "asks to segment"),
         (("detect", None, ["a;b"], ()), "can't be a label"),
+        ((None, ["detect a", "segment b"], None, ()), "one prompt asks to detect, another to segm"),
+        (("segment", ["detect a", "b"], None, ()), "asks to detect, the task is to segment"),
+        ((None, ["detect a ; b", "detect b"], None, ()), "two prompts ask for 'b'"),
+        ((None, ["detect a", "detect "], None, ()), "asks for nothing"),
     ],
 )
 def test_requests_that_are_unclear_are_refused(given, message):

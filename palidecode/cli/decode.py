@@ -7,7 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from palidecode.answers.jsonl import AnswerRow
+from palidecode.answers.assembler import IssueKind
+from palidecode.answers.rows import AnswerRow
 from palidecode.cli.issues import Issues, collected
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
@@ -18,6 +19,16 @@ from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions
 from palidecode.runs.local import RunOptions, Watch, WrittenCoco
+
+NO_LOC = (
+    "not one answer has a <loc…> token: keep special tokens when you detokenize "
+    "(skip_special_tokens=False), and separate the names of a prompt by ' ; ', not by commas"
+)
+_OF_BOXES = {
+    *(IssueKind.MISSING_LOC, IssueKind.EXTRA_LOC, IssueKind.OUT_OF_RANGE, IssueKind.TRUNCATED),
+    *(IssueKind.INVERTED_BOX, IssueKind.EMPTY_BOX),
+}
+"""Issues of answers that have a loc token, though perhaps no object."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +70,7 @@ def _decode_file(
         # A pipe can't be read again, so there is nothing to resume.
         run = replace(run, no_journal=True)
     watch = Watch(issue=issues.add)
-    items = job.items(answers)
+    items = job.items(answers) if ray.ray is None else ()
     return run_job(job, items, [answers], path, coco, run, ray, output, "decoding", watch)
 
 
@@ -69,13 +80,20 @@ def _finish(answers: Path, written: WrittenCoco, issues: Issues, output: Output)
     if not written.report.images:
         output.problems(problems)
         raise InputError(f"{answers}: no usable row; {written.path} was not written")
-    _report(written, issues, output)
-    output.problems(problems)
+    silent = has_no_loc(written)
+    _report(written, issues, output, [NO_LOC] if silent else [])
+    output.problems(problems, "row" if answers.suffix in (".json", ".parquet") else "line")
     output.listed(issues.lines(), issues.count, "--issues FILE writes")
-    return SKIPPED if problems or unasked(written.report) else DONE
+    return SKIPPED if problems or silent or unasked(written.report) else DONE
 
 
-def _report(written: WrittenCoco, issues: Issues, output: Output) -> None:
+def has_no_loc(written: WrittenCoco) -> bool:
+    """Return True if not one answer has a loc token."""
+    report = written.report
+    return not (report.annotations or report.left_out() or _OF_BOXES & written.issues.keys())
+
+
+def _report(written: WrittenCoco, issues: Issues, output: Output, notes: list[str]) -> None:
     report = written.report
     data = {
         "output": str(written.path),
@@ -87,12 +105,15 @@ def _report(written: WrittenCoco, issues: Issues, output: Output) -> None:
         "issue_rows": issues.first,
         "left_out": report.left_out(),
         "problems": written.failed,
+        **({"notes": notes} if notes else {}),
     }
     lines = [objects_of(report, written.path)]
     if written.issues:
         lines.append(f"parse issues: {counted(written.issues)}")
     lines += report_lines(report)
     output.result(data, lines)
+    for note in notes:
+        output.note(note)
 
 
 def _decode_text(

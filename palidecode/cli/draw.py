@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from palidecode.answers.jsonl import AnswerRow
+from palidecode.answers.rows import AnswerRow, holds_rows
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, many
 from palidecode.coco.detections import from_coco
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     _check_crops(args.crops, args.output, Path(args.images))
     problems: list[_Problem] = []
     skipped: list[Skip] = []
-    if args.source.suffix == ".json":
+    if args.source.suffix == ".json" and not holds_rows(args.source):
         detections, names, skipped = _from_coco(args.source)
     else:
         detections, names, problems = _from_answers(args.source, fill(DecodeOptions, args))

@@ -6,8 +6,11 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
 
+from palidecode.answers.rows import holds_rows
+from palidecode.cli.decode import NO_LOC, has_no_loc
 from palidecode.cli.options import IOU_TYPES, fill
 from palidecode.cli.output import (
     DONE,
@@ -21,18 +24,31 @@ from palidecode.cli.output import (
     unexpected,
 )
 from palidecode.cli.terminal import message
+from palidecode.coco.reading import AnyRow, read_dataset
+from palidecode.coco.skips import Skips
+from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
+from palidecode.evaluation.coco.sides import sizes_by_name
 from palidecode.evaluation.gates import below, read_limits
-from palidecode.files import replacing
+from palidecode.files import read_json, replacing
+from palidecode.runs.answers import DecodeJob, DecodeOptions
+from palidecode.runs.local import RunOptions, write_coco
 from palidecode.text_table import aligned
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.result import CocoEvaluation
 
 _FOR_A_PAGE = 300  # resamples; more take over half a minute, which -o alone doesn't ask for
+
+
+class _Decoded(NamedTuple):
+    """Decoded rows of answers: their dataset; problems and notes."""
+
+    dataset: dict[str, object]
+    odd: dict[str, Sequence[object]]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,12 +63,14 @@ def run(args: argparse.Namespace) -> int:
     if resamples is None:
         resamples = 0 if args.output is None else _FOR_A_PAGE
     options = fill(EvaluateOptions, args, bootstrap=resamples)
+    rows = _decode(args, output) if holds_rows(args.predictions) else None
+    predictions = args.predictions if rows is None else rows.dataset
     results: dict[str, CocoEvaluation] = {
-        kind: evaluate(args.gt, args.predictions, kind, options)
-        for kind in IOU_TYPES[args.iou_type]
+        kind: evaluate(args.gt, predictions, kind, options) for kind in IOU_TYPES[args.iou_type]
     }
     missed = [text for result in results.values() for text in _missed(result, limits)]
-    data = {"below": missed, **{kind: result.as_dict() for kind, result in results.items()}}
+    odd = {} if rows is None else rows.odd
+    data = {"below": missed, **odd, **{kind: result.as_dict() for kind, result in results.items()}}
     lines = blocks(map(_table, results.values()))
     complete = True
     if args.output is not None:
@@ -67,7 +85,26 @@ def run(args: argparse.Namespace) -> int:
     for line in missed:
         message(line)
     skipped = any(unexpected(result.skipped, result.noted) for result in results.values())
-    return SKIPPED if missed or skipped or not complete else DONE
+    odd_rows = any(odd.values())
+    return SKIPPED if missed or skipped or odd_rows or not complete else DONE
+
+
+def _decode(args: argparse.Namespace, output: Output) -> _Decoded:
+    """Decode rows of answers as ``palidecode decode`` does; sizes are those of the truth."""
+    truth = read_dataset(args.gt, AnyRow, Skips(), name="the ground truth", needs=("images",))
+    job = DecodeJob(DecodeOptions(output_key=args.output_key, image_key=args.image_key))
+    items = job.items(args.predictions, sizes_by_name(truth.images.rows))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "coco.json")
+        written = write_coco(job, items, path, CocoOptions(), RunOptions(no_journal=True))
+        dataset = read_json(path) if written.report.images else None
+    output.problems([(row["line"], row["reason"]) for row in written.failed])
+    if dataset is None:
+        raise InputError(f"{args.predictions}: no usable row")
+    notes = [NO_LOC] if has_no_loc(written) else []
+    for note in notes:
+        output.note(note)
+    return _Decoded(dataset, {"problems": written.failed, "notes": notes})
 
 
 def _missed(result: CocoEvaluation, limits: Mapping[str, float]) -> list[str]:

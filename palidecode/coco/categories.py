@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 import numpy as np
 
 from palidecode.coco.skips import Skips
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.files import read_json, regular
 
 Match: TypeAlias = Literal["exact", "loose"]
@@ -208,7 +208,26 @@ def check_categories(
     if problem and (skips is None or not checked):
         raise InputError(problem)
     check_unique([item["id"] for item in checked], f"{start}categories")
+    checked = _stripped(checked, skips, start)
     return one_per_name(checked, used, start) if by_name else checked
+
+
+def _stripped(categories: Sequence[Category], skips: Skips | None, start: str) -> list[Category]:
+    """Strip white space around names, with a note, or without `skips` a warning."""
+    names = [item["name"].strip() or item["name"] for item in categories]
+    stripped = [
+        Category(**item | {"name": name}) for item, name in zip(categories, names, strict=True)
+    ]
+    odd = [n for n, item in enumerate(stripped) if item["name"] != categories[n]["name"]]
+    examples = [repr(categories[n]["name"]) for n in odd]
+    if skips is not None:
+        skips.note("category", "spaces", odd, examples)
+    elif odd:
+        warn(
+            f"{start}white space around the names of categories was stripped: "
+            f"{', '.join(examples[:5])}",
+        )
+    return stripped
 
 
 def one_per_name(

@@ -21,7 +21,7 @@ from operator import sub
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-from palidecode.answers.jsonl import other_size
+from palidecode.answers.rows import other_size
 from palidecode.coco.categories import UNLABELLED
 from palidecode.coco.writing import (
     FILE_START,

@@ -64,6 +64,7 @@ NOTED = {
     "COCO's boxes are in pixels; loc_to_xyxy converts them",
     "rotated": "that are rotated (attributes.rotation): COCO's boxes are upright, and theirs is "
     "the one before the rotation",
+    "spaces": "whose name had white space around it, which was stripped",
     "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }
 """Oddities of rows that are used."""
@@ -186,7 +187,8 @@ class Skips:
     def warn(self, where: str) -> None:
         """Warn of what was skipped or noted, if anything was."""
         if self._skipped or self._noted:
-            warn(f"{where}: skipped: {self}", SkippedRowsWarning)
+            text = f"{where}: {'skipped: ' if self._skipped else ''}{self}"
+            warn(text, SkippedRowsWarning)
 
     def _collect(
         self,

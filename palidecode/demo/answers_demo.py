@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from palidecode.answers.jsonl import AnswerRow, read_rows
+from palidecode.answers.rows import AnswerRow, read_rows
 from palidecode.coco.detections import from_coco
 from palidecode.coco.writing import to_coco
 from palidecode.codec import load_codec

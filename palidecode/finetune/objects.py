@@ -27,7 +27,7 @@ from palidecode.coco.reading import (
 )
 from palidecode.coco.segmentations import read_mask
 from palidecode.coco.skips import Skips
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.files import check_size, inside, picture_size
 from palidecode.finetune.encoding import crop_rles, encode_boxes
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_divisor, xywh_to_xyxy
@@ -243,6 +243,8 @@ class GroundTruth:
             counter = "bad_images" if skip.side == "image" else "unreadable"
             self._count(counter, skip.count)
             report.examples.setdefault(counter, skip.examples[0])
+        for skip in skips.noted:
+            warn(f"{read.where}: {skip} ({skip.such_as})")
         self.names = {item["id"]: item["name"] for item in read.categories}
         self.classes = self._classes()
         self._writable = set(self.classes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
+from palidecode.answers.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.detections import Detections
@@ -16,7 +17,6 @@ from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import EngineName, ModelOptions, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
-from palidecode.pipeline.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.prompts import Task, asked_names, prompts_for, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample
@@ -259,7 +259,7 @@ class PaliDecoder:
             See `generate`; with "allowed" and a grammar fewer rows of the output head are
             computed.
         score : {"product", "label", "box", "objectness", "mean"}
-            The recipe of the scores; see `palidecode.pipeline.scoring`.
+            The recipe of the scores; see `palidecode.answers.scoring`.
         sub_bin : bool
             Boxes from the mean of each loc token's distribution around its bin, not the bin
             itself.
@@ -323,7 +323,7 @@ class PaliDecoder:
         """
         pictures = _as_list(images)
         if prompt is None:
-            prompt = prompts_for(task, self.classes, None, per_class=False) if self.classes else ()
+            prompt = prompts_for(task, self.classes, per_class=False) if self.classes else ()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from palidecode.answers.assembler import ParsedObject
 from palidecode.answers.batch import join_results
 from palidecode.answers.parsing import parse
+from palidecode.answers.scoring import RECIPES, Score, check_score, evidence_of, expected_bins
 from palidecode.codec.protocol import MaskCodec
 from palidecode.detections import Detections, place_objects
 from palidecode.detections.columns import Rows
@@ -21,7 +22,6 @@ from palidecode.detections.objects import Images
 from palidecode.detections.tables import as_html, as_text, counted
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
-from palidecode.pipeline.scoring import RECIPES, Score, check_score, evidence_of, expected_bins
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
 

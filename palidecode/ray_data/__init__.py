@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from palidecode.answers.scoring import DEFAULT_SCORE, Score
 from palidecode.coco.categories import Match, Unmapped, category_names
 from palidecode.coco.reading import Source
 from palidecode.coco.writing import Categories, CocoOptions, MaskFormat, Segmentation
@@ -27,7 +28,6 @@ from palidecode.geometry.masks import DEFAULT_PASTE, Paste
 from palidecode.pipeline import AskOptions, GrammarOptions
 from palidecode.pipeline.checkpoint import EngineName, ModelOptions
 from palidecode.pipeline.decoder import DEFAULT_TOKENS
-from palidecode.pipeline.scoring import DEFAULT_SCORE, Score
 from palidecode.prompts import Task
 from palidecode.ray_data.cluster import Workers, connected
 from palidecode.ray_data.running import DECODED, PREDICTED, Found, found_in, write
@@ -69,7 +69,7 @@ def predict(
     source: Paths | Dataset,
     *,
     model: str | os.PathLike[str],
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     task: Task | None = None,
     classes: Categories | None = None,
     per_class: bool = False,
@@ -107,8 +107,9 @@ def predict(
     model, dtype, device, quantize, tokenizer, engine
         See `PaliDecoder.from_pretrained`. Files must be seen by every machine.
     prompt, task, classes, per_class
-        ``"segment cat ; dog"``, or a task and names (or a COCO dataset that has them), in one
-        prompt or one each; by default all classes that the model's folder lists.
+        ``"segment cat ; dog"``, several prompts that are all asked, or a task and names (or a COCO
+        dataset that has them), in one prompt or one each; by default all classes that the
+        model's folder lists.
     min_score : float
         Objects below it are skipped.
     batch_size : int
@@ -176,6 +177,8 @@ def decode(
     *,
     images: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | None = None,
+    output_key: str | None = None,
+    image_key: str | None = None,
     batch_size: int = CHUNK,
     shard_size: int = DECODED,
     weights: str | os.PathLike[str] | None = None,
@@ -192,9 +195,11 @@ def decode(
     Parameters
     ----------
     source : path, sequence of paths, or ray.data.Dataset
-        ``.jsonl``, ``.parquet`` or WebDataset ``.tar`` files, or a Dataset of such rows.
-    images, size
-        Folder of the pictures, or a size for all, if rows have no sizes: see `read_jsonl`.
+        ``.jsonl``, ``.json``, ``.csv``, ``.parquet`` or WebDataset ``.tar`` files, or a Dataset
+        of such rows.
+    images, size, output_key, image_key
+        Folder of the pictures, or a size for all, if rows have no sizes, and the keys of answers
+        and pictures: see `palidecode.answers.rows.read_rows`.
     batch_size : int
         Answers that are decoded together.
     shard_size : int
@@ -223,6 +228,8 @@ def decode(
         label_from_prompt,
         _text(images),
         size,
+        output_key,
+        image_key,
         batch_size,
     )
     job = DecodeJob(options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,17 @@ from palidecode.errors import InputError, PalidecodeError
 from palidecode.ray_data.actor import Actor, ShardPlan, name_of
 from palidecode.ray_data.cluster import Workers, gpus_there, need_ray, ordered
 from palidecode.ray_data.pool import Pool
-from palidecode.ray_data.sources import DatasetRows, Part, Paths, Source, records_of, source_of
+from palidecode.ray_data.sources import (
+    DatasetRows,
+    JsonLines,
+    Part,
+    Paths,
+    RowFiles,
+    Source,
+    answers_of,
+    records_of,
+    source_of,
+)
 from palidecode.runs.answers import DecodeJob
 from palidecode.runs.finished import Segment
 from palidecode.runs.jobs import Job
@@ -54,6 +64,10 @@ class Found:
 
     def dataset(self) -> Dataset:
         """Return the rows as a lazy Ray Dataset; for its columns see `palidecode.runs.rows`."""
+        job = self.job
+        if isinstance(job, DecodeJob) and isinstance(self.source, JsonLines | RowFiles):
+            # Rows of their datasets have our keys.
+            job = DecodeJob(replace(job.options, output_key=None, image_key=None))
         # Blocks of exactly so many rows: what is computed together decides the last bits.
         blocks = ordered(self.source.dataset()).repartition(
             target_num_rows_per_block=self.shard_size, strict=True
@@ -63,7 +77,7 @@ class Found:
             batch_size=None,
             batch_format="pyarrow",
             compute=self.workers.strategy(),
-            fn_constructor_args=(self.job, self.workers.threads, os.getcwd()),
+            fn_constructor_args=(job, self.workers.threads, os.getcwd()),
             **self.workers.remote_args(),
         )
 
@@ -104,12 +118,13 @@ def found_in(
     need_ray()
     if isinstance(job, DecodeJob):
         workers = Workers(concurrency, num_cpus)
-        rows = source_of(source, job.options.images, job.options.size)
-        return Found(rows, job, workers, DECODED if shard_size is None else shard_size)
+        rows, reader = answers_of(source, job.options)
+        size = DECODED if shard_size is None else shard_size
+        return Found(rows, DecodeJob(job.options, reader), workers, size)
     if num_gpus is None:
         num_gpus = float(gpus_there() and job.options.model.device != "cpu")
     workers = Workers(concurrency, num_cpus, num_gpus)
-    rows = source_of(source, images, pictures=True)
+    rows = source_of(source, images)
     return Found(rows, job, workers, PREDICTED if shard_size is None else shard_size)
 
 

@@ -1,4 +1,4 @@
-"""Sources of rows: folders, COCO files, Parquet, JSON Lines, WebDataset, and Ray Datasets.
+"""Sources of rows: folders, COCO files, Parquet, JSON Lines, CSV, WebDataset, and Ray Datasets.
 
 A source gives the driver its shards, without tasks of Ray and without holding them: rows of
 files, or where workers find them. It can be a Ray Dataset, too. Rows have these columns (null or
@@ -30,17 +30,26 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
-from palidecode.answers.jsonl import ANSWER_KEYS, AnswerRow, read_lines, read_object, read_row
+from palidecode.answers.row_files import LINES, Problem, open_rows, read_lines, read_object
+from palidecode.answers.rows import (
+    IMAGE_KEYS,
+    OUTPUT_KEYS,
+    SIZE_KEYS,
+    AnswerRow,
+    RowReader,
+    candidates,
+)
 from palidecode.coco.reading import AnyRow, read_dataset
 from palidecode.coco.skips import SkippedRowsWarning, Skips
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, inside
 from palidecode.ray_data.cluster import in_order, need_ray, ordered, reading
+from palidecode.runs.answers import DecodeOptions
 from palidecode.runs.jobs import Record
 from palidecode.runs.sources import PictureFile, each_picture, kinds_of
 
@@ -51,7 +60,7 @@ if TYPE_CHECKING:
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _BLOCK = 4096  # rows
-_ENDINGS = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",), "tar": (".tar",)}
+_ENDINGS = {"jsonl": LINES, "parquet": (".parquet",), "tar": (".tar",)}
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending of a file in a .tar
 _SECOND = 1.0
 
@@ -173,8 +182,7 @@ class JsonLines:
     """JSON Lines: workers read them."""
 
     paths: tuple[str, ...]
-    images: str | None = None
-    size: tuple[int, int] | None = None
+    reader: RowReader
     pictures: bool = False
 
     def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
@@ -184,7 +192,7 @@ class JsonLines:
     def _lines(self, size: int) -> Iterator[list[Lines]]:
         number, rows = 0, 0
         parts: list[Lines] = []
-        folder = self.images if self.pictures else None
+        folder = self.reader.images if self.pictures else None
         for path in self.paths:
             try:
                 with open(path, "rb") as file:
@@ -211,17 +219,58 @@ class JsonLines:
         parts = [asdict(part) for shard in self._lines(_BLOCK) for part in shard]
         if not parts:
             raise InputError(f"{', '.join(self.paths)}: nothing in it")
-        images, size, pictures = self.images, self.size, self.pictures
+        reader, pictures = self.reader, self.pictures
 
         def read(table: pa.Table) -> pa.Table:
             records = records_of(Lines(**part) for part in table.to_pylist())
             return to_source(
-                [record if pictures else _answer(record, images, size) for record in records]
+                [record if pictures else _answer(record, reader) for record in records]
             )
 
         with in_order():
             dataset = ray.data.from_items(parts, override_num_blocks=len(parts))
             return dataset.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0)
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """Answers in files that have no byte ranges: the driver reads them."""
+
+    paths: tuple[str, ...]
+    reader: RowReader
+
+    def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
+        rows = self._rows()
+        while some := list(islice(rows, size)):
+            yield [some]
+
+    def _rows(self) -> Iterator[Record]:
+        """Yield the rows, numbered through all files."""
+        before = 0
+        for path in self.paths:
+            number = before
+            with open_rows(path) as file:
+                for found in file.objects():
+                    number = before + found[0]
+                    if isinstance(found, Problem):
+                        yield {"line": number, "problem": found.reason}
+                    else:
+                        row = {key: value for key, value in found[1].items() if value is not None}
+                        yield {**row, "line": number}
+            before = number
+
+    def dataset(self) -> Dataset:
+        need_ray()
+        import ray
+        import ray.data
+
+        blocks = []
+        for parts in self.shards(_BLOCK, ()):
+            assert parts is not None
+            rows = [_answer(record, self.reader) for record in records_of(parts)]
+            blocks.append(ray.put(to_source(rows)))
+        with in_order():
+            return ray.data.from_arrow_refs(blocks)  # type: ignore[arg-type]  # of two ObjectRefs
 
 
 @dataclass(frozen=True)
@@ -270,9 +319,11 @@ class TarFiles:
     """WebDataset: the driver reads the files, which can only be read from their beginning."""
 
     paths: tuple[str, ...]
+    output_key: str | None = None
+    pictures: bool = False
 
     def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
-        rows = (row for path in self.paths for row in _samples(path))
+        rows = (row for path in self.paths for row in self._samples(path))
         while some := list(islice(rows, size)):
             yield [some]
 
@@ -281,13 +332,16 @@ class TarFiles:
         import ray.data
 
         def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
-            rows = (row for path in batch["item"] for row in _samples(path))
+            rows = (row for path in batch["item"] for row in self._samples(path))
             while some := list(islice(rows, 64)):
                 yield to_source(some)
 
         with in_order():
             files = ray.data.from_items(list(self.paths), override_num_blocks=len(self.paths))
             return files.map_batches(read, batch_size=None, num_cpus=0)
+
+    def _samples(self, path: str) -> Iterator[Record]:
+        return (_sample(key, files, self.output_key, self.pictures) for key, files in _tar(path))
 
 
 @dataclass(frozen=True)
@@ -422,6 +476,8 @@ def read_jsonl(
     images: str | os.PathLike[str] | None = None,
     size: tuple[int, int] | None = None,
     *,
+    output_key: str | None = None,
+    image_key: str | None = None,
     pictures: bool = False,
 ) -> Dataset:
     """Read rows of JSON Lines, as `palidecode decode` does: see `AnswerRow`.
@@ -437,15 +493,18 @@ def read_jsonl(
         The folder of the pictures.
     size : tuple of 2 int, optional
         Width and height for rows that name neither a size nor a picture.
+    output_key, image_key : str, optional
+        Keys of the answers and the pictures; see `palidecode.answers.rows.read_rows`.
     pictures : bool
         Rows are about pictures in `images`, and need no answer.
 
     Raises
     ------
     InputError
-        If a file can't be read.
+        If a file can't be read, or which key has the answers isn't clear.
     """
-    return _jsonl(paths, images, size, pictures).dataset()
+    reader = RowReader.of(images, size, output_key, image_key)
+    return _jsonl(_files(paths, "jsonl"), reader, pictures).dataset()
 
 
 def read_webdataset(paths: Paths) -> Dataset:
@@ -457,14 +516,8 @@ def read_webdataset(paths: Paths) -> Dataset:
     return TarFiles(_files(paths, "tar")).dataset()
 
 
-def source_of(
-    source: Paths | Dataset,
-    images: str | os.PathLike[str] | None = None,
-    size: tuple[int, int] | None = None,
-    *,
-    pictures: bool = False,
-) -> Source:
-    """Return a source by the endings of its files, or of a Dataset.
+def source_of(source: Paths | Dataset, images: str | os.PathLike[str] | None = None) -> Source:
+    """Return a source of pictures by the endings of its files, or of a Dataset.
 
     Raises
     ------
@@ -473,24 +526,48 @@ def source_of(
     """
     if not isinstance(source, str | os.PathLike | Sequence):
         return DatasetRows(source)
-    endings = {Path(path).suffix.lower() for path in _listed(source)}
-    if len(endings) == 1:
-        (ending,) = endings
-        if ending == ".parquet":
-            return ParquetFiles(_files(source, "parquet"))
-        if ending == ".tar":
-            return TarFiles(_files(source, "tar"))
-        if ending in _ENDINGS["jsonl"] or (not pictures and ending != ""):
-            return _jsonl(source, images, size, pictures)
-        if ending == ".json":
-            if images is None:
-                raise InputError(
-                    "where are the pictures of the COCO file? images=DIR, or --pictures DIR"
-                )
-            return _coco(_listed(source)[0], images)
-    if not pictures:
-        raise InputError(f"{source}: answers come in .jsonl, .parquet or .tar files")
+    ending = _ending(source)
+    if ending == ".parquet":
+        return ParquetFiles(_files(source, "parquet"))
+    if ending == ".tar":
+        return TarFiles(_files(source, "tar"), pictures=True)
+    if ending in LINES:
+        return _jsonl(_files(source, "jsonl"), RowReader.of(images, None, None, None), True)
+    if ending == ".json":
+        if images is None:
+            raise InputError(
+                "where are the pictures of the COCO file? images=DIR, or --pictures DIR"
+            )
+        return _coco(_listed(source)[0], images)
     return _pictures(source)
+
+
+def answers_of(source: Paths | Dataset, options: DecodeOptions) -> tuple[Source, RowReader | None]:
+    """Return a source of answers, and the reader of its rows where their keys were chosen.
+
+    Raises
+    ------
+    InputError
+        For files that can't be a source, and if which key has the answers isn't clear.
+    """
+    if not isinstance(source, str | os.PathLike | Sequence):
+        return DatasetRows(source), None
+    options.check_images()
+    ending, reader = _ending(source), options.reader()
+    if ending == "":
+        raise InputError(f"{source}: answers come in .jsonl, .json, .csv, .parquet or .tar files")
+    if ending == ".tar":
+        # The key of the answers of its rows is ours.
+        ours = replace(reader, outputs=(), pictures=IMAGE_KEYS)
+        return TarFiles(_files(source, "tar"), options.output_key), ours
+    if ending == ".parquet":
+        files = _files(source, "parquet")
+        return ParquetFiles(files), _chosen(reader, files)
+    files = _files(source, "jsonl")
+    with_ranges = ending in LINES or all(map(_has_ranges, files))
+    blank = files[0].removesuffix(".gz").endswith((".csv", ".tsv"))
+    reader = replace(_chosen(reader, files), blank=blank)
+    return (_jsonl(files, reader, False) if with_ranges else RowFiles(files, reader)), reader
 
 
 # -- parts -------------------------------------------------------------------------------
@@ -519,18 +596,42 @@ def _coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> CocoP
     return CocoPictures(tuple(names), folder)
 
 
-def _jsonl(
-    paths: Paths,
-    images: str | os.PathLike[str] | None,
-    size: tuple[int, int] | None,
-    pictures: bool,
-) -> JsonLines:
-    if pictures and images is None:
+def _jsonl(paths: tuple[str, ...], reader: RowReader, pictures: bool) -> JsonLines:
+    if pictures and reader.images is None:
         raise InputError("where are the pictures? images=DIR, or --pictures DIR")
-    if images is not None and not os.path.isdir(images):
-        raise InputError(f"{images}: no such directory of pictures")
-    folder = None if images is None else os.path.abspath(images)
-    return JsonLines(_files(paths, "jsonl"), folder, size, pictures)
+    if reader.images is not None and not os.path.isdir(reader.images):
+        raise InputError(f"{reader.images}: no such directory of pictures")
+    if reader.images is not None:
+        reader = replace(reader, images=os.path.abspath(reader.images))
+    return JsonLines(paths, reader if pictures else _chosen(reader, paths), pictures)
+
+
+def _chosen(reader: RowReader, paths: Sequence[str]) -> RowReader:
+    """Choose the keys of answers in files of this machine, and the folder of their pictures."""
+    files = [path for path in paths if "://" not in path]
+    folders = {os.path.dirname(path) for path in files}
+    folder = folders.pop() if len(folders) == 1 else ""
+    if files and not reader.outputs:
+        reader = reader.choose(_all_candidates(files), f"{', '.join(files[:3])}: ")
+    return replace(reader, folder=folder)
+
+
+def _all_candidates(paths: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    for path in paths:
+        with open_rows(path) as file:
+            yield from candidates(file)
+
+
+def _has_ranges(path: str) -> bool:
+    """Return True for plain JSON Lines, whatever their ending."""
+    with open_rows(path) as file:
+        return file.kind == "lines" and not file.packed
+
+
+def _ending(paths: Paths) -> str:
+    """Return the ending that all files share, in lower case; else nothing."""
+    endings = {Path(path).suffix.lower() for path in _listed(paths)}
+    return endings.pop() if len(endings) == 1 else ""
 
 
 def _listed(paths: Paths) -> list[str | os.PathLike[str]]:
@@ -592,31 +693,28 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def _picture(line: int, row: Mapping[str, object], images: str) -> Record:
-    name = row.get("image")
-    if not isinstance(name, str) or not name:
-        raise InputError(f"'image' must be a file name, got {name!r}")
+    name = RowReader().picture(row).name
+    if name is None:
+        raise InputError("needs 'image', a file name")
     inside(images, name)
     return {"line": line, "image": name, "path": os.path.join(images, name)}
 
 
-def _answer(record: Record, images: str | None, size: tuple[int, int] | None) -> Record:
+def _answer(record: Record, reader: RowReader) -> Record:
     """Return the columns of an answer."""
-    if "problem" in record:
-        return record
-    try:
-        return _columns(read_row(record["line"], record, images, size))
-    except InputError as error:
-        return {"line": record["line"], "problem": str(error)}
+    return record if "problem" in record else _columns(reader.item(record["line"], record))
 
 
-def _columns(row: AnswerRow) -> dict[str, object]:
+def _columns(row: AnswerRow | Problem) -> dict[str, object]:
+    if isinstance(row, Problem):
+        return {"line": row.line, "problem": row.reason}
     answer = {"output" if isinstance(row.answer, str) else "token_ids": row.answer}
     size = {"width": row.size[0], "height": row.size[1]}
     values = {"prompt": row.prompt or None, "scores": row.scores, "codec": row.codec or None}
     return {"line": row.line, "image": row.name, **size, **answer, **values}
 
 
-def _samples(path: str) -> Iterator[Record]:
+def _tar(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield the samples of a .tar: consecutive files whose names differ in their endings."""
     with _opened(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
         key, files = "", dict[str, bytes]()
@@ -625,16 +723,16 @@ def _samples(path: str) -> Iterator[Record]:
             if name is None or not member.isfile():
                 continue
             if name[1] != key and files:
-                yield _sample(key, files)
+                yield key, files
                 files = {}
             key, content = name[1], tar.extractfile(member)
             assert content is not None
             files[name[2].lower()] = content.read()
         if files:
-            yield _sample(key, files)
+            yield key, files
 
 
-def _sample(key: str, files: Mapping[str, bytes]) -> Record:
+def _sample(key: str, files: Mapping[str, bytes], output_key: str | None, pictures: bool) -> Record:
     row: dict[str, Any] = {"image": key}
     ending = next((name for name in files if f".{name.rpartition('.')[2]}" in PICTURES), None)
     if ending is not None:
@@ -643,17 +741,19 @@ def _sample(key: str, files: Mapping[str, bytes]) -> Record:
         values = read_object(files["json"]) if "json" in files else {}
         if "txt" in files:
             values["output"] = files["txt"].decode()
-        if not values.keys().isdisjoint(ANSWER_KEYS):
-            row |= _typed(values, row["image"])
+        keys = {output_key} if output_key else {*OUTPUT_KEYS, "suffix"}
+        if not pictures and not values.keys().isdisjoint(keys):
+            row |= _typed(values, row["image"], output_key)
     except (InputError, UnicodeDecodeError) as error:
         row["problem"] = str(error)
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _typed(values: Mapping[str, object], name: str) -> dict[str, object]:
+def _typed(values: Mapping[str, object], name: str, output_key: str | None) -> dict[str, object]:
     """Return the columns of an answer; no size where the answer has none but its picture may."""
-    found = _columns(read_row(1, {**values, "image": name}, default=(1, 1)))
-    if values.keys().isdisjoint(("width", "height", "size", "image_size_wh")):
+    reader = RowReader.of(None, (1, 1), output_key, None)
+    found = _columns(reader.read(1, {**values, "image": name}))
+    if values.keys().isdisjoint(SIZE_KEYS):
         del found["width"], found["height"]
     del found["line"]
     return found

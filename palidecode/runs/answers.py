@@ -7,20 +7,28 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from palidecode.answers.jsonl import ANSWER_KEYS, AnswerRow, Problem, each_row, read_row
 from palidecode.answers.parsing import Detokenize
+from palidecode.answers.row_files import Problem
+from palidecode.answers.rows import (
+    OUTPUT_KEYS,
+    SIZE_KEYS,
+    TRUTH_KEYS,
+    AnswerRow,
+    RowReader,
+    each_row,
+)
 from palidecode.coco.shards import Result, key_of
 from palidecode.codec import MaskCodec, load_codec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.detections import Detections, decode
 from palidecode.errors import InputError, WeightsError
-from palidecode.files import picture_size, regular
+from palidecode.files import regular
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CHUNK = 256
-_SIZES = ("width", "height", "size", "image_size_wh")
 
 _Item = TypeVar("_Item")
 
@@ -55,6 +62,8 @@ class DecodeOptions:
         Folder of the pictures; their sizes are read where the rows don't have them.
     size : tuple of 2 int, optional
         Width and height for rows that have neither a size nor a picture.
+    output_key, image_key : str, optional
+        Keys of the answers and the pictures in the rows; see `RowReader`.
     batch_size : int
         Answers that are decoded together, which decides the last bits of masks.
     """
@@ -67,11 +76,22 @@ class DecodeOptions:
     label_from_prompt: bool = False
     images: str | None = None
     size: tuple[int, int] | None = None
+    output_key: str | None = None
+    image_key: str | None = None
     batch_size: int = CHUNK
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def check_images(self) -> None:
+        """Raise an `InputError` if the folder of the pictures doesn't exist."""
+        if self.images is not None and not os.path.isdir(self.images):
+            raise InputError(f"{self.images}: no such directory of pictures")
+
+    def reader(self) -> RowReader:
+        """Return the reader of the rows."""
+        return RowReader.of(self.images, self.size, self.output_key, self.image_key)
 
 
 @dataclass(frozen=True)
@@ -218,17 +238,28 @@ def by_picture(rows: list[AnswerRow], found: Detections) -> tuple[Detections, li
 
 @dataclass(frozen=True)
 class DecodeJob(Job[AnswerRow | Problem]):
-    """Decodes answers."""
+    """Decodes answers.
+
+    Attributes
+    ----------
+    options : DecodeOptions
+    reader : RowReader, optional
+        Of rows whose keys were chosen; by default each row is judged alone.
+    """
 
     options: DecodeOptions
+    reader: RowReader | None = None
 
     command: ClassVar[str] = "decode"
-    columns: ClassVar[tuple[str, ...]] = (
-        *("image", "path", "bytes", *_SIZES, *ANSWER_KEYS, "labels"),
-        *("prompt", "prefix", "scores", "codec", "line", "problem"),
-    )
     once: ClassVar[bool] = False
     failed_by: ClassVar[FailedBy] = "line"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        reader = self.reader or self.options.reader()
+        keys = (*reader.outputs, *reader.pictures, *OUTPUT_KEYS, *TRUTH_KEYS, *SIZE_KEYS)
+        others = ("bytes", "prompt", "prefix", "scores", "codec", "error", "line", "problem")
+        return tuple(dict.fromkeys((*keys, *others)))
 
     @property
     def batch_size(self) -> int:
@@ -236,8 +267,9 @@ class DecodeJob(Job[AnswerRow | Problem]):
 
     def settings(self) -> dict[str, Any]:
         settings = asdict(self.options)
-        # Rows say the size of their picture; files are known by their hashes.
-        for name in ("images", "size", "weights", "tokenizer", "batch_size"):
+        # Rows are known by what was read; files by their hashes.
+        read = ("images", "size", "output_key", "image_key")
+        for name in (*read, "weights", "tokenizer", "batch_size"):
             del settings[name]
         return settings
 
@@ -249,32 +281,32 @@ class DecodeJob(Job[AnswerRow | Problem]):
             files["mask codec"] = find_weights(self.options.weights)
         return files
 
-    def items(self, path: str | os.PathLike[str]) -> Iterator[AnswerRow | Problem]:
-        """Read a file of answers.
+    def items(
+        self,
+        path: str | os.PathLike[str],
+        sizes: Callable[[str], tuple[int, int] | None] | None = None,
+    ) -> Iterator[AnswerRow | Problem]:
+        """Read a file of answers; `sizes` returns the size of the picture of a name.
 
         Raises
         ------
         InputError
-            If it can't be read, or the folder of pictures doesn't exist.
+            If it can't be read, the folder of pictures doesn't exist, or which key has the
+            answers isn't clear.
         """
-        images = self.options.images
-        if images is not None and not os.path.isdir(images):
-            raise InputError(f"{images}: no such directory of pictures")
-        return each_row(path, images, self.options.size)
+        self.options.check_images()
+        rows = each_row(path, replace(self.options.reader(), sizes=sizes))
+        first = list(islice(rows, 1))  # raises before the run has begun
+        return chain(first, rows)
 
     def item(self, record: Record) -> AnswerRow | Problem:
-        line, size = record.get("line", 0), self.options.size
+        line, reader = record.get("line", 0), self.reader or self.options.reader()
         try:
             if "problem" in record:
                 raise InputError(str(record["problem"]))
-            if not line and "image" not in record:
+            if not line and reader.picture(record).name is None:
                 raise InputError("needs 'image', a name")
-            if "bytes" in record and record.keys().isdisjoint(_SIZES):
-                data = record["bytes"]
-                if not isinstance(data, bytes):
-                    raise InputError(f"'bytes' must be the content of a file, not {type(data)}")
-                size = picture_size(str(record.get("image", f"line {line}")), data)
-            return read_row(line, record, self.options.images, size)
+            return reader.item(line, record)
         except InputError as error:
             return Problem(line, str(error))
 

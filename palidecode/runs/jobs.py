@@ -42,9 +42,11 @@ class Job(Protocol[Item]):
     """
 
     command: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]]
     once: ClassVar[bool]
     failed_by: ClassVar[FailedBy]
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
 
     @property
     def batch_size(self) -> int: ...

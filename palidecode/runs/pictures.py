@@ -59,7 +59,7 @@ class PredictOptions:
 def predict_options(
     model: ModelOptions,
     *,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
     per_class: bool = False,

@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from palidecode.answers.scoring import DEFAULT_SCORE
 from palidecode.cli import COMMANDS, build_parser, main
 from palidecode.cli.draw import _Style
 from palidecode.cli.progress import ProgressLines
@@ -20,7 +21,6 @@ from palidecode.evaluation.referring.evaluate import DIVISOR, SCORES
 from palidecode.finetune.objects import RowOptions
 from palidecode.pipeline import AskOptions, ModelOptions
 from palidecode.pipeline.checkpoint import DTYPES
-from palidecode.pipeline.scoring import DEFAULT_SCORE
 from palidecode.runs.answers import DecodeOptions
 from palidecode.runs.pictures import PredictOptions
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from palidecode import CategoryMap, InputError
+from palidecode import CategoryMap, InputError, evaluate_coco, to_finetuning_rows
 from palidecode.coco.categories import (
     ALIASES,
     IRREGULAR,
@@ -50,7 +50,7 @@ def test_loose_does_not_guess(label):
 def test_what_fits_two_categories_fits_none():
     mapping = CategoryMap(["axe", "axis"], match="loose", unmapped="drop", aliases={"axes": "axe"})
     assert mapping.id_of("axes") == 1
-    mapping = CategoryMap(["Cat", "cat "], match="loose", unmapped="drop")
+    mapping = CategoryMap(["Cat", "cAT"], match="loose", unmapped="drop")
     assert mapping.id_of("CAT") is None
 
 
@@ -162,3 +162,42 @@ def test_ids_of_categories_may_be_whole_floats_and_numbers_of_numpy():
     for wrong in (3.5, float("nan"), True, "3", None):
         with pytest.raises(InputError, match="category 0 needs"):
             CategoryMap([{"id": wrong, "name": "cat"}])
+
+
+def test_white_space_around_names_is_stripped_and_noted(tmp_path):
+    with pytest.warns(UserWarning, match="white space .* was stripped: ' cat', 'dog\\\\n'"):
+        assert category_names([" cat", "dog\n", "traffic light"]) == ["cat", "dog", "traffic light"]
+    path = tmp_path / "names.json"
+    path.write_text('[{"id": 3, "name": "cat "}]')
+    with pytest.warns(
+        SkippedRowsWarning,
+        match=r"names.json: 1 category whose name had white space around it, .* \('cat '\)",
+    ):
+        assert read_categories(path) == [{"id": 3, "name": "cat"}]
+    with (
+        pytest.raises(InputError, match="are both called 'cat'"),
+        pytest.warns(UserWarning, match="white space"),
+    ):
+        category_names(["cat", "cat "])
+
+
+def test_evaluation_and_encoding_know_names_with_white_space():
+    image = {"id": 7, "file_name": "a.jpg", "width": 64, "height": 64}
+    box = {"image_id": 7, "bbox": [8, 8, 32, 32]}
+    truth = {
+        "images": [image],
+        "annotations": [{**box, "id": 1, "category_id": 0}],
+        "categories": [{"id": 0, "name": " cat"}],
+    }
+    found = {
+        "images": [image],
+        "annotations": [{**box, "id": 1, "category_id": 5, "score": 1}],
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+    result = evaluate_coco(truth, found)
+    assert result.rates.right == 1
+    ((note, example),) = [(n.reason, n.examples) for n in result.noted if n.side == "category"]
+    assert (note, example) == ("spaces", ("' cat'",))
+    with pytest.warns(UserWarning, match="white space around it"):
+        (row,) = to_finetuning_rows(truth)
+    assert (row["prefix"], row["suffix"].split()[-1]) == ("detect cat", "cat")

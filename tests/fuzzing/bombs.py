@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from palidecode import parse_batch
-from palidecode.answers.jsonl import read_rows
+from palidecode.answers.rows import read_rows
 from palidecode.coco.detections import from_coco
 from palidecode.codec.weights import load_weights
 from palidecode.evaluation.coco.evaluate import evaluate_coco

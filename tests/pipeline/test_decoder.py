@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from palidecode.answers.parsing import parse
+from palidecode.answers.scoring import RECIPES, Evidence
 from palidecode.coco.writing import to_coco
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning
 from palidecode.pipeline.reading import SUB_BIN_RADIUS, Generated
-from palidecode.pipeline.scoring import RECIPES, Evidence
 from palidecode.runtime.grammar import GrammarOptions
 from tests.runtime.tiny_models import (
     PICTURES,

@@ -159,6 +159,50 @@ def test_relative_and_damaged_files(place, tmp_path, name, monkeypatch):
         ray_data.write_coco(decoded(place, path), tmp_path / "coco.json")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_rows_of_other_keys_in_every_kind_of_file(place, tmp_path, monkeypatch, kind):
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for n, size in enumerate([(30, 20), (64, 48)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.png")
+    rows = [{"image_path": f"{n % 2}.png", "text": answer(f"thing {n}")} for n in range(5)]
+    rows = [{**row, "prediction": row["text"], "suffix": answer("truth")} for row in rows]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        lines = "\n".join(map(json.dumps, rows))
+        path.write_text(json.dumps(rows) if kind == "json" else lines)
+    monkeypatch.chdir(tmp_path)
+    words = ["decode", path.name, "-o"]
+    assert main([*words, "one.json"]) == 0
+    assert main([*words, "ray.json", "--ray", "auto", "--workers", "1"]) == 0
+    wanted = (tmp_path / "one.json").read_bytes()
+    assert (tmp_path / "ray.json").read_bytes() == wanted
+    assert b'"thing 4"' in wanted
+    rows = ray_data.decode(path, concurrency=1).dataset().take_all()
+    assert [row["labels"] for row in rows] == [[f"thing {n}"] for n in range(5)]
+    key = ["--output-key", "suffix", "--image-key", "image_path"]
+    assert main([*words, "ray.json", "--ray", "auto", "--workers", "1", *key]) == 0
+    assert b'"truth"' in (tmp_path / "ray.json").read_bytes()
+
+
+def test_answers_that_differ_are_refused_before_a_worker_starts(place, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"image": "a", "text": answer("a"), "answer": answer("b")}))
+    with pytest.raises(InputError, match="'text' and 'answer' differ"):
+        ray_data.decode(path)
+    assert ray_data.decode(path, output_key="text").job.reader.outputs == ("text",)
+
+
 def add(tar, name, data):
     item = tarfile.TarInfo(name)
     item.size = len(data)
@@ -338,7 +382,7 @@ def test_sources_that_can_not_be(place, tmp_path):
     for source, told in (
         (tmp_path / "nothing.jsonl", "no such file or folder"),
         (tmp_path / "nothing.parquet", "no such file or folder"),
-        (place / "pictures", "answers come in .jsonl, .parquet or .tar files"),
+        (place / "pictures", "answers come in .jsonl, .json, .csv, .parquet or .tar"),
     ):
         with pytest.raises(InputError, match=told):
             ray_data.decode(source)

@@ -1,6 +1,6 @@
 import math
 
-from palidecode.answers.jsonl import read_rows
+from palidecode.answers.rows import read_rows
 from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
 from tests.samples import CODES, answer, written
 

@@ -39,7 +39,7 @@ PREDICT = ["--dtype", "float32", "--max-new-tokens", "14", "--max-objects", "1"]
 PREDICT += ["--batch-size", str(BATCH), "--prompt"]
 LOADED = ["torch", "palidecode.cli", "palidecode.pipeline.checkpoint", "palidecode.cli.predict"]
 LOADED += ["palidecode.runtime.generate", "palidecode.runtime.weights", "palidecode.codec.onnx"]
-LOADED += ["palidecode.cli.decode", "palidecode.answers.jsonl", "tests.runs.test_faults"]
+LOADED += ["palidecode.cli.decode", "palidecode.answers.rows", "tests.runs.test_faults"]
 
 
 def child(arguments, log, limit):

@@ -104,7 +104,7 @@ def fresh(answers, tmp_path):
 
 
 def test_the_file_is_what_one_writer_writes(answers, fresh, tmp_path):
-    from palidecode.answers.jsonl import read_rows
+    from palidecode.answers.rows import read_rows
 
     decoder = AnswerDecoder.load(DecodeOptions(weights=DEMO_ID))
     problems = []

@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import palidecode
+from palidecode.answers.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.codec import load_codec
 from palidecode.detections import Detections
 from palidecode.evaluation.coco.evaluate import evaluate_coco
@@ -27,7 +28,6 @@ from palidecode.geometry.boxes import box_iou
 from palidecode.pipeline.checkpoint import locate
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.pipeline.reading import Generated
-from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
 from training.model.report import answers_of, colors_heeded
 from training.scenes.draw import HELD_OUT_SEED, write_scenes
 from training.scenes.shapes import CLASSES

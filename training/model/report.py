@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from palidecode.answers.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.coco.writing import to_coco
 from palidecode.codec.weights import DEMO_ID
 from palidecode.detections import Detections
@@ -26,7 +27,6 @@ from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
-from palidecode.pipeline.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.runs.pictures import find_pictures
 from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.exported import FOLDER, MANIFEST

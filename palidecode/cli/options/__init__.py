@@ -99,6 +99,7 @@ def add_answers(parser: argparse.ArgumentParser) -> None:
         metavar="WxH",
         help="size of the pictures whose row has neither an image nor a size",
     )
+    add_keys(group)
     group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
     group.add_argument(
         "--tokenizer",
@@ -111,6 +112,20 @@ def add_answers(parser: argparse.ArgumentParser) -> None:
         help="give objects without a label the name that their prompt asked for",
     )
     add_codec(parser)
+
+
+def add_keys(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the keys in rows of answers."""
+    group.add_argument(
+        "--output-key",
+        metavar="KEY",
+        help="key of the answers, where 'output', 'text', 'response' … aren't or differ",
+    )
+    group.add_argument(
+        "--image-key",
+        metavar="KEY",
+        help="key of the pictures' names (default: 'image', 'file_name', 'image_path' …)",
+    )
 
 
 def add_match(group: argparse._ArgumentGroup) -> None:

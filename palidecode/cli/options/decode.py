@@ -31,8 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "answers",
         nargs="?",
         type=Path,
-        metavar="ANSWERS.jsonl",
-        help="rows with 'output' or 'token_ids', and 'image' or 'width' and 'height'",
+        metavar="ANSWERS",
+        help="rows of answers: .jsonl, .json, .csv, .parquet, also .gz",
     )
     parser.add_argument("--text", help="one answer instead of a file; needs --size")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="COCO file to write")

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="SOURCE",
-        help="answers (.jsonl), a COCO dataset (.json), or one picture with --text",
+        help="rows of answers, a COCO dataset (.json), or one picture with --text",
     )
     parser.add_argument("--text", help="one answer about the picture SOURCE")
     parser.add_argument(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_evaluation, add_messages, add_min
+from palidecode.cli.options import add_evaluation, add_keys, add_messages, add_min
 
 EXAMPLES = """\
 palidecode evaluate instances.json coco.json
+palidecode evaluate instances.json answers.jsonl
 palidecode evaluate instances.json coco.json --iou-type both \\
     --images pictures/ -o report/
 palidecode evaluate instances.json coco.json --min AP50=0.5 --min F1=0.6
@@ -22,7 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "predictions",
         type=Path,
         metavar="PRED.json",
-        help="a COCO results list, or a file that `palidecode decode` or `predict` wrote",
+        help="a COCO results list, a file that `palidecode decode` or `predict` wrote, or rows of "
+        "answers, which are decoded with decode's defaults",
     )
     parser.add_argument(
         "-o",
@@ -39,4 +41,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, precision, recall, F1",
     )
     add_evaluation(parser, None, "300 with -o, else 0")
+    add_keys(parser.add_argument_group("rows of answers"))
     add_messages(parser)

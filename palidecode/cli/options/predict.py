@@ -70,7 +70,9 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to look for")
     group.add_argument(
         "--prompt",
-        help="for instance 'segment cat ; dog' (default: all classes that the model lists)",
+        action="append",
+        help="for instance 'segment cat ; dog'; may be repeated: all are asked of every picture "
+        "(default: all classes that the model lists)",
     )
     group.add_argument(
         "--task",

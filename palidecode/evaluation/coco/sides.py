@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
@@ -35,15 +35,9 @@ def index_by_name(
 
     Images whose name fits several are skipped.
     """
-    exact: dict[str, list[int]] = {}
-    for index, image in enumerate(truths):
-        if image.file_name:
-            exact.setdefault(_key(image), []).append(index)
+    exact, last = _names(truths)
     if not exact or not any(image.file_name for image in images):
         return index_by_id(truths)
-    last: dict[str, list[int]] = {}
-    for key, indices in exact.items():
-        last.setdefault(PurePosixPath(key).name, []).extend(indices)
     fits = [exact.get(_key(i)) or last.get(PurePosixPath(_key(i)).name, []) for i in images]
     # Of several names for one picture only its own counts.
     names: dict[int, set[str]] = {}
@@ -70,6 +64,32 @@ def index_by_name(
     twice = [n for n, image in enumerate(images) if counts[_key(image)] > 1]
     skips.note("image", "same_name", twice, (repr(images[n].file_name) for n in twice))
     return index_of
+
+
+def sizes_by_name(truths: list[ImageRow]) -> Callable[[str], Size | None]:
+    """Return a function that finds the size of an image by its name, as `index_by_name` does."""
+    exact, last = _names(truths)
+
+    def size_of(name: str) -> Size | None:
+        key = _key(ImageRow(0, name))
+        fits = exact.get(key) or last.get(PurePosixPath(key).name, [])
+        sizes = {(truths[index].width, truths[index].height) for index in fits}
+        size = sizes.pop() if len(sizes) == 1 else (0, 0)
+        return size if min(size) > 0 else None
+
+    return size_of
+
+
+def _names(truths: list[ImageRow]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return the indices of images by their name, and by the last part of it."""
+    exact: dict[str, list[int]] = {}
+    for index, image in enumerate(truths):
+        if image.file_name:
+            exact.setdefault(_key(image), []).append(index)
+    last: dict[str, list[int]] = {}
+    for key, indices in exact.items():
+        last.setdefault(PurePosixPath(key).name, []).extend(indices)
+    return exact, last
 
 
 def compare_sizes(

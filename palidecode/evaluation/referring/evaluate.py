@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from palidecode.answers.jsonl import Problem
+from palidecode.answers.row_files import Problem
 from palidecode.coco.reading import no_collection
 from palidecode.coco.skips import Skip
 from palidecode.codec import load_codec

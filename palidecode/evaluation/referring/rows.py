@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.answers.jsonl import Problem
+from palidecode.answers.row_files import Problem
 from palidecode.coco.reading import RunLengths, read_outline
 from palidecode.coco.segmentations import read_mask
 from palidecode.errors import InputError

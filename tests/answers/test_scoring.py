@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from palidecode import parse
-from palidecode.errors import InputError
-from palidecode.pipeline.scoring import (
+from palidecode.answers.scoring import (
     DEFAULT_SCORE,
     RECIPES,
     Evidence,
@@ -15,6 +14,7 @@ from palidecode.pipeline.scoring import (
     evidence_of,
     expected_bins,
 )
+from palidecode.errors import InputError
 
 BOX = "<loc0001><loc0002><loc0003><loc0004>"
 MASK = "<seg007>" * 16

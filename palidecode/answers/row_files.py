@@ -1,0 +1,242 @@
+"""Files of rows: JSON Lines, a JSON array, CSV, Parquet; all but the last also with gzip.
+
+The content says which it is, so that ``answers.json`` may hold lines or an array; only CSV is
+known by its ending. What an object means is in `palidecode.answers.rows`.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import io
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, TypeAlias
+
+from palidecode.errors import InputError
+
+Kind: TypeAlias = Literal["lines", "array", "csv", "parquet"]
+Object: TypeAlias = dict[str, object]
+
+LINES = (".jsonl", ".ndjson")
+ROWS = (*LINES, ".json", ".csv", ".tsv", ".parquet", ".gz")
+"""Endings of files of rows; any other is read as JSON Lines."""
+
+_LONGEST_LINE = 1 << 24
+_LONGEST_CELL = 1 << 24
+_BATCH = 1024  # rows of Parquet
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_NUMBERS = ("width", "height")
+
+
+class Problem(NamedTuple):
+    """A row, or a part of one, that was skipped."""
+
+    line: int
+    reason: str
+
+
+@contextmanager
+def open_rows(path: str | os.PathLike[str]) -> Iterator[RowFile]:
+    """Open a file of rows; a pipe is copied first, because rows are read twice.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read.
+    """
+    with ExitStack() as stack:
+        try:
+            file: IO[bytes] = stack.enter_context(Path(path).open("rb"))
+            if not file.seekable():
+                copy = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(file, copy)
+                file = copy
+            packed = _head(file).startswith(_GZIP)
+            if packed:
+                unpacked = gzip.GzipFile(fileobj=file)
+                file = stack.enter_context(io.BufferedReader(unpacked))
+            yield RowFile(file, os.fspath(path), packed)
+        except (OSError, EOFError, zlib.error) as error:  # also of a damaged gzip file
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: can't be read: {reason}") from error
+
+
+class RowFile:
+    """The objects of an open file.
+
+    Attributes
+    ----------
+    path : str
+    packed : bool
+        True for gzip.
+    kind : {"lines", "array", "csv", "parquet"}
+    """
+
+    def __init__(self, file: IO[bytes], path: str, packed: bool) -> None:
+        self._file, self.path, self.packed = file, path, packed
+        self.kind = self._kind()
+
+    def _kind(self) -> Kind:
+        head, name = _head(self._file), Path(self.path.removesuffix(".gz"))
+        if head.startswith(_PARQUET):
+            return "parquet"
+        if name.suffix.lower() in (".csv", ".tsv"):
+            return "csv"
+        lines = name.suffix.lower() in LINES
+        return "array" if head.startswith(b"[") and not lines else "lines"
+
+    def objects(
+        self, columns: Collection[str] | None = None
+    ) -> Iterator[tuple[int, Object] | Problem]:
+        """Yield the objects with their numbers, from 1: of lines, or of rows.
+
+        Of Parquet only `columns` are read, which takes less time; the others are None.
+
+        Raises
+        ------
+        InputError
+            If the file is no such file, or pyarrow isn't installed and it is Parquet.
+        """
+        self._file.seek(0)
+        if self.kind == "array":
+            yield from self._array()
+        elif self.kind == "csv":
+            yield from self._csv()
+        elif self.kind == "parquet":
+            yield from self._parquet(columns)
+        else:
+            for line, text in self.lines():
+                try:
+                    yield line, read_object(text)
+                except InputError as error:
+                    yield Problem(line, str(error))
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines of JSON Lines, as `read_lines` does."""
+        self._file.seek(0)
+        return _lines(self._file)
+
+    def _array(self) -> Iterator[tuple[int, Object] | Problem]:
+        try:
+            items = json.loads(self._file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path}: not JSON: {error}") from error
+        for number, item in enumerate(items, 1):
+            yield (number, item) if isinstance(item, dict) else Problem(number, "not a JSON object")
+
+    def _csv(self) -> Iterator[tuple[int, Object] | Problem]:
+        csv.field_size_limit(_LONGEST_CELL)
+        text = io.TextIOWrapper(self._file, "utf-8-sig", newline="")
+        try:
+            header = text.readline()
+            marks = [mark for mark in "\t;" if mark in header and "," not in header]
+            text.seek(0)
+            rows = csv.DictReader(text, delimiter=marks[0] if marks else ",")
+            for row in rows:
+                if None in row:
+                    yield Problem(rows.line_num, "has more cells than the header")
+                else:
+                    yield rows.line_num, {key: _cell(key, row[key]) for key in row}
+        except (ValueError, csv.Error) as error:  # no UTF-8; a cell that is too long
+            raise InputError(f"{self.path}: can't be read as CSV: {error}") from error
+        finally:
+            text.detach()
+
+    def _parquet(self, columns: Collection[str] | None) -> Iterator[tuple[int, Object]]:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise InputError(
+                f"{self.path}: Parquet needs: pip install 'palidecode[parquet]'"
+            ) from error
+        number = 0
+        try:
+            file = pq.ParquetFile(self._file)
+            names = dict.fromkeys(file.schema_arrow.names)
+            wanted = [name for name in names if columns is None or name in columns]
+            if not wanted:
+                yield 1, names
+            for batch in file.iter_batches(_BATCH, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, names | row
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"{self.path}: can't be read: {reason}") from error
+
+
+def read_lines(
+    path: str | os.PathLike[str], start: int, stop: int, number: int
+) -> Iterator[tuple[int, bytes]]:
+    """Read the non-empty lines of a file, with their numbers from ``number + 1``.
+
+    Lines that begin at byte offsets from `start` up to, but not including, `stop`.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(start)
+            yield from _lines(file, stop, number)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _lines(
+    file: IO[bytes], stop: int | None = None, number: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    while (stop is None or file.tell() < stop) and (text := file.readline(_LONGEST_LINE)):
+        number += 1
+        piece = text
+        while len(piece) == _LONGEST_LINE and not piece.endswith(b"\n"):
+            piece = file.readline(_LONGEST_LINE)  # the rest of a line that is too long
+        if text.strip():
+            yield number, text
+
+
+def read_object(text: bytes) -> Object:
+    """Parse the JSON object of a line."""
+    try:
+        row = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError("not a JSON object with 'output' or 'token_ids'")
+    return row
+
+
+def _head(file: IO[bytes]) -> bytes:
+    """Return the first bytes that aren't white space, nor a byte order mark."""
+    file.seek(0)
+    head = file.read(4096)
+    file.seek(0)
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:4]
+
+
+def _cell(key: str, text: str | None) -> object:
+    """Read a cell of CSV: text, a size, or a list or object as JSON or Python write it."""
+    if not text:
+        return None
+    try:
+        if key in _NUMBERS:
+            return float(text)
+        if text.startswith(("[", "{")):
+            try:
+                return json.loads(text)
+            except ValueError:
+                return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        pass
+    return text

@@ -1,0 +1,129 @@
+"""One file of rows in every kind."""
+
+import csv
+import gzip
+import json
+import os
+import threading
+
+import pytest
+
+from palidecode import InputError
+from palidecode.answers.row_files import Problem
+from palidecode.answers.rows import read_rows
+from tests.samples import answer
+
+CAT = answer("cat")
+ROWS = [
+    {"image": "a.png", "width": 64, "height": 48, "prediction": CAT, "scores": [0.5]},
+    {"image": "b.png", "width": 64, "height": 48, "prediction": "", "scores": None},
+]
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def as_csv(folder, rows, delimiter=","):
+    path = folder / "made.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path.read_bytes()
+
+
+def as_parquet(folder, rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), folder / "made.parquet")
+    return (folder / "made.parquet").read_bytes()
+
+
+KINDS = {
+    "rows.jsonl": lambda folder: lines(ROWS),
+    "rows.json": lambda folder: json.dumps(ROWS, indent=1).encode(),
+    "lines.json": lambda folder: lines(ROWS),
+    "bom.json": lambda folder: b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
+    "rows.jsonl.gz": lambda folder: gzip.compress(lines(ROWS)),
+    "rows.json.gz": lambda folder: gzip.compress(json.dumps(ROWS).encode()),
+    "rows.csv": lambda folder: as_csv(folder, ROWS),
+    "semicolons.csv": lambda folder: as_csv(folder, ROWS, ";"),
+    "rows.tsv": lambda folder: as_csv(folder, ROWS, "\t"),
+    "rows.csv.gz": lambda folder: gzip.compress(as_csv(folder, ROWS)),
+    "rows.parquet": lambda folder: as_parquet(folder, ROWS),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_has_the_same_rows(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(KINDS[name](tmp_path))
+    first, second = read_rows(path)
+    assert (first.name, first.size, first.answer, first.scores) == ("a.png", (64, 48), CAT, [0.5])
+    assert (second.name, second.answer, second.scores) == ("b.png", "", None)
+
+
+def test_lists_in_cells_are_read_as_python_writes_them(tmp_path):
+    rows = [{"outputs": str([CAT]), "size": "[64, 48]", "prompt": "[x"}]
+    (tmp_path / "rows.csv").write_bytes(as_csv(tmp_path, rows))
+    (row,) = read_rows(tmp_path / "rows.csv")
+    assert (row.answer, row.size, row.prompt) == (CAT, (64, 48), "[x")
+
+
+def test_parquet_may_hold_the_pictures(tmp_path, picture_bytes):
+    rows = [{"image": {"bytes": picture_bytes, "path": "a.png"}, "text": CAT}]
+    (tmp_path / "rows.parquet").write_bytes(as_parquet(tmp_path, rows))
+    (row,) = read_rows(tmp_path / "rows.parquet")
+    assert (row.name, row.size) == ("a.png", (30, 20))
+
+
+@pytest.fixture
+def picture_bytes(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    return (tmp_path / "a.png").read_bytes()
+
+
+def test_a_pipe_is_read_too(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(gzip.compress(lines(ROWS)),))
+    writer.start()
+    assert [row.name for row in read_rows(path)] == ["a.png", "b.png"]
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("rows.json", b'[{"output": "x"}', "not JSON"),
+        ("rows.jsonl.gz", gzip.compress(lines(ROWS))[:-9], "can't be read"),
+        ("rows.jsonl.gz", b"\x1f\x8b" + bytes(30), "can't be read"),
+        ("rows.parquet", b"PAR1" + bytes(30), "can't be read: "),
+        ("rows.csv", b"output,width\n\xff,3\n", "can't be read as CSV"),
+    ],
+)
+def test_a_damaged_file_is_one_error_that_names_it(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        list(read_rows(tmp_path / name))
+    assert name in str(caught.value)
+
+
+def test_parquet_without_pyarrow_names_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "rows.parquet").write_bytes(as_parquet(tmp_path, ROWS))
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pip install 'palidecode\[parquet\]'"):
+        list(read_rows(tmp_path / "rows.parquet"))
+
+
+def test_broken_rows_are_problems_with_their_number(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([ROWS[0], 5, ROWS[1]]))
+    (tmp_path / "rows.csv").write_text(f"output,width,height\n{CAT},4,3,5\n{CAT},4,3\n")
+    assert list(read_rows(tmp_path / "rows.json"))[1] == Problem(2, "not a JSON object")
+    broken, good = read_rows(tmp_path / "rows.csv")
+    assert broken == Problem(2, "has more cells than the header")
+    assert (good.line, good.size) == (3, (4, 3))

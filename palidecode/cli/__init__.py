@@ -28,6 +28,8 @@ from palidecode.version import __version__
 COMMANDS = {
     "predict": "Run PaliGemma on pictures and write COCO JSON.",
     "decode": "Convert model answers to a COCO file.",
+    "convert": "Convert between COCO and the files of other tools: YOLO, Pascal VOC, CVAT, "
+    "Label Studio, CreateML, CSV, Parquet.",
     "draw": "Draw boxes, masks and labels on pictures.",
     "encode": "Convert a COCO dataset to fine-tuning examples (JSONL).",
     "evaluate": "Evaluate predictions against COCO ground truth.",
@@ -42,7 +44,7 @@ COMMANDS = {
 """The commands. Each is a module of this package and one of `options` (with _ for -)."""
 _MEANT = {
     **dict.fromkeys(("detect", "segment", "infer", "inference", "run", "generate"), "predict"),
-    **dict.fromkeys(("parse", "convert", "coco"), "decode"),
+    **dict.fromkeys(("parse", "coco"), "decode"),
     **dict.fromkeys(("plot", "show", "visualize"), "draw"),
     **dict.fromkeys(("finetune", "rows"), "encode"),
     **dict.fromkeys(("eval", "test", "val", "score"), "evaluate"),
@@ -75,6 +77,8 @@ Examples:
   palidecode predict --help
 """
 _OUTPUTS = ("output", "val", "samples", "target", "issues")
+_CHOICES = ("to", "origin")
+"""Arguments that may be the name of a file and don't mean it."""
 _FILE, _FOLDER = (".json", ".jsonl"), ()
 _ENDINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("predict", "decode", "encode", "evaluate-referring"), _FILE),
@@ -142,6 +146,8 @@ def _check_outputs(command: str, args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         values = value if isinstance(value, list) else [value]
         paths[name] = [Path(item) for item in values if isinstance(item, str | Path)]
+    for name in _CHOICES:
+        paths.pop(name, None)
     outputs = [path for name in _OUTPUTS for path in paths.pop(name, [])]
     args.data_on_stdout = Path(STDOUT) in outputs
     refuse_overwriting(outputs, [path for listed in paths.values() for path in listed])

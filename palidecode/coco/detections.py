@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -115,20 +115,26 @@ def from_coco_results(
     return detections
 
 
-def _detections(
+class SoundRow(NamedTuple):
+    """An annotation that can be used: the index of its image, its label, box and mask."""
+
+    row: Row
+    image_index: int
+    label: str
+    box: Xywh
+    rle: Rle | None
+
+
+def sound_rows(
     rows: Sequence[tuple[int, Row]],
     images: list[ImageRow],
     categories: list[Category],
     side: Side,
     skips: Skips,
-) -> Detections:
+) -> Iterator[SoundRow]:
+    """Yield the rows (offset, row) that can be used; skip the others."""
     index_of = index_by_id(images)
     names = {item["id"]: item["name"] for item in categories}
-    labels: list[str] = []
-    boxes: list[Xywh] = []
-    scores: list[float] = []
-    image_index: list[int] = []
-    rles: list[Rle | None] = []
     for offset, row in rows:
         at, index = skips.at(side, offset), index_of.get(row.image_id)
         if index is None:
@@ -155,19 +161,27 @@ def _detections(
                 continue
             if skipped_rings:
                 skips.note(side, "bad_ring", [offset])
-            labels.append(names[row.category_id])
-            boxes.append(box)
-            scores.append(np.nan if row.score is None else row.score)
-            image_index.append(index)
-            rles.append(rle)
+            yield SoundRow(row, index, names[row.category_id], box, rle)
+
+
+def _detections(
+    rows: Sequence[tuple[int, Row]],
+    images: list[ImageRow],
+    categories: list[Category],
+    side: Side,
+    skips: Skips,
+) -> Detections:
+    sound = list(sound_rows(rows, images, categories, side, skips))
+    rles = [item.rle for item in sound]
+    scores = [np.nan if item.row.score is None else item.row.score for item in sound]
     sizes = np.array([(image.width, image.height) for image in images], np.int64)
     return Detections(
-        xyxy=xywh_to_xyxy(boxes).astype(np.float32),
-        labels=labels,
+        xyxy=xywh_to_xyxy([item.box for item in sound]).astype(np.float32),
+        labels=[item.label for item in sound],
         scores=np.array(scores, np.float32),
-        image_index=np.array(image_index, np.int64),
+        image_index=np.array([item.image_index for item in sound], np.int64),
         sizes=sizes.reshape(-1, 2),
-        codes=np.zeros((len(labels), SEG_PER_MASK), np.uint8),
+        codes=np.zeros((len(sound), SEG_PER_MASK), np.uint8),
         has_mask=np.fromiter((rle is not None for rle in rles), np.bool_, len(rles)),
         rles=rles,
         names=[image.file_name or "" for image in images],

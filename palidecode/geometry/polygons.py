@@ -149,6 +149,14 @@ def exact_polygons(
     return _finish(geometry, owners, len(crops), simplify, min_area, holes)
 
 
+def join_rings(rings: Sequence[Ring]) -> Ring:
+    """Join rings (M, 2), at least one, to one by cuts without width at their closest points."""
+    joined, *rest = rings
+    for ring in rest:
+        joined = _cut_to(joined, ring)
+    return joined
+
+
 def check_options(simplify: float, min_area: float, holes: str) -> None:
     """Raise `InputError` for invalid options."""
     if not (simplify >= 0 and min_area >= 0):
@@ -263,7 +271,7 @@ def _with_holes(outlines: list[Ring], holes: Holes) -> Polygon:
 
 
 def _cut_to(exterior: Ring, hole: Ring) -> Ring:
-    """Join exterior and hole to one ring by a cut at their closest points."""
+    """Join two rings to one by a cut at their closest points: a hole, or another part."""
     apart = ((exterior[:, None] - hole[None]) ** 2).sum(axis=2)
     outer, inner = np.unravel_index(int(apart.argmin()), apart.shape)
     walk = np.roll(hole, -int(inner), axis=0)

@@ -1,0 +1,180 @@
+"""``palidecode convert``: between COCO and the files of other tools."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, SKIPPED, Output, many, skip_lines
+from palidecode.coco.detections import sound_rows
+from palidecode.coco.reading import ImageRow, Row, no_collection, read_dataset, sized_images
+from palidecode.coco.skips import Skips
+from palidecode.errors import InputError
+from palidecode.files import STDOUT, refuse_overwriting, replacing
+from palidecode.formats import (
+    CROWDS,
+    FOLDERS,
+    WRITERS,
+    ConvertReport,
+    Dataset,
+    Labelled,
+    LabelledPicture,
+    read_cvat,
+    read_voc,
+    read_yolo,
+)
+from palidecode.formats.labelstudio import config_of, write_labelstudio
+from palidecode.geometry.boxes import box_area
+from palidecode.geometry.rle import rings_to_rle, rle_to_crop
+from palidecode.version import __version__
+
+_WITHOUT_SCORES = ("yolo", "yolo-seg", "voc", "cvat", "createml")
+_BY_DESIGN = {CROWDS}
+"""Objects that a format has no word for."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``palidecode convert``."""
+    output, report, skips = fill(Output, args), ConvertReport(), Skips()
+    _check(args)
+    dataset = _read(args, report, skips)
+    more = _write(args, dataset, report)
+    pictures = len(dataset.pictures)
+    data = {
+        "output": str(args.output),
+        "pictures": pictures,
+        "objects": report.objects,
+        "skipped": dict(report.skipped),
+        "unread": [skip.as_dict() for skip in skips.skipped],
+        "stale": report.stale,
+        **({} if more is None else {"config": str(more)}),
+    }
+    counted = f"{many(report.objects, 'object')} of {many(pictures, 'picture')} in {args.output}"
+    lines = [counted, *([] if more is None else [f"labelling config: {more}"])]
+    output.result(data, lines)
+    for reason, count in report.skipped.items():
+        output.note(f"skipped: {reason}: {count}")
+    output.listed([line.strip() for line in skip_lines("skipped", skips.skipped) if line])
+    if args.to in _WITHOUT_SCORES and _scored(dataset):
+        output.note(f"{args.to} has no scores: they are not written")
+    if report.stale:
+        output.note(
+            f"of an earlier conversion, and of no picture: {many(len(report.stale), 'file')}"
+        )
+        output.listed(report.stale)
+    look = report.skipped.keys() - _BY_DESIGN or skips.skipped or report.stale
+    return SKIPPED if look else DONE
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.origin == args.to:
+        raise InputError(f"{args.to} to {args.to} is no conversion; choose --to or --from")
+    if args.output == Path(STDOUT) and args.to in FOLDERS:
+        raise InputError(f"-o - is the standard output, but {args.to} is a folder")
+    if args.to == "labelstudio":
+        refuse_overwriting([config_of(args.output)], [args.source])
+
+
+def _scored(dataset: Dataset) -> bool:
+    return any(item.score is not None for picture in dataset.pictures for item in picture.objects)
+
+
+def _read(args: argparse.Namespace, report: ConvertReport, skips: Skips) -> Dataset:
+    if args.origin == "yolo":
+        return read_yolo(args.source, args.images, report)
+    if args.origin == "voc":
+        return read_voc(args.source, report)
+    if args.origin == "cvat":
+        return read_cvat(args.source, report)
+    return _read_coco(args.source, skips)
+
+
+def _read_coco(path: Path, skips: Skips) -> Dataset:
+    """Read a COCO dataset; rings and RLE stay as they are, classes are in the order of ids."""
+    with no_collection():
+        read = read_dataset(path, Row, skips, needs=("images", "categories"), unused=("id", "area"))
+    images = _named(sized_images(read, skips), skips)
+    pictures = [
+        LabelledPicture(image.file_name or "", image.width, image.height, id=image.id)
+        for image in images
+    ]
+    rows = read.annotations.numbered()
+    for row, index, label, (x, y, width, height), rle in sound_rows(
+        rows, images, read.categories, "truth", skips
+    ):
+        rings = row.segmentation
+        mask = [ring for ring in rings if len(ring) >= 6] if isinstance(rings, list) else rle
+        box = (x, y, x + width, y + height)
+        item = Labelled(label, box, row.score, mask or None, bool(row.iscrowd))
+        pictures[index].objects.append(item)
+    categories = sorted(read.categories, key=lambda category: category["id"])
+    return Dataset(pictures, list(dict.fromkeys(category["name"] for category in categories)))
+
+
+def _named(images: list[ImageRow], skips: Skips) -> list[ImageRow]:
+    """Return the images that have a file name, once each; skip the others."""
+    often = Counter(image.file_name for image in images)
+    named = []
+    for offset, image in enumerate(images):
+        if image.file_name and often[image.file_name] == 1:
+            named.append(image)
+        else:
+            reason = "ambiguous" if image.file_name else "bad_name"
+            skips.add("image", reason, offset, image.file_name or f"id {image.id}")
+    return named
+
+
+def _write(args: argparse.Namespace, dataset: Dataset, report: ConvertReport) -> Path | None:
+    """Write the output; return the labelling config if there is one."""
+    if args.to == "coco":
+        _write_coco(dataset, args.output, report)
+    elif args.to == "labelstudio":
+        return write_labelstudio(dataset, args.output, report, url=args.url)
+    else:
+        WRITERS[args.to](dataset, args.output, report)
+    return None
+
+
+def _write_coco(dataset: Dataset, path: Path, report: ConvertReport) -> None:
+    """Write a COCO dataset; images, annotations and categories are numbered from 1."""
+    number = {label: index for index, label in enumerate(dataset.classes, 1)}
+    annotations: list[dict[str, Any]] = []
+    images = []
+    for image_id, picture in enumerate(dataset.pictures, 1):
+        sides = {"width": picture.width, "height": picture.height}
+        images.append({"id": image_id, "file_name": picture.name, **sides})
+        for item in picture.objects:
+            row = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append(
+                row | {"category_id": number[item.label]} | _annotation(item, picture)
+            )
+    report.objects += len(annotations)
+    content = {
+        "info": {"description": f"palidecode {__version__}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": index, "name": name} for name, index in number.items()],
+    }
+    with replacing(path) as file:
+        json.dump(content, file, ensure_ascii=False)
+        file.write("\n")
+
+
+def _annotation(item: Labelled, picture: LabelledPicture) -> dict[str, Any]:
+    x1, y1, x2, y2 = item.box
+    rings = item.mask if isinstance(item.mask, list) else None
+    area = float(box_area([item.box])[0])
+    if rings:
+        rle = rings_to_rle(rings, (picture.width, picture.height))
+        area = float(rle_to_crop(rle).mask.sum())
+    return {
+        "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+        "area": round(area, 3),
+        "iscrowd": int(item.crowd),
+        **({"segmentation": rings} if rings else {}),
+        **({} if item.score is None else {"score": item.score}),
+    }

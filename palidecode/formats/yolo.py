@@ -1,0 +1,146 @@
+"""YOLO's label files: ``data.yaml``, and one text file of boxes or outlines per picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from palidecode.errors import InputError
+from palidecode.files import PICTURES, picture_size, regular
+from palidecode.formats.folder import write_folder
+from palidecode.formats.objects import (
+    BAD_ROWS,
+    Box,
+    ConvertReport,
+    Dataset,
+    Labelled,
+    LabelledPicture,
+    Points,
+    fractions,
+    stems,
+    visible,
+)
+
+_CONFIG = "data.yaml"
+
+
+def write_yolo(
+    dataset: Dataset, folder: str | os.PathLike[str], report: ConvertReport, *, outlines: bool
+) -> None:
+    """Write ``data.yaml`` and ``labels/``: centre and size of boxes, or `outlines` of objects.
+
+    An object without a mask has the outline of its box. Pictures belong into ``images/``.
+    """
+    number = {label: index for index, label in enumerate(dataset.classes)}
+    config = {"train": "images", "val": "images", "names": dict(enumerate(dataset.classes))}
+    files = {_CONFIG: yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}
+    for stem, picture in zip(stems(dataset), dataset.pictures, strict=True):
+        lines = [
+            f"{number[item.label]} {_numbers(item, box, picture, outlines)}\n"
+            for item, box in visible(picture, report)
+        ]
+        files[f"labels/{stem}.txt"] = "".join(lines)
+    name = "yolo-seg" if outlines else "yolo"
+    report.stale += write_folder(folder, name, files, "labels")
+
+
+def _numbers(item: Labelled, box: Box, picture: LabelledPicture, outlines: bool) -> str:
+    x1, y1, x2, y2 = box
+    if not outlines:
+        middle = np.array([[(x1 + x2) / 2, (y1 + y2) / 2], [x2 - x1, y2 - y1]])
+        points = fractions(middle, picture)
+    else:
+        corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+        points = fractions(corners if item.outline is None else item.outline, picture)
+    return " ".join(f"{value:.6f}" for value in points.ravel().tolist())
+
+
+def read_yolo(
+    folder: str | os.PathLike[str], images: str | os.PathLike[str] | None, report: ConvertReport
+) -> Dataset:
+    """Read ``data.yaml`` and the label files in ``labels/``, or beside it.
+
+    Parameters
+    ----------
+    folder : path
+    images : path, optional
+        Folder of the pictures, which give the sizes; by default ``images`` in `folder`.
+    report : ConvertReport
+        Counts rows that can't be read.
+
+    Raises
+    ------
+    InputError
+        If a class or a picture is missing.
+    """
+    base = Path(folder)
+    classes = _classes(base / _CONFIG)
+    labels = base / "labels" if (base / "labels").is_dir() else base
+    pictures = Path(images) if images is not None else base / "images"
+    if not pictures.is_dir():
+        raise InputError(f"{pictures}: no such directory; YOLO's sizes are those of the pictures")
+    found = {
+        path.relative_to(pictures).with_suffix(""): path
+        for path in sorted(pictures.rglob("*"))
+        if path.suffix.lower() in PICTURES
+    }
+    every = []
+    for path in sorted(labels.rglob("*.txt")):
+        stem = path.relative_to(labels).with_suffix("")
+        if stem not in found:
+            raise InputError(f"{path}: no picture {stem} in {pictures}")
+        width, height = picture_size(found[stem])
+        name = found[stem].relative_to(pictures).as_posix()
+        picture = LabelledPicture(name, width, height)
+        picture.objects += _objects(path, picture, classes, report)
+        every.append(picture)
+    if not every:
+        raise InputError(f"{labels}: no label files (.txt)")
+    return Dataset(every, classes)
+
+
+def _classes(path: Path) -> list[str]:
+    try:
+        content = yaml.safe_load(regular(path).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: can't be read: {error}".replace("\n", " ")) from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and all(isinstance(key, int) for key in names):
+        names = [names.get(key, str(key)) for key in range(max(names, default=-1) + 1)]
+    if not isinstance(names, list):
+        raise InputError(f"{path}: 'names' must list the classes")
+    return [str(name) for name in names]
+
+
+def _objects(
+    path: Path, picture: LabelledPicture, classes: list[str], report: ConvertReport
+) -> Iterator[Labelled]:
+    """Read the rows of a file: a box, a box and a score, or an outline."""
+    sides = np.array([picture.width, picture.height], np.float64)
+    for line in regular(path).read_text(encoding="utf-8-sig").splitlines():
+        if not line.strip():
+            continue
+        try:
+            number, *values = line.split()
+            label, numbers = classes[int(number)], np.array(values, np.float64)
+            sound = int(number) >= 0 and bool(np.isfinite(numbers).all())
+        except (ValueError, IndexError):
+            sound = False
+        if not sound or len(numbers) < 4:
+            report.skipped[BAD_ROWS] += 1
+        elif len(numbers) < 6:
+            middle, size = numbers[:2] * sides, numbers[2:4] * sides
+            score = float(numbers[4]) if len(numbers) == 5 else None
+            yield Labelled(label, _box(np.array([middle - size / 2, middle + size / 2])), score)
+        else:
+            points = numbers[: len(numbers) // 2 * 2].reshape(-1, 2) * sides
+            yield Labelled(label, _box(points), mask=[points.round(2).ravel().tolist()])
+
+
+def _box(points: Points) -> Box:
+    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return x1, y1, x2, y2

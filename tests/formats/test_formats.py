@@ -1,0 +1,262 @@
+"""Every format: written by `palidecode convert`, read by others, and read back."""
+
+import csv
+import json
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import supervision as sv
+from hotcoco import COCO
+
+from palidecode.cli import main
+from palidecode.coco.detections import from_coco
+from palidecode.formats import ConvertReport, read_cvat, read_voc, read_yolo
+from palidecode.formats.labelstudio import brush_rle
+from palidecode.geometry.masks import MaskCrop
+from palidecode.geometry.rle import crop_to_rle, rings_to_rle, rle_to_crop
+from tests.formats.samples import CLASSES, RING, dataset, frame, write_samples
+
+BOXES = [[10, 5, 40, 30], [23, 12, 58, 38], [4, 6, 14, 26]]
+LABELS = [CLASSES[2], CLASSES[0], CLASSES[1]]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_samples(tmp_path)
+    return tmp_path
+
+
+def convert(*words):
+    return main(["convert", *words])
+
+
+def full(crop, width=80, height=60):
+    """Paint a crop as a whole image."""
+    mask = np.zeros((height, width), np.bool_)
+    rows, columns = crop.mask.shape
+    mask[crop.y0 : crop.y0 + rows, crop.x0 : crop.x0 + columns] = crop.mask
+    return mask
+
+
+def iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def boxes_of(read):
+    return [list(item.box) for picture in read.pictures for item in picture.objects]
+
+
+def labels_of(read):
+    return [item.label for picture in read.pictures for item in picture.objects]
+
+
+def supervision_yolo(place):
+    return sv.DetectionDataset.from_yolo(
+        images_directory_path=str(place / "images"),
+        annotations_directory_path=str(place / "out/labels"),
+        data_yaml_path=str(place / "out/data.yaml"),
+    )
+
+
+def test_yolo_is_read_by_supervision_and_hotcoco(place):
+    assert convert("coco.json", "--to", "yolo", "-o", "out") == 0
+    read = supervision_yolo(place)
+    assert read.classes == CLASSES
+    first, second, third = (read.annotations[f"{place}/images/{n}.png"] for n in "abc")
+    np.testing.assert_allclose(first.xyxy, BOXES[:2], atol=1e-3)
+    np.testing.assert_allclose(second.xyxy, BOXES[2:], atol=1e-3)
+    assert [*first.class_id, *second.class_id, len(third)] == [2, 0, 1, 0]
+    (place / "out/labels/data.yaml").write_bytes((place / "out/data.yaml").read_bytes())
+    other = COCO.from_yolo(str(place / "out/labels"), str(place / "images")).dataset
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in other["annotations"])]
+    np.testing.assert_allclose(corners, BOXES, atol=1e-3)
+
+
+def test_yolo_outlines_keep_holes_parts_and_boxes(place):
+    assert convert("coco.json", "--to", "yolo-seg", "-o", "out") == 0
+    lines = (place / "out/labels/a.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["2", "0"]
+    assert (place / "out/labels/b.txt").read_text().count(" ") == 8
+    assert (place / "out/labels/c.txt").read_text() == ""
+    found = supervision_yolo(place).annotations[f"{place}/images/a.png"]
+    np.testing.assert_allclose(found.xyxy, BOXES[:2], atol=1e-3)
+    # supervision fills the pixels that an outline touches, too.
+    assert iou(found.mask[1], full(frame())) > 0.75
+    assert not found.mask[1][20, 30]  # in the hole
+    read = read_yolo("out", "images", ConvertReport())
+    again = full(rle_to_crop(rings_to_rle(read.pictures[0].objects[1].mask, (80, 60))))
+    np.testing.assert_array_equal(again, full(frame()))
+    assert labels_of(read) == LABELS
+
+
+def test_yolo_is_read_back(place):
+    assert convert("coco.json", "--to", "yolo", "-o", "out") == 0
+    words = ("out", "--from", "yolo", "--images", "images", "-o", "back.json")
+    assert convert(*words) == 0
+    back = from_coco(place / "back.json")
+    np.testing.assert_allclose(back.xyxy, BOXES, atol=1e-3)
+    assert back.labels == LABELS
+    assert back.names == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("names", ["[a, 'b: c']", "{0: a, 1: 'b: c'}", "\n- a\n- 'b: c'"])
+def test_yolo_of_others_is_read(place, names):
+    (place / "data.yaml").write_text(f"names: {names}\n")
+    (place / "a.txt").write_text("1 0.5 0.5 0.5 0.5 0.25\n\n0 0 0 0.5 0 0.5 0.5\nx\n5 0 0 1 1\n")
+    report = ConvertReport()
+    read = read_yolo(place, place / "images", report)
+    box, outline = read.pictures[0].objects
+    assert (box.label, box.box, box.score) == ("b: c", (20, 15, 60, 45), 0.25)
+    assert (outline.label, outline.mask) == ("a", [[0, 0, 40, 0, 40, 30]])
+    assert report.skipped == {"rows that can't be read": 2}
+
+
+def test_voc_is_read_by_supervision_and_hotcoco(place):
+    assert convert("coco.json", "--to", "voc", "-o", "out") == 0
+    read = sv.DetectionDataset.from_pascal_voc(
+        images_directory_path=str(place / "images"),
+        annotations_directory_path=str(place / "out/Annotations"),
+    )
+    found = read.annotations[f"{place}/images/a.png"]
+    assert found.xyxy.tolist() == BOXES[:2]
+    assert [read.classes[number] for number in found.class_id] == LABELS[:2]
+    other = COCO.from_voc(str(place / "out")).dataset
+    corners = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in other["annotations"])]
+    assert corners == BOXES
+    assert [image["file_name"] for image in other["images"]] == ["a.png", "b.png", "c.png"]
+
+
+def test_voc_is_read_back_and_of_hotcoco(place):
+    assert convert("coco.json", "--to", "voc", "-o", "out") == 0
+    read = read_voc("out", ConvertReport())
+    assert boxes_of(read) == BOXES
+    assert labels_of(read) == LABELS
+    assert read.classes == CLASSES
+    COCO(dataset()).to_voc("other")
+    assert boxes_of(read_voc("other", ConvertReport())) == BOXES
+
+
+def test_cvat_is_read_by_hotcoco_and_back(place):
+    assert convert("coco.json", "--to", "cvat", "-o", "out") == 0
+    root = ET.parse("out").getroot()
+    assert [node.text for node in root.iterfind("meta/task/labels/label/name")] == CLASSES
+    assert len(root.findall("image/polygon")) == 2
+    other = COCO.from_cvat("out").dataset["annotations"]
+    masks = [rle_to_crop(rings_to_rle(r["segmentation"], (80, 60))) for r in other[:2]]
+    np.testing.assert_array_equal(full(masks[1]), full(frame()))
+    assert other[2]["bbox"] == [4, 6, 10, 20]
+    assert convert("out", "--from", "cvat", "--to", "coco", "-o", "back.json") == 0
+    back = from_coco(place / "back.json")
+    assert back.xyxy.tolist() == BOXES
+    assert back.labels == LABELS
+    assert back.sizes.tolist() == [[80, 60], [50, 40], [50, 40]]
+    np.testing.assert_array_equal(full(rle_to_crop(back.rles[0])), rings_mask(RING))
+
+
+def rings_mask(ring):
+    return full(rle_to_crop(rings_to_rle([ring], (80, 60))))
+
+
+def test_other_shapes_of_cvat_are_counted(place, capsys):
+    shapes = '<points label="cat" points="1,2"/><tag label="cat"/><box label="cat" xtl="1"/>'
+    image = f'<image id="0" name="a.png" width="80" height="60">{shapes}</image>'
+    (place / "in.xml").write_text(f"<annotations>{image}</annotations>")
+    assert convert("in.xml", "--from", "cvat", "-o", "back.json") == 1
+    report = ConvertReport()
+    read = read_cvat("in.xml", report)
+    assert boxes_of(read) == []
+    assert report.skipped == {
+        "shapes other than boxes and polygons": 1,
+        "rows that can't be read": 1,
+    }
+    assert "shapes other than boxes and polygons: 1" in capsys.readouterr().err
+
+
+def read_brush(values):
+    """Decode Label Studio's RLE, written after its documentation of the head and the runs."""
+    bits = "".join(f"{value:08b}" for value in values)
+    at = 0
+
+    def number(count):
+        nonlocal at
+        at += count
+        return int(bits[at - count : at], 2)
+
+    total, word = number(32), number(5) + 1
+    sizes = [number(4) + 1 for _ in range(4)]
+    out = []
+    while len(out) < total:
+        same = number(1)
+        length = number(sizes[number(2)]) + 1
+        out += [number(word)] * length if same else [number(word) for _ in range(length)]
+    return np.array(out)
+
+
+@pytest.mark.parametrize("size", [(80, 60), (700, 300)])
+def test_brush_strokes_hold_the_mask(size):
+    width, height = size
+    values = read_brush(brush_rle(crop_to_rle(frame(), size))).reshape(height, width, 4)
+    expected = full(frame(), width, height)
+    np.testing.assert_array_equal(values, np.repeat(expected[..., None] * 255, 4, axis=2))
+    empty = MaskCrop(0, 0, np.zeros((0, 0), np.bool_))
+    assert not read_brush(brush_rle(crop_to_rle(empty, size))).any()
+    everything = MaskCrop(0, 0, np.ones((height, width), np.bool_))
+    assert (read_brush(brush_rle(crop_to_rle(everything, size))) == 255).all()
+
+
+def test_labelstudio_gets_predictions_and_a_config_that_fits(place):
+    assert convert("coco.json", "--to", "labelstudio", "--url", "s3://b/", "-o", "t.json") == 0
+    tasks = json.loads((place / "t.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"s3://b/{n}.png" for n in "abc"]
+    polygon, brush = tasks[0]["predictions"][0]["result"]
+    assert polygon["value"]["points"][2] == [50.0, 50.0]
+    assert polygon["value"]["polygonlabels"] == [LABELS[0]]
+    assert "score" not in polygon
+    values = read_brush(brush["value"]["rle"]).reshape(60, 80, 4)[..., 3]
+    np.testing.assert_array_equal(values > 0, full(frame()))
+    assert brush["score"] == tasks[0]["predictions"][0]["score"] == 0.75
+    (box,) = tasks[1]["predictions"][0]["result"]
+    assert box["value"] == {
+        **{"x": 8.0, "y": 15.0, "width": 20.0, "height": 50.0, "rotation": 0},
+        "rectanglelabels": [LABELS[2]],
+    }
+    assert (box["original_width"], box["original_height"], box["score"]) == (50, 40, 0.5)
+    view = ET.parse("t.json.config.xml").getroot()
+    assert view.find("Image").get("value") == "$image"
+    for shape in (polygon, brush, box):
+        (tool,) = [node for node in view if node.get("name") == shape["from_name"]]
+        assert (tool.tag.lower(), tool.get("toName")) == (shape["type"], shape["to_name"])
+        assert [label.get("value") for label in tool] == CLASSES
+
+
+def test_createml_has_centres_and_sizes(place):
+    assert convert("coco.json", "--to", "createml", "-o", "out.x") == 0
+    read = json.loads((place / "out.x").read_text())
+    assert [item["image"] for item in read] == ["a.png", "b.png", "c.png"]
+    assert read[1]["annotations"] == [
+        {"label": LABELS[2], "coordinates": {"x": 9, "y": 16, "width": 10, "height": 20}}
+    ]
+    found = sv.DetectionDataset.from_createml(str(place / "images"), str(place / "out.x"))
+    assert found.annotations[f"{place}/images/a.png"].xyxy.tolist() == BOXES[:2]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_have_a_row_per_object(place, kind):
+    assert convert("coco.json", "--to", kind, "-o", kind) == 0
+    assert convert("coco.json", "--to", kind, "-o", kind) == 0
+    if kind == "csv":
+        with open(kind, newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = pq.read_table(kind).to_pylist()
+    assert [[float(row[name]) for name in ("x1", "y1", "x2", "y2")] for row in rows] == BOXES
+    assert [row["label"] for row in rows] == LABELS
+    assert [row["image"] for row in rows] == ["a.png", "a.png", "b.png"]
+    assert [row["score"] or None for row in rows] == (
+        [None, "0.75", "0.5"] if kind == "csv" else [None, 0.75, 0.5]
+    )
+    assert json.loads(rows[1]["segmentation"]) == dataset()["annotations"][1]["segmentation"]
+    assert bool(int(rows[0]["crowd"])) is False

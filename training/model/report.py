@@ -27,7 +27,7 @@ from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
-from palidecode.runs.pictures import find_pictures
+from palidecode.runs.sources import find_pictures
 from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.exported import FOLDER, MANIFEST
 from palidecode.runtime.onnx_graphs import build_graphs

@@ -121,6 +121,8 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # Threads that spin between runs take the cores of whatever runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
     model = resources.files("palidecode.codec").joinpath(f"{graph}.onnx").read_bytes()

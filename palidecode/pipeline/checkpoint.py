@@ -156,14 +156,16 @@ def _load_engine(
             f"{path}: an exported folder without its own weights runs with engine='onnx' only"
         )
     try:
-        from palidecode.runtime import loading  # loads torch, which is optional
+        from palidecode.runtime import torch_loading  # torch is optional
     except ImportError as error:
         raise InputError(
             f"engine='torch' needs {error.name}: pip install 'palidecode[runtime]'"
         ) from error
-    device = loading.find_device(options.device)
+    device = torch_loading.find_device(options.device)
     dtype = options.dtype or DTYPES[0]
-    return loading.load_model(checkpoint.source, checkpoint.config, dtype, device, options.quantize)
+    return torch_loading.load_model(
+        checkpoint.source, checkpoint.config, dtype, device, options.quantize
+    )
 
 
 def _engine_for(options: ModelOptions, checkpoint: Checkpoint) -> Literal["torch", "onnx"]:
@@ -179,9 +181,9 @@ def _engine_for(options: ModelOptions, checkpoint: Checkpoint) -> Literal["torch
 
 
 def _has_accelerator() -> bool:
-    from palidecode.runtime import loading  # loads torch
+    from palidecode.runtime import torch_loading
 
-    return loading.find_device(None).type != "cpu"
+    return torch_loading.find_device(None).type != "cpu"
 
 
 def _quantized(checkpoint: Checkpoint, path: Path, quantize: Quantize | None) -> Checkpoint:

@@ -1,1 +1,1 @@
-"""PaliGemma 1 and 2 in PyTorch: the model, its files, its tokens, its answers."""
+"""PaliGemma 1 and 2 in torch and ONNX Runtime: models, their files, tokens and answers."""

@@ -1,8 +1,8 @@
-"""Weights on disk as numpy arrays: Hugging Face folders, and big_vision's ``.npz``.
+"""Weights on disk as numpy arrays: the protocol of a `Source`, and Hugging Face folders.
 
-Both formats are a `Source`: one spelling of names (`vision.…`, `projector.…`, `language.…`,
-then transformers' names), shapes without reading, arrays one at a time. Nothing is
-unpickled.
+Every format is a `Source` (`big_vision` has the one of ``.npz`` files): one spelling of names
+(`vision.…`, `projector.…`, `language.…`, then transformers' names), shapes without reading,
+arrays one at a time. Nothing is unpickled.
 """
 
 from __future__ import annotations

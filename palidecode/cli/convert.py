@@ -33,6 +33,7 @@ from palidecode.geometry.rle import rings_to_rle, rle_to_crop
 from palidecode.version import __version__
 
 _WITHOUT_SCORES = ("yolo", "yolo-seg", "voc", "cvat", "createml")
+_LABELS = (".txt", ".xml", ".yaml")  # files of a folder that is read
 _BY_DESIGN = {CROWDS}
 """Objects that a format has no word for."""
 
@@ -75,6 +76,9 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"{args.to} to {args.to} is no conversion; choose --to or --from")
     if args.output == Path(STDOUT) and args.to in FOLDERS:
         raise InputError(f"-o - is the standard output, but {args.to} is a folder")
+    target, source = args.output.resolve(), args.source.resolve()
+    if target.is_file() and target.suffix in _LABELS and target.is_relative_to(source):
+        raise InputError(f"{args.output}: is an input and would be overwritten; name another")
     if args.to == "labelstudio":
         refuse_overwriting([config_of(args.output)], [args.source])
 
@@ -107,7 +111,11 @@ def _read_coco(path: Path, skips: Skips) -> Dataset:
         rows, images, read.categories, "truth", skips
     ):
         rings = row.segmentation
-        mask = [ring for ring in rings if len(ring) >= 6] if isinstance(rings, list) else rle
+        mask = (
+            [ring for ring in rings if len(ring) >= 6 and len(ring) % 2 == 0]
+            if isinstance(rings, list)
+            else rle
+        )
         box = (x, y, x + width, y + height)
         item = Labelled(label, box, row.score, mask or None, bool(row.iscrowd))
         pictures[index].objects.append(item)

@@ -82,7 +82,7 @@ def _picture(
     picture = LabelledPicture(name, int(width), int(height))
     for shape in node:
         label = shape.get("label")
-        if shape.tag not in ("box", "polygon"):
+        if shape.tag not in ("box", "polygon") or number(shape.get("rotation")):
             report.skipped[SHAPES] += shape.tag != "tag"
             continue
         points = _points(shape)

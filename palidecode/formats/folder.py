@@ -45,7 +45,8 @@ def write_folder(
     paths = {inside(base, file): text for file, text in files.items()}
     mark, there = base / _MARK.format(name), base / labels
     earlier = {path.resolve() for path in there.rglob("*") if path.is_file()}
-    earlier = {path for path in earlier if path.suffix in {path.suffix for path in paths}}
+    endings = {path.suffix for path in paths}
+    earlier = {path for path in earlier if path.suffix in endings}
     taken = sorted(earlier | {path for path in paths if path.exists()})
     if taken and not mark.is_file():
         raise InputError(

@@ -110,7 +110,7 @@ def _shape(item: Labelled, box: Box, picture: LabelledPicture, name: str) -> dic
         tool = "polygon"
         points = np.clip(np.reshape(mask[0], (-1, 2)) * percent, 0, 100)
         value = {"points": points.round(4).tolist(), "closed": True}
-    elif mask:
+    elif mask and item.outline is not None:
         tool = "brush"
         rle = (
             mask if isinstance(mask, dict) else rings_to_rle(mask, (picture.width, picture.height))

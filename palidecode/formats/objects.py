@@ -21,8 +21,9 @@ Points: TypeAlias = npt.NDArray[np.float64]
 
 CROWDS = "crowds"
 OUTSIDE = "boxes without an area in the picture"
-SHAPES = "shapes other than boxes and polygons"
+SHAPES = "shapes other than upright boxes and polygons"
 BAD_ROWS = "rows that can't be read"
+NO_PICTURE = "label files without a picture"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ConvertReport:
     objects : int
         Objects that were written.
     skipped : Counter of str
-        Objects that were not, by reason.
+        Objects and files that were not used, by reason.
     stale : list of str
         Files of an earlier conversion that belong to no picture of this one.
     """
@@ -124,7 +125,10 @@ def stems(dataset: Dataset) -> list[str]:
     """Return each picture's name without its ending; refuse two that are equal."""
     first: dict[str, str] = {}
     for picture in dataset.pictures:
-        stem = str(PurePosixPath(picture.name).with_suffix(""))
+        try:
+            stem = str(PurePosixPath(picture.name).with_suffix(""))
+        except ValueError as error:
+            raise InputError(f"{picture.name!r}: not a usable file name") from error
         if stem in first:
             raise InputError(
                 f"{first[stem]!r} and {picture.name!r} would share one label file; rename one"

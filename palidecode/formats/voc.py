@@ -21,15 +21,22 @@ from palidecode.formats.objects import (
 from palidecode.formats.xml import add, number_in, read_xml, text_in, xml_text
 
 _LABELS = "labels.txt"
+_LABELMAP = "# label:color_rgb:parts:actions\n"
 
 
 def write_voc(dataset: Dataset, folder: str | os.PathLike[str], report: ConvertReport) -> None:
-    """Write ``Annotations/`` and the class names, ``labels.txt``; crowds are ``difficult``.
+    """Write ``Annotations/``, the list of pictures and the classes; crowds are ``difficult``.
 
     The first pixel has the number 1, as in the devkit: a box from 0 to 10 is written as 1 … 10.
+    hotcoco reads the classes from ``labels.txt``, CVAT and datumaro from ``labelmap.txt``.
     """
-    files = {_LABELS: "".join(f"{name}\n" for name in dataset.classes)}
-    for stem, picture in zip(stems(dataset), dataset.pictures, strict=True):
+    names = stems(dataset)
+    files = {
+        _LABELS: "".join(f"{name}\n" for name in dataset.classes),
+        "labelmap.txt": _LABELMAP + "".join(f"{name}:::\n" for name in dataset.classes),
+        "ImageSets/Main/default.txt": "".join(f"{name}\n" for name in names),
+    }
+    for stem, picture in zip(names, dataset.pictures, strict=True):
         root = ET.Element("annotation")
         add(root, "filename", picture.name)
         size = add(root, "size")
@@ -72,7 +79,9 @@ def read_voc(folder: str | os.PathLike[str], report: ConvertReport) -> Dataset:
     if not pictures:
         raise InputError(f"{home}: no XML files")
     listed = base / _LABELS
-    classes = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    classes = []
+    if listed.is_file():
+        classes = listed.read_text(encoding="utf-8", errors="replace").splitlines()
     used = sorted({item.label for picture in pictures for item in picture.objects})
     return Dataset(pictures, list(dict.fromkeys([*filter(None, classes), *used])))
 

@@ -14,6 +14,7 @@ from palidecode.files import PICTURES, picture_size, regular
 from palidecode.formats.folder import write_folder
 from palidecode.formats.objects import (
     BAD_ROWS,
+    NO_PICTURE,
     Box,
     ConvertReport,
     Dataset,
@@ -60,47 +61,47 @@ def _numbers(item: Labelled, box: Box, picture: LabelledPicture, outlines: bool)
 
 
 def read_yolo(
-    folder: str | os.PathLike[str], images: str | os.PathLike[str] | None, report: ConvertReport
+    dataset: str | os.PathLike[str], images: str | os.PathLike[str] | None, report: ConvertReport
 ) -> Dataset:
     """Read ``data.yaml`` and the label files in ``labels/``, or beside it.
 
+    Pictures without a label file have no objects.
+
     Parameters
     ----------
-    folder : path
+    dataset : path
+        The folder of ``data.yaml``.
     images : path, optional
-        Folder of the pictures, which give the sizes; by default ``images`` in `folder`.
+        Folder of the pictures, which give the sizes; by default ``images`` in `dataset`.
     report : ConvertReport
-        Counts rows that can't be read.
+        Counts rows that can't be read and label files without a picture.
 
     Raises
     ------
     InputError
-        If a class or a picture is missing.
+        If there are no classes or no pictures.
     """
-    base = Path(folder)
+    base = Path(dataset)
     classes = _classes(base / _CONFIG)
     labels = base / "labels" if (base / "labels").is_dir() else base
-    pictures = Path(images) if images is not None else base / "images"
-    if not pictures.is_dir():
-        raise InputError(f"{pictures}: no such directory; YOLO's sizes are those of the pictures")
-    found = {
-        path.relative_to(pictures).with_suffix(""): path
-        for path in sorted(pictures.rglob("*"))
-        if path.suffix.lower() in PICTURES
-    }
-    every = []
-    for path in sorted(labels.rglob("*.txt")):
-        stem = path.relative_to(labels).with_suffix("")
-        if stem not in found:
-            raise InputError(f"{path}: no picture {stem} in {pictures}")
-        width, height = picture_size(found[stem])
-        name = found[stem].relative_to(pictures).as_posix()
-        picture = LabelledPicture(name, width, height)
-        picture.objects += _objects(path, picture, classes, report)
-        every.append(picture)
-    if not every:
-        raise InputError(f"{labels}: no label files (.txt)")
-    return Dataset(every, classes)
+    folder = Path(images) if images is not None else base / "images"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such directory; YOLO's sizes are those of the pictures")
+    files = {path.relative_to(labels).with_suffix(""): path for path in labels.rglob("*.txt")}
+    pictures = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURES:
+            name = path.relative_to(folder)
+            picture = LabelledPicture(name.as_posix(), *picture_size(path))
+            listed = files.pop(name.with_suffix(""), None)
+            if listed is not None:
+                picture.objects += _objects(listed, picture, classes, report)
+            pictures.append(picture)
+    if not pictures:
+        raise InputError(f"{folder}: no pictures; YOLO's sizes are those of the pictures")
+    if files:
+        report.skipped[NO_PICTURE] += len(files)
+    return Dataset(pictures, classes)
 
 
 def _classes(path: Path) -> list[str]:
@@ -109,10 +110,10 @@ def _classes(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: can't be read: {error}".replace("\n", " ")) from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and all(isinstance(key, int) for key in names):
-        names = [names.get(key, str(key)) for key in range(max(names, default=-1) + 1)]
-    if not isinstance(names, list):
-        raise InputError(f"{path}: 'names' must list the classes")
+    if isinstance(names, dict) and names.keys() == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise InputError(f"{path}: 'names' must list the classes, or number them from 0")
     return [str(name) for name in names]
 
 
@@ -121,7 +122,11 @@ def _objects(
 ) -> Iterator[Labelled]:
     """Read the rows of a file: a box, a box and a score, or an outline."""
     sides = np.array([picture.width, picture.height], np.float64)
-    for line in regular(path).read_text(encoding="utf-8-sig").splitlines():
+    try:
+        lines = regular(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read: {error}") from error
+    for line in lines:
         if not line.strip():
             continue
         try:

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,17 @@ def test_the_output_is_taken_as_given(place, capsys, kind, name):
 def test_a_dataset_without_objects_is_converted(place, kind):
     write(place / "empty.json", dataset() | {"annotations": []})
     assert convert("empty.json", "--to", kind, "-o", "out") == 0
+
+
+def test_all_but_parquet_need_the_core_install_alone(place):
+    extras = ["pandas", "pyarrow", "torch", "jinja2", "matplotlib", "ray", "transformers"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
+    code += "from palidecode.cli import main\n"
+    code += f"for kind in {FORMATS}:\n"
+    code += "    print(main(f'convert coco.json -q --to {kind} -o {kind}'.split()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if len(line) == 1] == [*("0" * 7), "2"]
+    assert "pip install pyarrow" in done.stderr
 
 
 def test_crowds_are_a_note_and_other_losses_exit_1(place, capsys):
@@ -95,6 +108,8 @@ def test_files_of_an_earlier_conversion_are_listed(place, capsys):
         ("coco.json --to voc -o coco.json", "coco.json: is an input and would be overwritten"),
         ("coco.json --to csv -o images", "images: is a folder; name a file to write"),
         ("out --from yolo -o back.json", "out/data.yaml: can't be read"),
+        (". --from voc -o voc.xml", "voc.xml: is an input and would be overwritten"),
+        ("bad --from yolo --images images -o back.json", "'names' must list the classes"),
         ("images --from voc -o back.json", "images: no XML files"),
         ("coco.json --from cvat -o back.json", "coco.json: can't be read as XML"),
         ("twice.json --to yolo -o out", "'a.png' and 'a.jpg' would share one label file"),
@@ -106,6 +121,9 @@ def test_what_cant_be_done_is_one_line(place, capsys, words, said):
         content = dataset()
         content["images"][1]["file_name"] = file
         write(place / name, content)
+    (place / "bad").mkdir()
+    (place / "bad/data.yaml").write_text("names: {0: a, 900000000: b}")
+    (place / "voc.xml").write_text("<annotation/>")
     before = sorted(place.rglob("*"))
     assert convert(*words.split()) == 2
     error = capsys.readouterr().err

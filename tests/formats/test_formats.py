@@ -105,13 +105,15 @@ def test_yolo_is_read_back(place):
 @pytest.mark.parametrize("names", ["[a, 'b: c']", "{0: a, 1: 'b: c'}", "\n- a\n- 'b: c'"])
 def test_yolo_of_others_is_read(place, names):
     (place / "data.yaml").write_text(f"names: {names}\n")
+    (place / "classes.txt").write_text("a\n")
     (place / "a.txt").write_text("1 0.5 0.5 0.5 0.5 0.25\n\n0 0 0 0.5 0 0.5 0.5\nx\n5 0 0 1 1\n")
     report = ConvertReport()
     read = read_yolo(place, place / "images", report)
     box, outline = read.pictures[0].objects
     assert (box.label, box.box, box.score) == ("b: c", (20, 15, 60, 45), 0.25)
     assert (outline.label, outline.mask) == ("a", [[0, 0, 40, 0, 40, 30]])
-    assert report.skipped == {"rows that can't be read": 2}
+    assert report.skipped == {"rows that can't be read": 2, "label files without a picture": 1}
+    assert [len(picture.objects) for picture in read.pictures] == [2, 0, 0]
 
 
 def test_voc_is_read_by_supervision_and_hotcoco(place):
@@ -127,6 +129,8 @@ def test_voc_is_read_by_supervision_and_hotcoco(place):
     corners = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in other["annotations"])]
     assert corners == BOXES
     assert [image["file_name"] for image in other["images"]] == ["a.png", "b.png", "c.png"]
+    assert (place / "out/ImageSets/Main/default.txt").read_text() == "a\nb\nc\n"
+    assert (place / "out/labelmap.txt").read_text().splitlines()[1] == "cat:::"
 
 
 def test_voc_is_read_back_and_of_hotcoco(place):
@@ -162,6 +166,7 @@ def rings_mask(ring):
 
 def test_other_shapes_of_cvat_are_counted(place, capsys):
     shapes = '<points label="cat" points="1,2"/><tag label="cat"/><box label="cat" xtl="1"/>'
+    shapes += '<box label="cat" xtl="1" ytl="1" xbr="5" ybr="5" rotation="45.00"/>'
     image = f'<image id="0" name="a.png" width="80" height="60">{shapes}</image>'
     (place / "in.xml").write_text(f"<annotations>{image}</annotations>")
     assert convert("in.xml", "--from", "cvat", "-o", "back.json") == 1
@@ -169,10 +174,10 @@ def test_other_shapes_of_cvat_are_counted(place, capsys):
     read = read_cvat("in.xml", report)
     assert boxes_of(read) == []
     assert report.skipped == {
-        "shapes other than boxes and polygons": 1,
+        "shapes other than upright boxes and polygons": 2,
         "rows that can't be read": 1,
     }
-    assert "shapes other than boxes and polygons: 1" in capsys.readouterr().err
+    assert "shapes other than upright boxes and polygons: 2" in capsys.readouterr().err
 
 
 def read_brush(values):

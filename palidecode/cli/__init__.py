@@ -31,6 +31,7 @@ COMMANDS = {
     "convert": "Convert between COCO and the files of other tools: YOLO, Pascal VOC, CVAT, "
     "Label Studio, CreateML, CSV, Parquet.",
     "draw": "Draw boxes, masks and labels on pictures.",
+    "view": "Write a page of pictures with their boxes, masks, scores and raw answers.",
     "encode": "Convert a COCO dataset to fine-tuning examples (JSONL).",
     "evaluate": "Evaluate predictions against COCO ground truth.",
     "compare": "Compare two prediction files, image by image.",
@@ -45,7 +46,8 @@ COMMANDS = {
 _MEANT = {
     **dict.fromkeys(("detect", "segment", "infer", "inference", "run", "generate"), "predict"),
     **dict.fromkeys(("parse", "coco"), "decode"),
-    **dict.fromkeys(("plot", "show", "visualize"), "draw"),
+    **dict.fromkeys(("plot", "visualize"), "draw"),
+    **dict.fromkeys(("show", "gallery", "browse", "page"), "view"),
     **dict.fromkeys(("finetune", "rows"), "encode"),
     **dict.fromkeys(("eval", "test", "val", "score"), "evaluate"),
     **dict.fromkeys(("fetch", "download", "verify"), "weights"),
@@ -59,7 +61,7 @@ palidecode turns PaliGemma's answers into boxes, masks and COCO JSON.
   palidecode demo                                  try it; nothing to download
   palidecode predict pictures/ --model DIR --prompt "detect cat" -o coco.json
   palidecode decode answers.jsonl --images pictures/ -o coco.json
-  palidecode draw coco.json --images pictures/ -o drawn/
+  palidecode view coco.json --images pictures/ -o page/
   palidecode evaluate instances.json coco.json -o report/
 
 All commands: palidecode --help. One command: palidecode predict --help.
@@ -82,7 +84,7 @@ _CHOICES = ("to", "origin")
 _FILE, _FOLDER = (".json", ".jsonl"), ()
 _ENDINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("predict", "decode", "encode", "evaluate-referring"), _FILE),
-    **dict.fromkeys(("evaluate", "demo"), _FOLDER),
+    **dict.fromkeys(("evaluate", "demo", "view"), _FOLDER),
     "draw": (".png", ".jpg", ".jpeg"),  # of one picture, with --text
 }
 """Endings of the formats that a command writes; one that isn't named here takes any."""

@@ -126,21 +126,23 @@ def _write_page(
     missed: Sequence[str],
 ) -> bool:
     """Write the page; return False if a package that it needs is not installed."""
+    from palidecode.report import made_with, write_report  # loads jinja2
+
     try:
-        from palidecode.report import write_report  # needs an extra, and matplotlib is slow
+        write_report(
+            page,
+            results,
+            images=images,
+            truth_name=gt.name,
+            predictions_name=predictions.name,
+            below=missed,
+            facts=made_with(predictions),
+        )
     except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2", "markupsafe"):
+        if error.name != "matplotlib":
             raise
         message(f"no index.html: it needs {error.name}: pip install 'palidecode[report]'")
         return False
-    write_report(
-        page,
-        results,
-        images=images,
-        truth_name=gt.name,
-        predictions_name=predictions.name,
-        below=missed,
-    )
     return True
 
 

@@ -224,6 +224,17 @@ def read_predictions(source: Source, kind: type[R], skips: Skips) -> CocoFile[R]
     return _careful(data, kind, where, skips, _LISTS, unused, "prediction")
 
 
+class _Info(msgspec.Struct):
+    info: Any = None
+
+
+def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the ``info`` of a COCO file; {} where there is none."""
+    content = _fast(path, _Info | list[msgspec.Raw])
+    info = content.info if isinstance(content, _Info) else None
+    return info if isinstance(info, dict) else {}
+
+
 def sized_images(read: CocoFile[R], skips: Skips) -> list[ImageRow]:
     """Return the images that have a width and a height; skip the others."""
     sized, problem = [], ""

@@ -1,5 +1,6 @@
-"""Evaluation reports: one HTML page with numbers, plots, and pictures of the errors."""
+"""HTML pages: the numbers and pictures of an evaluation, and pictures with what was predicted."""
 
-from palidecode.report.page import write_report
+from palidecode.report.page import made_with, write_report
+from palidecode.report.view import RawAnswer, write_view
 
-__all__ = ["write_report"]
+__all__ = ["RawAnswer", "made_with", "write_report", "write_view"]

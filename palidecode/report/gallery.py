@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import contourpy
 import cv2
@@ -22,7 +23,8 @@ from palidecode.evaluation.coco.matches import KINDS
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.evaluation.coco.tables import Table
 from palidecode.files import inside, open_picture
-from palidecode.geometry.rle import Rle, rle_to_crop
+from palidecode.geometry.masks import MaskCrop
+from palidecode.geometry.rle import rle_to_crop
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -46,10 +48,19 @@ _TOLERANCE = 0.4  # canvas pixels by which an outline may deviate
 
 
 class Thumbnails:
-    """Small copies of a folder's pictures as base64 WebP, each encoded once; or none."""
+    """Small copies of a folder's pictures as WebP, each encoded once; or none.
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self.folder = folder
+    Without `beside`, `encoded` holds them in base64. With it, they are files in this folder, and
+    `encoded` holds their paths relative to the folder's parent.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        side: int = SIDE,
+        beside: Path | None = None,
+    ) -> None:
+        self.folder, self.side, self.beside = folder, side, beside
         self.encoded: list[str] = []
         self.unreadable: dict[str, str] = {}
         self.other_size: list[str] = []
@@ -70,15 +81,26 @@ class Thumbnails:
             if image.width and picture.size != (image.width, image.height):
                 self.other_size.append(name)
             self._known[name] = len(self.encoded), picture.size
-            self.encoded.append(_webp(picture))
+            self.encoded.append(self._kept(_webp(picture, self.side)))
         return self._known[name]
+
+    def _kept(self, webp: bytes) -> str:
+        if self.beside is None:
+            return base64.b64encode(webp).decode("ascii")
+        path = self.beside / f"{len(self.encoded)}.webp"
+        try:  # not `files.replacing`: ten thousand syncs to the disk take minutes
+            self.beside.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(webp)
+        except OSError as error:
+            raise InputError(f"{path}: can't be written: {error.strerror or error}") from error
+        return f"{self.beside.name}/{path.name}"
 
     def notices(self) -> list[str]:
         """Notices about missing and unusual pictures."""
         notices = []
         for names, text in (
             (list(self.unreadable.values()), "could not be read: shown as blank canvases"),
-            (self.other_size, "of another size than in the ground truth: boxes are stretched"),
+            (self.other_size, "of another size than their file says: boxes are stretched"),
         ):
             if names:
                 more = "" if len(names) <= _EXAMPLES else ", …"
@@ -87,12 +109,12 @@ class Thumbnails:
         return notices
 
 
-def _webp(picture: Image.Image) -> str:
+def _webp(picture: Image.Image, side: int) -> bytes:
     small = picture.copy()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     out = io.BytesIO()
     small.save(out, "WEBP", quality=72, method=2)
-    return base64.b64encode(out.getvalue()).decode("ascii")
+    return out.getvalue()
 
 
 @dataclass(frozen=True)
@@ -274,17 +296,16 @@ def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[lis
     size = int(image.width), int(image.height)
     masks = [table.masks[row] for row in rows.tolist()]
     return [
-        [*box, None if mask is None else outline(as_rle(mask, *size), scale)]
+        [*box, None if mask is None else outline(rle_to_crop(as_rle(mask, *size)), scale)]
         for box, mask in zip(boxes, masks, strict=True)
     ]
 
 
-def outline(rle: Rle, scale: float) -> str:
+def outline(crop: MaskCrop, scale: float) -> str:
     """Trace a mask as an SVG path for the even-odd fill rule, no finer than the canvas.
 
     `scale` is the number of canvas pixels per picture pixel.
     """
-    crop = rle_to_crop(rle)
     if not crop.mask.any():
         return ""
     height, width = crop.mask.shape

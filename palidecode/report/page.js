@@ -2,9 +2,11 @@
 // Text from files is only ever set as text, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const KINDS = ["ok", "localisation", "class", "both", "duplicate", "background", "ignored", "missed"];
+  const KINDS = ["ok", "localisation", "class", "both", "duplicate", "background", "ignored", "missed", "found"];
   const STATES = ["", "missed", "crowd"];
   const CHUNK = 24;
+  const CROWDED = 12;  // objects; from there on, cards leave out the labels of tiny ones
+  const COLOURS = ["#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#e0560b", "#8c6bd1", "#4fd1c5", "#ff8fa3", "#a3d65c"];
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const one = (selector, root = document) => root.querySelector(selector);
 
@@ -21,6 +23,14 @@
     parent.append(element);
     return element;
   }
+
+  // -- the address: filters and the open picture, so that a link leads to them -----------
+  const address = () => new URLSearchParams(location.hash.slice(1));
+  function setAddress(entries) {
+    const state = new URLSearchParams(Object.entries(entries).filter(([, value]) => value));
+    history.replaceState(null, "", `#${state}`);
+  }
+  const setPicture = (picture) => setAddress({ ...Object.fromEntries(address()), picture });
 
   // -- theme ---------------------------------------------------------------------------
   const themes = ["auto", "light", "dark"];
@@ -44,14 +54,17 @@
   const panels = all(".panel");
   const tabs = all("[role=tab]");
   const shownPanel = () => panels.find((panel) => !panel.hidden);
-  function choose(kind) {
+  const galleries = {};
+  function choose(kind, byHand = true) {
     for (const panel of panels) panel.hidden = panel.dataset.kind !== kind;
     for (const tab of tabs) {
       const on = tab.dataset.kind === kind;
       tab.setAttribute("aria-selected", on);
       tab.tabIndex = on ? 0 : -1;
-      if (on) tab.focus();
+      if (on && byHand) tab.focus();
     }
+    if (byHand) galleries[kind].save();
+    dispatchEvent(new Event("resize"));
   }
   tabs.forEach((tab, index) => {
     tab.addEventListener("click", () => choose(tab.dataset.kind));
@@ -96,6 +109,21 @@
     });
   }
 
+  // Say how many rows of a table are below the edge of its frame.
+  function moreBelow(table, note) {
+    const frame = table.parentElement;
+    function count() {
+      const edge = frame.getBoundingClientRect().bottom;
+      const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+      const hidden = rows.filter((row) => row.getBoundingClientRect().bottom > edge + 2).length;
+      note.textContent = hidden ? `↓ ${hidden} more below: scroll the table` : "";
+    }
+    frame.addEventListener("scroll", count);
+    addEventListener("resize", count);
+    count();
+    return count;
+  }
+
   // -- pictures ------------------------------------------------------------------------
   function drawObject(svg, row, classes, at, title) {
     const [x, y, width, height, outline] = row.slice(at);
@@ -108,15 +136,20 @@
     return group;
   }
 
-  function tag(view, text, classes, picture, [x, y, width]) {
-    // Above its box or, without room, inside.
-    const inside = y / picture.height < 0.09;
-    const label = make("span", `tag o ${classes} ${inside ? "inside" : ""}`, text);
+  function tag(view, text, classes, picture, [x, y, width, height]) {
+    // Above its box or, without room, below a small one and inside a large one.
+    const above = y / picture.height >= 0.09;
+    const under = !above && height / picture.height < 0.3;
+    const tiny = Math.max(width / picture.width, height / picture.height) < 0.1;
+    const where = above ? "" : under ? "under" : "inside";
+    const label = make("span", `tag o ${classes} ${where} ${tiny ? "tiny" : ""}`, text);
     const share = (part) => `${Math.min(Math.max(part / picture.width, 0), 0.9) * 100}%`;
     if (x / picture.width > 0.6) label.style.right = share(picture.width - x - width);
     else label.style.left = share(x);
-    label.style.top = `${Math.min(Math.max(y / picture.height, 0), 1) * 100}%`;
+    const top = under ? y + height : y;
+    label.style.top = `${Math.min(Math.max(top / picture.height, 0), 1) * 100}%`;
     view.append(label);
+    return label;
   }
 
   function frame(picture, side) {
@@ -127,7 +160,8 @@
     if (picture.thumb !== null) {
       const image = make("img");
       image.alt = "";
-      image.src = `data:image/webp;base64,${data.thumbs[picture.thumb]}`;
+      if (data.beside) image.loading = "lazy";
+      image.src = `${data.beside ? "" : "data:image/webp;base64,"}${data.thumbs[picture.thumb]}`;
       view.append(image);
     }
     const svg = shape("svg", { viewBox: `0 0 ${picture.width} ${picture.height}` }, view);
@@ -139,7 +173,8 @@
 
   // Truth and prediction side by side; `fits` holds the rows that match the filters.
   function pair(picture, classes, fits) {
-    const two = make("div", "two");
+    const crowded = picture.predictions.length > CROWDED ? "crowded" : "";
+    const two = make("div", `two ${data.plain ? "single" : ""} ${crowded}`);
     const [left, leftView, leftSvg] = frame(picture, "truth");
     const [right, rightView, rightSvg] = frame(picture, "predicted");
     const about = new Set();
@@ -156,14 +191,45 @@
     picture.predictions.forEach((row, index) => {
       const look = `${KINDS[row[1]]} ${fits.predictions.has(index) ? "" : "dim"}`;
       const text = `${classes[row[0]]} ${score(row[2])}`.trim();
-      groups.predictions.push(drawObject(rightSvg, row, look, 5, `${text}: ${KINDS[row[1]]}`));
-      tag(rightView, text, look, picture, row.slice(5));
+      const group = drawObject(rightSvg, row, look, 5, data.plain ? text : `${text}: ${KINDS[row[1]]}`);
+      const label = tag(rightView, text, look, picture, row.slice(5));
+      if (data.plain) for (const part of [group, label]) part.style.setProperty("--c", colour(row[0]));
+      groups.predictions.push(group);
     });
-    two.append(left, right);
+    for (const [word, drawn] of data.plain ? [["", right]] : [["truth", left], ["prediction", right]]) {
+      const half = make("div", "half");
+      if (word) half.append(make("span", "side", word));
+      half.append(drawn);
+      two.append(half);
+    }
     return [two, groups];
   }
 
+  const colour = (index) => COLOURS[index % COLOURS.length];
+
+  // The raw answers about a picture, their parse issues marked.
+  function answers(picture) {
+    const list = make("div", "answers");
+    for (const [prompt, pieces] of picture.answers ?? []) {
+      const line = make("p", "answer", prompt ? `${prompt} → ` : "");
+      const quote = make("q");
+      for (const [text, odd, kinds] of pieces) {
+        quote.append(odd ? make("mark", "", text) : text);
+        for (const kind of kinds) quote.append(make("small", "", kind.replaceAll("_", " ")));
+      }
+      line.append(quote);
+      list.append(line);
+    }
+    return list;
+  }
+
+  const counted = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
   function describe(picture) {
+    if (data.plain) {
+      const odd = picture.issues ? `, ${counted(picture.issues, "parse issue")}` : "";
+      return `${counted(picture.predictions.length, "object")}${odd}`;
+    }
     return `${picture.right} right, ${picture.wrong} wrong, ${picture.missed} missed`;
   }
 
@@ -184,7 +250,8 @@
         return Number.isNaN(value) ? missing : value;
       };
       return {
-        class: fields.class.value, kind: fields.kind.value,
+        class: fields.class.value, kind: fields.kind?.value ?? "",
+        name: fields.name.value.trim().toLowerCase(), odd: fields.odd?.value ?? "",
         iou: [number("iou-from", 0), number("iou-to", 1)],
         score: [number("score-from", -Infinity), number("score-to", Infinity)],
       };
@@ -222,6 +289,7 @@
       pictures.forEach((picture, rank) => {
         const fits = fitting(picture, want);
         if (!everything && !fits.predictions.size && !fits.truths.size) return;
+        if (!picture.name.toLowerCase().includes(want.name) || (want.odd && !picture.issues)) return;
         let mistake = -Infinity;
         for (const index of fits.predictions) {
           const row = picture.predictions[index];
@@ -236,9 +304,10 @@
         name: (a, b) => a.picture.name.localeCompare(b.picture.name, undefined, { numeric: true }),
       };
       shown.sort(orders[fields.order.value]);
-      one(".count", section).textContent = everything
-        ? `${shown.length.toLocaleString("en")} pictures`
-        : `${shown.length.toLocaleString("en")} of ${pictures.length.toLocaleString("en")} pictures match; other objects are dimmed`;
+      const total = pictures.length.toLocaleString("en");
+      one(".count", section).textContent = everything && shown.length === pictures.length
+        ? `${total} pictures`
+        : `${shown.length.toLocaleString("en")} of ${total} pictures match${everything ? "" : "; other objects are dimmed"}`;
       grid.replaceChildren();
       drawn = 0;
       if (!shown.length) grid.append(make("p", "empty", "No picture matches these filters."));
@@ -247,7 +316,11 @@
 
     function draw() {
       const end = Math.min(drawn + CHUNK, shown.length);
-      for (; drawn < end; drawn++) grid.append(card(drawn));
+      for (; drawn < end; drawn++) {
+        const item = grid.appendChild(card(drawn));
+        const text = one(".answers", item);
+        text?.classList.toggle("cut", text.scrollHeight > text.clientHeight);
+      }
       more.hidden = drawn >= shown.length;
       more.textContent = `Show more (${(shown.length - drawn).toLocaleString("en")} left)`;
     }
@@ -259,15 +332,17 @@
       item.setAttribute("role", "listitem");
       shot.tabIndex = index === 0 ? 0 : -1;
       shot.setAttribute("role", "button");
-      const f1 = picture.f1 === null ? "no objects" : `F1 ${picture.f1.toFixed(2)}`;
-      shot.setAttribute("aria-label", `${picture.name}: ${f1}, ${describe(picture)}`);
+      const f1 = picture.f1 == null ? "no objects" : `F1 ${picture.f1.toFixed(2)}`;
+      shot.setAttribute("aria-label", `${picture.name}: ${data.plain ? "" : `${f1}, `}${describe(picture)}`);
       const caption = make("div", "caption");
       const name = make("span", "name", picture.name);
       name.title = picture.name;
       const tally = make("span", "tally");
-      tally.append(make("b", "", f1), ` · ${picture.right} ✓  ${picture.wrong} ✗  ${picture.missed} missed`);
+      if (data.plain) tally.textContent = describe(picture);
+      else tally.append(make("b", "", f1), ` · ${picture.right} ✓  ${picture.wrong} ✗  ${picture.missed} missed`);
       caption.append(name, tally);
       shot.append(pair(picture, classes, fits)[0], caption);
+      if (picture.answers) shot.append(answers(picture));
       item.append(shot);
       return item;
     }
@@ -303,7 +378,12 @@
     });
     const view = (index) => viewer.open(shown, index, classes, section.className, focus);
 
-    for (const field of Object.values(fields)) field.addEventListener("input", filter);
+    for (const field of Object.values(fields)) {
+      field.addEventListener("input", () => {
+        filter();
+        save();
+      });
+    }
     for (const button of all("[data-layer]", section)) {
       button.addEventListener("click", () => {
         const on = button.getAttribute("aria-pressed") !== "true";
@@ -311,16 +391,34 @@
         section.classList.toggle(`no-${button.dataset.layer}`, !on);
       });
     }
+    const usual = { "iou-from": "0", "iou-to": "1", order: "f1" };
     function reset(changes) {
       for (const [name, field] of Object.entries(fields)) {
-        field.value = changes[name] ?? { "iou-from": "0", "iou-to": "1", order: "f1" }[name] ?? "";
+        field.value = changes[name] ?? usual[name] ?? "";
       }
       filter();
     }
-    one("[data-reset]", section).addEventListener("click", () => reset({}));
+    function save() {
+      const state = { tab: tabs.length ? panel.dataset.kind : "" };
+      for (const [name, field] of Object.entries(fields)) {
+        if (field.value !== (usual[name] ?? "")) state[name] = field.value;
+      }
+      setAddress(state);
+    }
+    function restore(state) {
+      reset(state);
+      const index = shown.findIndex((item) => item.picture.name === state.picture);
+      if (index >= 0) view(index);
+    }
+    galleries[panel.dataset.kind] = { save, restore };
+    one("[data-reset]", section).addEventListener("click", () => {
+      reset({});
+      save();
+    });
     for (const button of all("[data-look-class], [data-look-kind]", panel)) {
       button.addEventListener("click", () => {
         reset({ class: button.dataset.lookClass, kind: button.dataset.lookKind });
+        save();
         section.scrollIntoView();
         focus(0);
       });
@@ -343,12 +441,13 @@
     const body = one("tbody", dialog);
     let shown = [], index = 0, classes = [], back = () => {};
 
-    function line(kind, predicted, value, truth, iou, group) {
+    // `cells` are texts; numbers stand right.
+    function line(dot, word, cells, group) {
       const row = make("tr");
       const head = make("th");
       head.scope = "row";
-      head.append(make("i", `dot ${kind}`), kind === "ok" ? "right" : kind);
-      row.append(head, make("td", "", predicted), make("td", "n", value), make("td", "", truth), make("td", "n", iou));
+      head.append(dot, word);
+      row.append(head, ...cells.map((text) => make("td", /^[–0-9]/.test(text) ? "n" : "", text)));
       row.addEventListener("mouseenter", () => group.classList.add("hot"));
       row.addEventListener("mouseleave", () => group.classList.remove("hot"));
       body.append(row);
@@ -361,13 +460,23 @@
       one("[data-name]", dialog).textContent = picture.name;
       one("[data-place]", dialog).textContent = `${index + 1} of ${shown.length} · ${describe(picture)}`;
       body.replaceChildren();
+      const dot = (kind) => make("i", `dot ${kind}`);
       picture.predictions.forEach((row, n) => {
+        const [kind, value] = [KINDS[row[1]], score(row[2]) || "–"];
+        if (data.plain) {
+          const mark = dot("");
+          mark.style.background = colour(row[0]);
+          line(mark, classes[row[0]], [value], groups.predictions[n]);
+          return;
+        }
         const truth = row[4] >= 0 ? classes[picture.truths[row[4]][0]] : "–";
-        line(KINDS[row[1]], classes[row[0]], score(row[2]) || "–", truth, row[3].toFixed(2), groups.predictions[n]);
+        line(dot(kind), kind === "ok" ? "right" : kind, [classes[row[0]], value, truth, row[3].toFixed(2)], groups.predictions[n]);
       });
       picture.truths.forEach((row, n) => {
-        if (row[1] === 1) line("missed", "–", "–", classes[row[0]], "–", groups.truths[n]);
+        if (row[1] === 1) line(dot("missed"), "missed", ["–", "–", classes[row[0]], "–"], groups.truths[n]);
       });
+      one(".answers", dialog).replaceWith(answers(picture));
+      setPicture(picture.name);
     }
     function step(by) {
       index = Math.min(Math.max(index + by, 0), shown.length - 1);
@@ -382,27 +491,33 @@
       const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (by) { step(by); event.preventDefault(); }
     });
-    dialog.addEventListener("close", () => back(index));
+    dialog.addEventListener("close", () => {
+      setPicture("");
+      back(index);
+    });
     return {
       open(some, at, names, look, after) {
         [shown, index, classes, back] = [some, at, names, after];
         dialog.className = look;  // the same layers as in the gallery
         show();
-        dialog.showModal();
+        if (!dialog.open) dialog.showModal();
       },
     };
   })();
 
   // -- start ---------------------------------------------------------------------------
   for (const panel of panels) {
-    for (const table of all(".sortable", panel)) sortable(table);
-    const find = one("[data-find]", panel);
-    find.addEventListener("input", () => {
-      const text = find.value.trim().toLowerCase();
-      for (const row of one(".sortable", panel).tBodies[0].rows) {
-        row.hidden = !row.cells[0].textContent.toLowerCase().includes(text);
-      }
-    });
+    for (const table of all(".sortable", panel)) {
+      sortable(table);
+      const find = one("[data-find]", panel);
+      const rows = table.tBodies[0].rows;
+      const below = moreBelow(table, one("[data-below]", panel));
+      find.addEventListener("input", () => {
+        const text = find.value.trim().toLowerCase();
+        for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(text);
+        below();
+      });
+    }
     const names = data.kinds[panel.dataset.kind].curves;
     const curves = all("[id*='-curve-']", panel);
     for (const curve of curves) {
@@ -416,4 +531,12 @@
     });
     gallery(panel);
   }
+  function restore() {
+    const state = Object.fromEntries(address());
+    const kind = state.tab in galleries ? state.tab : panels[0].dataset.kind;
+    choose(kind, false);
+    galleries[kind].restore(state);
+  }
+  addEventListener("hashchange", restore);
+  if (address().size) restore();
 })();

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib import resources
 from typing import Any
 
@@ -18,17 +19,24 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from palidecode.coco.reading import read_info
 from palidecode.evaluation.coco.measures import Confusion, Curve
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.files import replacing
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
-from palidecode.report.plots import calibration_svg, curves_svg, kinds_svg, sizes_svg
 from palidecode.version import __version__
 
 MOST_CONFUSED = 30
 """Classes with their own row in the confusion matrix; the others share one."""
 
 _MOST_PAIRS = 10
+_SHOWN_PROMPTS = 5
+_FACTS = {
+    "model": "model",
+    "prompts": "prompts",
+    "score": "scores",
+    "description": "made by",
+}
 
 TABS = {"bbox": "Boxes", "segm": "Masks"}
 
@@ -66,11 +74,13 @@ def write_report(
     truth_name: str = "ground truth",
     predictions_name: str = "predictions",
     below: Sequence[str] = (),
+    facts: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write evaluations of the same predictions as one self-contained HTML page.
 
     `results` gives a tab for each of ``bbox`` and ``segm``. Without `images`, the folder of the
-    pictures, boxes are drawn on blank canvases. `below` describes the numbers below their limit.
+    pictures, boxes are drawn on blank canvases. `below` describes the numbers below their limit,
+    `facts` says how the predictions were made; see `made_with`.
     """
     thumbnails = Thumbnails(images)
     share = MOST_BYTES // max(len(results), 1)
@@ -86,8 +96,10 @@ def write_report(
         }
         for kind, result in results.items()
     }
-    script = _own("page.js")
-    html = _template().render(
+    write_page(
+        path,
+        "page.html",
+        {"thumbs": thumbnails.encoded, "kinds": kinds},
         truth_name=truth_name,
         predictions_name=predictions_name,
         below=below,
@@ -95,17 +107,58 @@ def write_report(
         sections={kind: _section(r, kind, galleries[kind]) for kind, r in results.items()},
         picture_notices=notices,
         meanings=MEANINGS,
+        facts=facts,
+    )
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    template: str,
+    data: Mapping[str, object],
+    *,
+    beside: bool = False,
+    **variables: object,
+) -> None:
+    """Render a template with the style, the script and its data, and write the page.
+
+    `beside` lets the page load pictures from its own folder.
+    """
+    script = _own("page.js")
+    html = _template(template).render(
+        variables,
+        beside=beside,
         version=__version__,
         style=Markup(_own("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(_embedded({"thumbs": thumbnails.encoded, "kinds": kinds})),
+        data=Markup(_embedded(data)),
     )
     with replacing(path) as file:
         file.write(html)
 
 
-def _template() -> jinja2.Template:
+def made_with(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """List how a file of predictions was made: words and values for the top of a page.
+
+    The model, prompts, score recipe and version are those of a COCO file's ``info``; the date is
+    that of the file.
+    """
+    info = read_info(path) if os.fspath(path).endswith(".json") else {}
+    facts = [(word, _listed(info.get(key))) for key, word in _FACTS.items()]
+    day = datetime.fromtimestamp(os.stat(path).st_mtime).astimezone()
+    facts.append(("date", day.strftime("%Y-%m-%d %H:%M %z")))
+    return [(word, text) for word, text in facts if text]
+
+
+def _listed(value: object) -> str:
+    if not isinstance(value, list):
+        return value if isinstance(value, str) else ""
+    shown = [str(item) for item in value[:_SHOWN_PROMPTS]]
+    more = len(value) - len(shown)
+    return " · ".join(shown) + (f" · and {more:,} more" if more else "")
+
+
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("palidecode", "report"),
         autoescape=True,
@@ -114,7 +167,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "count": _count}
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _own(name: str) -> str:
@@ -129,6 +182,9 @@ def _embedded(data: object) -> str:
 
 def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, object]:
     """Collect the template's variables for one evaluation."""
+    # Needs an extra; the page of `write_view` has no plots.
+    from palidecode.report.plots import calibration_svg, curves_svg, kinds_svg, sizes_svg
+
     curves = {iou: _curves_at(result, iou) for iou in (0.5, 0.75)}
     gains: Mapping[str, float] = result.tide.get("delta_ap", {})
     errors: list[dict[str, Any]] = [

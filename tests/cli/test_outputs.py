@@ -119,6 +119,7 @@ def test_a_folder_is_refused(place, capsys):
         "evaluate coco.json coco.json -o report.html",
         "draw answers.jsonl --images pics -o drawn.pdf",
         "demo --answers -o demo.json",
+        "view coco.json --images pics -o page.html",
     ],
 )
 def test_an_ending_of_a_format_that_is_not_written_is_refused(place, capsys, command):

@@ -76,7 +76,7 @@ def opened(browser):
         return page
 
     yield go
-    own = tuple(page.url for page in pages)
+    own = tuple(page.url.partition("#")[0] for page in pages)
     for page in pages:
         page.evaluate("localStorage.clear()")
         page.close()
@@ -298,7 +298,7 @@ def test_the_keyboard_is_enough(page):
     dialog = page.locator("dialog")
     assert dialog.is_visible()
     all_names = [picture["name"] for picture in embedded(page)["pictures"]]
-    assert dialog.locator(".sides").inner_text().split() == ["truth", "prediction"]
+    assert dialog.locator(".side").all_inner_texts() == ["truth", "prediction"]
     assert dialog.locator("[data-name]").text_content() == all_names[0]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")

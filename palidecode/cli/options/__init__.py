@@ -89,10 +89,10 @@ def add_divisor(group: argparse._ArgumentGroup, divisor: int = 1024) -> None:
     )
 
 
-def add_answers(parser: argparse.ArgumentParser) -> None:
+def add_answers(parser: argparse.ArgumentParser, images: str = "directory of the pictures") -> None:
     """Add the options of `DecodeOptions`, of commands that read answers."""
     group = parser.add_argument_group("pictures and labels")
-    group.add_argument("--images", metavar="DIR", help="directory of the pictures")
+    group.add_argument("--images", metavar="DIR", help=images)
     group.add_argument(
         "--size",
         type=_size,

@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from palidecode import evaluate_coco
+from palidecode.cli import main
 from palidecode.report import write_report
 from palidecode.report.gallery import KINDS
 from tests.report.example import drawn_truth, noisy_predictions
@@ -76,7 +77,8 @@ def opened(browser):
         return page
 
     yield go
-    own = tuple(page.url.partition("#")[0] for page in pages)
+    own = [page.url.partition("#")[0] for page in pages]
+    own += [f"{url.rpartition('/')[0]}/index_files/" for url in own]
     for page in pages:
         page.evaluate("localStorage.clear()")
         page.close()
@@ -409,3 +411,65 @@ def test_hostile_names_stay_names(opened, tmp_path):
     assert page.locator("h1").text_content() == HOSTILE[1]
     found = page.locator(".sortable tbody th").all_text_contents()
     assert set(found) == set(HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory):
+    """A page of 601 answers about two pictures, whose copies are beside it."""
+    folder = tmp_path_factory.mktemp("view")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48), "teal").save(folder / name)
+    answer = "Sure! <loc0100><loc0100><loc0900><loc0900> cat"
+    rows = [{"image": "a.png", "output": answer}, {"image": "b.png", "output": HOSTILE[1]}]
+    rows += [{"image": f"gone {n}.png", "width": 9, "height": 9, "output": ""} for n in range(599)]
+    (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["view", str(folder / "answers.jsonl"), "-o", str(folder), "--quiet"]) == 1
+    return folder / "index.html"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_view_shows_pictures_and_answers(opened, viewed, width):
+    page = opened(viewed)
+    page.set_viewport_size({"width": width, "height": 900})
+    assert count(page, "view") == "601 pictures"
+    loaded = "image => image.complete && image.naturalWidth === 64"
+    page.locator(".shot img").first.scroll_into_view_if_needed()
+    page.wait_for_function(f"({loaded})(document.querySelector('.shot img'))")
+    assert page.locator(".shot").first.locator("mark").all_inner_texts() == ["Sure!"]
+    assert page.locator(".shot").first.locator("small").all_inner_texts() == ["stray text"]
+    page.locator("[data-filter=odd]").select_option("odd")
+    assert names(page, "view") == ["a.png", "b.png"]
+    page.locator("[data-filter=name]").fill("B.P")
+    assert names(page, "view") == ["b.png"]
+    assert HOSTILE[1] in page.locator(".shot .answer").text_content()
+    width_of = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    assert len(set(page.evaluate(width_of))) == 1
+
+
+def test_the_address_leads_to_filters_and_the_open_picture(opened, viewed, report):
+    page = opened(viewed)
+    page.locator("[data-filter=class]").select_option("cat")
+    page.locator(".shot").first.click()
+    assert page.url.endswith("#class=cat&picture=a.png")
+    again = opened(viewed)
+    again.evaluate("location.hash = 'class=cat&picture=a.png'")
+    expect(again.locator("#viewer [data-name]")).to_have_text("a.png")
+    assert count(again, "view").startswith("1 of 601 pictures match")
+    again.keyboard.press("Escape")
+    expect(again.locator("#viewer")).to_be_hidden()
+    again.wait_for_function("location.hash === '#class=cat'")
+    numbers = opened(report[0])
+    numbers.evaluate("location.hash = 'tab=segm&kind=missed'")
+    expect(numbers.locator("#panel-segm [data-filter=kind]")).to_have_value("missed")
+    assert numbers.locator("#panel-bbox").is_hidden()
+
+
+def test_a_phone_names_each_of_the_two_stacked_pictures(page):
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.locator("#panel-bbox .shot").first.click()
+    for word, half in zip(
+        ("truth", "prediction"), page.locator("#viewer .half").all(), strict=True
+    ):
+        side, frame = half.locator(".side"), half.locator(".frame")
+        assert side.inner_text() == word
+        assert 0 <= frame.bounding_box()["y"] - side.bounding_box()["y"] < 40

@@ -181,7 +181,6 @@ def test_torch_is_imported_only_where_it_belongs():
     when_used = (
         ROOT / "detections" / "objects.py",
         ROOT / "interop.py",
-        ROOT / "runs" / "pictures.py",
         ROOT / "runs" / "answers.py",
     )
     for path in ROOT.rglob("*.py"):

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
 
 from palidecode.errors import InputError, warn
 from palidecode.files import Picture, check_picture, open_picture, picture_name
@@ -14,7 +15,7 @@ from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.runtime.engine import Engine, Features
 from palidecode.runtime.generate import cache_length, generate
 from palidecode.runtime.grammar import Grammar
-from palidecode.runtime.image import ImageConfig, to_pixels
+from palidecode.runtime.image import ImageConfig, Shrunk, shrink
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
 from palidecode.runtime.tokenizer import Tokenizer
 
@@ -38,7 +39,7 @@ class Asker:
 
     def generate(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Picture | Shrunk],
         prompts: Sequence[str],
         grammar: bool | GrammarOptions,
         options: GenerateOptions,
@@ -48,7 +49,8 @@ class Asker:
         """Answer each prompt about its picture; see `PaliDecoder.generate`."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        for picture in pictures:
+        full = [picture for picture in pictures if not isinstance(picture, Shrunk)]
+        for picture in full:
             check_picture(picture)
         encoded = [self._tokenizer.encode_prompt(prompt) for prompt in prompts]
         # Before anything is computed.
@@ -56,10 +58,10 @@ class Asker:
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
         answers: list[Generated] = []
         unreadable: dict[int, InputError] = {}
-        names = list(map(picture_name, pictures))
+        names = ["" if isinstance(item, Shrunk) else picture_name(item) for item in pictures]
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
-            opened = _open_all(pictures[part], unreadable)
+            opened = self._see_all(pictures[part], unreadable)
             answers += self._batch(
                 opened, prompts[part], encoded[part], grammars[part], options, on_token, start
             )
@@ -78,7 +80,7 @@ class Asker:
 
     def _batch(
         self,
-        opened: Sequence[Image.Image | InputError],
+        opened: Sequence[Shrunk | InputError],
         prompts: Sequence[str],
         encoded: Sequence[list[int]],
         grammars: Sequence[Grammar | None],
@@ -87,9 +89,9 @@ class Asker:
         start: int,
     ) -> list[Generated]:
         """Answer one batch, from answer `start` on, without the pictures that can't be read."""
-        fine = [(row, item) for row, item in enumerate(opened) if isinstance(item, Image.Image)]
+        fine = [(row, item) for row, item in enumerate(opened) if isinstance(item, Shrunk)]
         answers = [
-            Generated(prompt, error="" if isinstance(item, Image.Image) else str(item))
+            Generated(prompt, error="" if isinstance(item, Shrunk) else str(item))
             for prompt, item in zip(prompts, opened, strict=True)
         ]
         if not fine:
@@ -97,7 +99,7 @@ class Asker:
         numbers = [start + row for row, _ in fine]
         made = generate(
             self._engine,
-            self._encode([picture for _, picture in fine]),
+            self._encode(np.stack([picture.pixels for _, picture in fine])),
             [encoded[row] for row, _ in fine],
             self._tokenizer.vocabulary,
             [grammars[row] for row, _ in fine],
@@ -118,9 +120,8 @@ class Asker:
             )
         return answers
 
-    def _encode(self, pictures: Sequence[Image.Image]) -> list[Features]:
+    def _encode(self, pixels: npt.NDArray[np.float32]) -> list[Features]:
         """Encode each picture; equal pictures are encoded once."""
-        pixels = to_pixels(list(pictures), self._image_config)
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
         new = {key: row for row, key in enumerate(keys) if key not in self.features}
         if new:
@@ -131,25 +132,31 @@ class Asker:
             self.features.pop(next(iter(self.features)))
         return features
 
+    def shrink(self, picture: Picture) -> Shrunk:
+        """Open a picture and convert it to what the model sees of it."""
+        return shrink(open_picture(picture), self._image_config)
 
-def _open_all(
-    pictures: Sequence[Picture], unreadable: dict[int, InputError]
-) -> list[Image.Image | InputError]:
-    """Open every picture once; the error of one that can't be read takes its place, and warns.
+    def _see_all(
+        self, pictures: Sequence[Picture | Shrunk], unreadable: dict[int, InputError]
+    ) -> list[Shrunk | InputError]:
+        """Open every picture once, one at a time; the error of an unreadable one takes its place.
 
-    `unreadable` holds the errors of earlier batches: each warns once.
-    """
-    opened: list[Image.Image | InputError] = []
-    same: dict[int, Image.Image | InputError] = {**unreadable}
-    for picture in pictures:
-        if id(picture) not in same:
-            try:
-                same[id(picture)] = open_picture(picture)
-            except InputError as error:
-                same[id(picture)] = unreadable[id(picture)] = error
-                warn(str(error), UnreadablePictureWarning)
-        opened.append(same[id(picture)])
-    return opened
+        `unreadable` holds the errors of earlier batches: each warns once.
+        """
+        seen: list[Shrunk | InputError] = []
+        same: dict[int, Shrunk | InputError] = {**unreadable}
+        for picture in pictures:
+            if isinstance(picture, Shrunk):
+                seen.append(picture)
+                continue
+            if id(picture) not in same:
+                try:
+                    same[id(picture)] = self.shrink(picture)
+                except InputError as error:
+                    same[id(picture)] = unreadable[id(picture)] = error
+                    warn(str(error), UnreadablePictureWarning)
+            seen.append(same[id(picture)])
+        return seen
 
 
 def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, cache_dir
-from palidecode.errors import InputError, WeightsError
+from palidecode.errors import InputError, WeightsError, warn
 from palidecode.files import data_folder, read_json
 from palidecode.runtime.config import PaliGemmaConfig, config_to_hf
 from palidecode.runtime.engine import Engine
@@ -164,7 +163,7 @@ def _load_engine(
     device = torch_loading.find_device(options.device)
     dtype = options.dtype or DTYPES[0]
     return torch_loading.load_model(
-        checkpoint.source, checkpoint.config, dtype, device, options.quantize
+        checkpoint.source, checkpoint.config, dtype, device, options.quantize, threads
     )
 
 
@@ -195,7 +194,7 @@ def _quantized(checkpoint: Checkpoint, path: Path, quantize: Quantize | None) ->
         raise InputError(f"{path}: is exported in {export and export.precision}, not {quantize}")
     folder = cache_dir() / "exports" / f"{path.stem}-{quantize}-{_key(path)}"
     if not folder.exists():
-        warnings.warn(f"quantising {path} to {quantize}, once, into {folder}", stacklevel=6)
+        warn(f"quantising {path} to {quantize}, once, into {folder}")
         write_exported(checkpoint, path, folder, quantize)
     return checkpoint._replace(export=read_export(folder))
 

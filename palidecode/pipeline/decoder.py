@@ -19,11 +19,11 @@ from palidecode.pipeline.checkpoint import EngineName, ModelOptions, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.prompts import Task, asked_names, prompts_for, with_verb
 from palidecode.runtime.engine import Engine
-from palidecode.runtime.image import ImageConfig, Resample
+from palidecode.runtime.image import ImageConfig, Resample, Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over
 from palidecode.runtime.tokenizer import Tokenizer
 
-Pictures: TypeAlias = Picture | Sequence[Picture]
+Pictures: TypeAlias = Picture | Sequence[Picture | Shrunk]
 
 DEFAULT_TOKENS = 256
 _CLASSES_SHOWN = 20
@@ -383,18 +383,30 @@ class PaliDecoder:
             clip=clip,
         )
 
+    def shrink(self, picture: Picture) -> Shrunk:
+        """Open a picture and keep what the model sees of it, for `ask`.
+
+        Raises
+        ------
+        InputError
+            If it can't be read.
+        """
+        return self._asker.shrink(picture)
+
     def forget_pictures(self) -> None:
         """Clear the cache of image tokens of the last pictures."""
         self._asker.features.clear()
 
 
-def _as_list(images: Pictures) -> list[Picture]:
+def _as_list(images: Pictures) -> list[Picture | Shrunk]:
     if isinstance(images, (list, tuple)):
         return list(images)
     return [cast(Picture, images)]  # a path, an image or an array
 
 
-def _pair(images: Pictures, prompts: str | Sequence[str]) -> tuple[list[Picture], list[str]]:
+def _pair(
+    images: Pictures, prompts: str | Sequence[str]
+) -> tuple[list[Picture | Shrunk], list[str]]:
     pictures = _as_list(images)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(pictures) == 1:

@@ -187,10 +187,6 @@ class PredictJob(Job[PictureFile | Unread]):
         return True
 
     def load(self, threads: int | None = None) -> Worker[PictureFile | Unread]:
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         decoder = PaliDecoder.from_options(self.options.model, threads=threads)
         return _Predictor(decoder, self.options)
 
@@ -201,21 +197,21 @@ class _Predictor:
     options: PredictOptions
 
     def __call__(self, items: Sequence[PictureFile | Unread]) -> Result:
-        opened, rows, reasons = [], [], {}
+        seen, rows, reasons = [], [], {}
         for row, item in enumerate(items):
             try:
                 if isinstance(item, Unread):
                     raise InputError(item.reason)
-                opened.append(item.open())
+                seen.append(self.decoder.shrink(item.open()))  # a batch in full size is large
                 rows.append(row)
             except InputError as error:
                 reasons[row] = str(error)
         options, found = self.options, detections_of([])
         # Features kept from another batch differ from this one's in their last bits.
         self.decoder.forget_pictures()
-        if opened:
+        if seen:
             found = self.decoder.ask(
-                options.task, opened, options.prompts, options.ask, options.batch_size
+                options.task, seen, options.prompts, options.ask, options.batch_size
             )
             found = found.select(~(found.scores < options.min_score))  # an unknown score stays
         return Result(found, rows, [item.name for item in items], reasons)

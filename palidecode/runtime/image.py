@@ -85,6 +85,26 @@ def _colour(path: Path, data: dict[str, object], name: str) -> Colour:
     return cast("Colour", tuple(np.broadcast_to(numbers, 3).tolist()))
 
 
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """A picture as the model sees it, which takes little memory.
+
+    Attributes
+    ----------
+    pixels : ndarray of float32, shape (3, S, S)
+    size : tuple of 2 int
+        Width and height of the picture.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    size: tuple[int, int]
+
+
+def shrink(image: Image.Image, config: ImageConfig) -> Shrunk:
+    """Convert an opened picture to the vision tower's input."""
+    return Shrunk(to_pixels([image], config)[0], image.size)
+
+
 def to_pixels(
     images: Sequence[Picture], config: ImageConfig | None = None
 ) -> npt.NDArray[np.float32]:

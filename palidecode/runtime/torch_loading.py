@@ -19,8 +19,11 @@ def load_model(
     dtype: str,
     device: torch.device,
     quantize: Quantize | None,
+    threads: int | None = None,
 ) -> TorchEngine:
     """Load a checkpoint's tensors; `dtype` is the name of a torch dtype."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     kind: torch.dtype = getattr(torch, dtype)
     finish = finisher(kind, device, quantize)
     check_memory(config, kind, device, quantize)

@@ -213,7 +213,8 @@ def test_a_decoder_prints_what_it_is(decoder):
 
 
 def test_a_quantised_decoder_says_so():
-    assert "engine  torch, int8, cpu" in repr(PaliDecoder.from_pretrained("demo", quantize="int8"))
+    decoder = PaliDecoder.from_pretrained("demo", quantize="int8", device="cpu", engine="torch")
+    assert "engine  torch, int8, cpu" in repr(decoder)
 
 
 def test_pictures_none_of_which_can_be_read(decoder, tmp_path):

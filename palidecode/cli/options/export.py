@@ -8,9 +8,9 @@ from pathlib import Path
 from palidecode.cli.options import add_messages
 
 EXAMPLES = """\
-palidecode export google/paligemma2-3b-mix-448 -o paligemma2-int4 --quantize int4
+palidecode export paligemma2-3b-mix-448 -o pg2-int4 --quantize int4
 palidecode export checkpoint.npz --tokenizer tokenizer.json -o exported/
-palidecode predict pictures/ --model paligemma2-int4 --prompt "detect cat" -o coco.json
+palidecode predict pictures/ --model pg2-int4 --prompt "detect cat" -o coco.json
 """
 
 

@@ -97,7 +97,7 @@ def test_encode_looks_for_pictures(coco, dataset, tmp_path, capsys):
         (["--val", "{out}"], "two files"),
         (["--val", "{folder}/v.jsonl", "--val-share", "1"], "between 0 and 1"),
         (["--images", "{folder}/nowhere"], "no such directory"),
-        (["--max-objects", "0"], "max_objects"),
+        (["--max-objects", "0"], "--max-objects must be a whole number from 1 up, got 0"),
         (["-o", "{coco}"], "would be overwritten"),
         (["--task", "segment", "--weights", "{folder}/no.npz"], "no.npz"),
     ],
@@ -113,6 +113,7 @@ def test_encode_refuses_and_writes_nothing(coco, tmp_path, capsys, extra, said):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default:.*reads 'suffix', the ground truth")
 def test_coco_and_back(shared_data, tmp_path, capsys):
     """The inverse gives the file back within the loss that `encode` says."""
     source = shared_data / "coco100" / "instances_val2014_100.json"

@@ -10,7 +10,7 @@ from palidecode.cli.options import add_messages
 EXAMPLES = """\
 palidecode export paligemma2-3b-mix-448 -o pg2-int4 --quantize int4
 palidecode export checkpoint.npz --tokenizer tokenizer.json -o exported/
-palidecode predict pictures/ --model pg2-int4 --prompt "detect cat" -o coco.json
+palidecode export demo -o demo-int8 --quantize int8
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -295,9 +296,13 @@ class ObjectColumns:
     def _numbers(self, rows: Rows) -> npt.NDArray[np.int64]:
         if isinstance(rows, slice):
             return np.arange(*rows.indices(len(self)))
-        chosen = np.asarray(rows)
+        chosen = np.atleast_1d(np.asarray(rows))
         if chosen.size == 0:
             return np.zeros(0, np.int64)
+        if chosen.ndim > 1 or chosen.dtype.kind not in "biu":
+            raise InputError(
+                f"rows must be indices, a boolean mask or a slice, got {reprlib.repr(rows)}"
+            )
         if chosen.dtype.kind == "i" and -len(self) <= chosen.min() <= chosen.max() < len(self):
             # np.arange(len(self)) would cost as much as all objects.
             wrapped: npt.NDArray[np.int64] = np.where(chosen < 0, chosen + len(self), chosen)

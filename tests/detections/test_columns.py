@@ -207,3 +207,11 @@ def test_a_million_objects_are_no_problem(tmp_path):
     assert len(found.to_pandas()) == 1_000_000
     found.to_csv(tmp_path / "objects.csv")
     assert (tmp_path / "objects.csv").read_bytes().count(b"\n") == 1_000_001
+
+
+@pytest.mark.parametrize("rows", ["cat", 1.5, [[0]], None])
+def test_rows_that_are_no_indices_are_refused_in_a_line(rows):
+    found = decode(["<loc0046><loc0538><loc0795><loc1022> cat"], [(640, 480)])
+    assert len(found.select(0)) == 1
+    with pytest.raises(InputError, match="rows must be indices, a boolean mask or a slice, got"):
+        found.select(rows)

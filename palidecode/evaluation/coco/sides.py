@@ -55,7 +55,7 @@ def index_by_name(
             name = images[shared[0]].file_name
             raise InputError(f"{where}: the file name {name!r} is ambiguous: several images fit it")
         raise InputError(
-            f"{where}: none of its {len(images):,} pictures is in the ground truth (the first "
+            f"{where}: none of its pictures is in the ground truth (the first "
             f"is {images[0].file_name!r}, there it is {truths[0].file_name!r})"
         )
     examples = (repr(images[offset].file_name) for offset in shared)

@@ -95,7 +95,7 @@ def test_images_that_do_not_fit_are_refused():
         with pytest.raises(InputError, match="neither names nor ids, and aren't the 2 of"):
             evaluate_coco(truth, found)
     elsewhere = decode([answer("cat")] * 2, (64, 64), names=["a.jpg", "b.jpg"])
-    with pytest.raises(InputError, match="none of its 2 pictures is in the ground truth"):
+    with pytest.raises(InputError, match="none of its pictures is in the ground truth"):
         evaluate_coco(truth, elsewhere)
 
 

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "referring": "Referring segmentation",
     "evaluation": "COCO evaluation",
     "runtime": "Running the model",
+    "quantized": "The model in 8 and 4 bits",
     "journal": "The journal of a long run",
     "ray_scale": "Many pictures, on Ray",
     "startup": "Starting, and memory",

@@ -73,7 +73,7 @@ def sharded(folder):
 
 
 def load(folder, dtype=torch.float32, finish=None):
-    source, config, _ = open_checkpoint(folder)
+    source, config, *_ = open_checkpoint(folder)
     return load_weights(source, config, dtype, torch.device("cpu"), finish)
 
 

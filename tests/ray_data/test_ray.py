@@ -283,7 +283,8 @@ def test_parquet_and_datasets_have_the_same_objects(place, tmp_path, name):
     rows = pq.read_table(tmp_path / "rows").to_pylist()
     assert len(rows) == {"decoded": ANSWERS, "predicted": PICTURES}[name]
     dataset = json.loads(one(place, name)[0])
-    boxes = sorted(found["bbox"][:2] for found in dataset["annotations"])
+    with_area = [row["bbox"] for row in dataset["annotations"] if min(row["bbox"][2:]) > 0]
+    boxes = sorted(box[:2] for box in with_area)
     said = [box[:2] for row in rows for box in row["boxes"] if box[2] > box[0] and box[3] > box[1]]
     np.testing.assert_allclose(sorted(np.round(said, 3).tolist()), boxes, atol=1e-3)
     failed = [row for row in rows if row["reason"] is not None]
@@ -311,7 +312,7 @@ def test_evaluate_is_evaluate_coco(place, tmp_path):
         mine = ray_data.evaluate(truth, decoded(place), **given)
         theirs = evaluate_coco(truth, place / "one" / "decoded.json", **given)
         np.testing.assert_array_equal(mine.stats, theirs.stats)
-        assert mine.stats[0] > 0.1
+        assert mine.stats[0] > 0.05  # boxes without an area count as wrong
     ray_data.evaluate(truth, decoded(place), path=tmp_path / "decoded.json", **given)
     same(place, tmp_path, "decoded")
 

@@ -23,7 +23,7 @@ from palidecode.answers.parsing import Answer
 from palidecode.answers.row_files import ROWS, Problem, RowFile, open_rows, read_object
 from palidecode.answers.scoring import scores_of_text
 from palidecode.errors import InputError, warn
-from palidecode.files import check_size, inside, picture_size
+from palidecode.files import check_size, inside, picture_size, regular
 
 OUTPUT_KEYS = (
     *("output", "token_ids", "text", "generated_text", "response", "prediction", "answer"),
@@ -154,7 +154,7 @@ def holds_rows(path: str | os.PathLike[str]) -> bool:
     if ending != ".json":
         return ending in ROWS
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:  # a pipe would be waited for
             head = file.read(_HEAD)
     except OSError:
         return False

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import Table, at_least, report
+from measure import Table, at_least, peak_bytes, report
 
 from palidecode.runtime.config import PRESETS, config_to_hf
 from palidecode.runtime.weights import OLDER_PREFIXES, SINGLE, parts
@@ -142,14 +142,6 @@ def median_of(call: Callable[[], object], rounds: int = 3) -> float:
         call()
         turns.append(time.perf_counter() - start)
     return statistics.median(turns)
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def export(folder: Path, quantize: str) -> list[float]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Table, Target, at_least, optional, report
+from measure import Table, Target, at_least, optional, peak_bytes, report
 from safetensors.torch import save_file
 
 from palidecode.runtime.config import PRESETS, PaliGemmaConfig, config_to_hf
@@ -103,14 +103,6 @@ def median_of(call: Callable[[], object], rounds: int = 3) -> float:
             torch.cuda.synchronize()
         turns.append(time.perf_counter() - start)
     return statistics.median(turns)
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 @torch.inference_mode()

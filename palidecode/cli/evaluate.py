@@ -6,11 +6,9 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from palidecode.answers.rows import holds_rows
-from palidecode.cli.decode import NO_LOC, has_no_loc
 from palidecode.cli.options import IOU_TYPES, fill
 from palidecode.cli.output import (
     DONE,
@@ -24,31 +22,18 @@ from palidecode.cli.output import (
     unexpected,
 )
 from palidecode.cli.terminal import message
-from palidecode.coco.reading import AnyRow, read_dataset
-from palidecode.coco.skips import Skips
-from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
-from palidecode.evaluation.coco.sides import sizes_by_name
 from palidecode.evaluation.gates import below, read_limits
-from palidecode.files import read_json, replacing
-from palidecode.runs.answers import DecodeJob, DecodeOptions
-from palidecode.runs.local import RunOptions, write_coco
+from palidecode.files import replacing
 from palidecode.text_table import aligned
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.result import CocoEvaluation
 
 _FOR_A_PAGE = 300  # resamples; more take over half a minute, which -o alone doesn't ask for
-
-
-class _Decoded(NamedTuple):
-    """Decoded rows of answers: their dataset; problems and notes."""
-
-    dataset: dict[str, object]
-    odd: dict[str, Sequence[object]]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,13 +48,16 @@ def run(args: argparse.Namespace) -> int:
     if resamples is None:
         resamples = 0 if args.output is None else _FOR_A_PAGE
     options = fill(EvaluateOptions, args, bootstrap=resamples)
-    rows = _decode(args, output) if holds_rows(args.predictions) else None
-    predictions = args.predictions if rows is None else rows.dataset
+    predictions: Path | dict[str, object] = args.predictions
+    odd: dict[str, Sequence[object]] = {}
+    if holds_rows(args.predictions):
+        from palidecode.cli.answer_rows import decode_rows  # loads what decodes answers
+
+        predictions, odd = decode_rows(args, output)
     results: dict[str, CocoEvaluation] = {
         kind: evaluate(args.gt, predictions, kind, options) for kind in IOU_TYPES[args.iou_type]
     }
     missed = [text for result in results.values() for text in _missed(result, limits)]
-    odd = {} if rows is None else rows.odd
     data = {"below": missed, **odd, **{kind: result.as_dict() for kind, result in results.items()}}
     lines = blocks(map(_table, results.values()))
     complete = True
@@ -87,24 +75,6 @@ def run(args: argparse.Namespace) -> int:
     skipped = any(unexpected(result.skipped, result.noted) for result in results.values())
     odd_rows = any(odd.values())
     return SKIPPED if missed or skipped or odd_rows or not complete else DONE
-
-
-def _decode(args: argparse.Namespace, output: Output) -> _Decoded:
-    """Decode rows of answers as ``palidecode decode`` does; sizes are those of the truth."""
-    truth = read_dataset(args.gt, AnyRow, Skips(), name="the ground truth", needs=("images",))
-    job = DecodeJob(DecodeOptions(output_key=args.output_key, image_key=args.image_key))
-    items = job.items(args.predictions, sizes_by_name(truth.images.rows))
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "coco.json")
-        written = write_coco(job, items, path, CocoOptions(), RunOptions(no_journal=True))
-        dataset = read_json(path) if written.report.images else None
-    output.problems([(row["line"], row["reason"]) for row in written.failed])
-    if dataset is None:
-        raise InputError(f"{args.predictions}: no usable row")
-    notes = [NO_LOC] if has_no_loc(written) else []
-    for note in notes:
-        output.note(note)
-    return _Decoded(dataset, {"problems": written.failed, "notes": notes})
 
 
 def _missed(result: CocoEvaluation, limits: Mapping[str, float]) -> list[str]:

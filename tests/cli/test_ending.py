@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,8 +98,8 @@ def test_a_closed_stdout_is_no_file_of_ours_and_leaves_no_journal(tmp_path):
     assert len({path.read_bytes() for path in written[:-1]}) == 1
 
 
-def limited(code, *words):
-    """Run the command line in a process that first runs `code`."""
+def limited(code, *words, cwd=None):
+    """Run the command line in a process that first runs `code`; -c imports from `cwd`."""
     script = f"import resource, os, sys\nfrom palidecode.cli import main\n{code}\nsys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, words)],
@@ -106,6 +107,7 @@ def limited(code, *words):
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        cwd=cwd,
     )
     return done.returncode, done.stderr
 
@@ -130,31 +132,45 @@ def everybodys():
         yield Path(name)
 
 
+@pytest.fixture(scope="module")
+def everybodys_code():
+    """A copy of the package that every user may read: a checkout can be one user's alone."""
+    here = Path(palidecode.__file__).parents[1]
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        for folder in ("palidecode", "vqvae_weights"):
+            unread = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(here / folder, Path(name, folder), ignore=unread)
+        yield name
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the limit is of a user, and root's is not applied")
-def test_no_thread_can_be_started(everybodys):
+def test_no_thread_can_be_started(everybodys, everybodys_code):
     answers = everybodys / "answers.jsonl"
     answers.write_text(json.dumps({"output": answer("cat"), "width": 64, "height": 64}))
     words = ["decode", str(answers), "-o", str(everybodys / "first.json")]
     # Everything is imported first: the new user may not read every folder of modules.
     limit = f"main({words})\nos.setresuid(65534, 65534, 65534)\n"
     limit += "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))"
-    code, said = limited(limit, "decode", answers, "-o", everybodys / "coco.json")
+    words = ["decode", answers, "-o", everybodys / "coco.json"]
+    code, said = limited(limit, *words, cwd=everybodys_code)
     assert (code, said.count("\n")) == (2, 1), said
     assert said.startswith("palidecode: can't start new thread: the limit of processes")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-def test_a_user_without_home_and_passwd_entry(everybodys):
+def test_a_user_without_home_and_passwd_entry(everybodys, everybodys_code):
     answers = everybodys / "answers.jsonl"
     answers.write_text(json.dumps({"output": answer("cat", codes=CODES), "size": [64, 64]}))
     words = ["decode", str(answers), "--weights", DEMO_ID, "-o", str(everybodys / "first.json")]
     become = f"import palidecode.cli.weights\nmain({words})\nos.setresuid(54321, 54321, 54321)\n"
     become += "for name in ('HOME', 'XDG_CACHE_HOME', 'PALIDECODE_CACHE', 'PALIDECODE_WEIGHTS'):\n"
     become += "    os.environ.pop(name, None)"
-    code, said = limited(become, "decode", answers, "-o", everybodys / "coco.json")
+    words = ["decode", answers, "-o", everybodys / "coco.json"]
+    code, said = limited(become, *words, cwd=everybodys_code)
     assert code == 0, said
     assert (everybodys / "coco.json").read_bytes() == (everybodys / "first.json").read_bytes()
-    code, said = limited(become, "weights", "fetch")
+    code, said = limited(become, "weights", "fetch", cwd=everybodys_code)
     assert code == 2
     home = "no home directory for fetched weights; name one: PALIDECODE_CACHE=DIR"
     assert said.splitlines()[-1] == f"palidecode: {home}"

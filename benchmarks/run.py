@@ -61,7 +61,7 @@ def section(result: dict[str, Any]) -> str:
 
 def page(results: list[dict[str, Any]], command: str) -> str:
     """Format the whole page."""
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     targets = [Target(**target) for result in results for target in result["targets"]]
     missed = [target for target in targets if not target.met]
     summary = f"{len(targets) - len(missed)} of {len(targets)} targets are met."

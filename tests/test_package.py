@@ -1,12 +1,14 @@
 """The house: what is public, what is light, and which way imports go."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 import palidecode
 
@@ -101,6 +103,29 @@ def test_decoding_boxes_and_masks_needs_no_torch():
         "p.to_coco(p.decode(text, (64, 64), p.load_codec('palidecode-demo')))"
     )
     assert not loaded_after(code) & {"torch", "ray", "transformers", "matplotlib"}
+
+
+def test_commands_need_no_module_that_windows_lacks(tmp_path):
+    lacking = ("fcntl", "grp", "pwd", "pty", "resource", "termios", "tty")
+    text = "<loc0100><loc0200><loc0700><loc0800> boat"
+    path = tmp_path / "coco.json"
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"output": text, "width": 64, "height": 64}))
+    code = "import os, signal, sys\n"
+    code += f"for name in {lacking}: sys.modules[name] = None\n"
+    code += "for name in ('fork', 'setpgid', 'O_NOFOLLOW', 'mkfifo'): delattr(os, name)\n"
+    code += "from palidecode.cli import main\n"
+    code += (
+        f"assert main(['decode', {str(tmp_path / 'answers.jsonl')!r}, '-o', {str(path)!r}]) == 0\n"
+    )
+    code += f"assert main(['view', {str(path)!r}, '-o', {str(tmp_path / 'page')!r}]) == 1\n"
+    loaded_after(code)
+    assert len(json.loads(path.read_text())["annotations"]) == 1
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT.parent / "CITATION.cff").read_text())
+    assert citation["version"] == palidecode.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
 
 def imports_of(path):

@@ -6,7 +6,7 @@ ahead, so an answer in pieces gives the same result as the whole answer.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK
@@ -37,7 +37,7 @@ class ParsedObject(NamedTuple):
     span: Span = (0, 0)
 
 
-class IssueKind(str, Enum):
+class IssueKind(StrEnum):
     """Kinds of issues in an answer."""
 
     STRAY_TEXT = "stray_text"

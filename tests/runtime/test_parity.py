@@ -1,4 +1,4 @@
-"""Our model against transformers' on the same random weights, in float32.
+"""Both engines against transformers' on the same random weights, in float32.
 
 Tolerances: rtol 1e-4; a number near 0 is a sum of larger ones that cancel, so it may be off
 by 3e-5 of the largest number beside it.
@@ -22,13 +22,17 @@ from transformers import (
 
 from palidecode.runtime.config import config_to_hf, read_config
 from palidecode.runtime.gemma import Rope
-from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.onnx_engine import OnnxEngine
+from palidecode.runtime.onnx_graphs import build_graphs
+from palidecode.runtime.onnx_weights import onnx_weights
+from palidecode.runtime.torch_engine import TorchEngine
 from palidecode.runtime.torch_weights import load_weights
 from palidecode.runtime.weights import SafetensorsFolder
 
 VOCABULARY, IMAGE, PATCH = 300, 299, 14
 LENGTHS = (4, 7, 5)  # tokens of three prompts
 NEW = 40
+ENGINES = ("torch", "onnx")
 
 # PaliGemma 1 or 2, key/value heads of 4, pixels, and what differs from Gemma 2's defaults.
 # The window of 6 or 9 tokens is shorter than any image and prompt here.
@@ -121,6 +125,12 @@ def ours_from(folder):
     )
 
 
+def onnx_from(folder):
+    config = read_config(folder / "config.json")
+    weights = dict(onnx_weights(SafetensorsFolder(folder), config, "float32"))
+    return OnnxEngine(config, "float32", build_graphs(config, "float32"), weights, threads=1)
+
+
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -132,6 +142,7 @@ def pair(request, tmp_path_factory):
     return SimpleNamespace(
         theirs=theirs,
         ours=ours,
+        engines={"torch": TorchEngine(ours), "onnx": onnx_from(folder)},
         folder=folder,
         pixels=torch.randn(len(LENGTHS), 3, side, side, generator=generator),
         prompts=[torch.randint(3, IMAGE, (n,), generator=generator) for n in LENGTHS],
@@ -171,7 +182,9 @@ def test_the_vision_tower_and_the_projector(pair):
     with torch.no_grad():
         tower = pair.theirs.model.vision_tower(pair.pixels).last_hidden_state
         close(pair.ours.vision(pair.pixels), tower)
-        close(pair.ours.encode_image(pair.pixels), pair.theirs.model.multi_modal_projector(tower))
+        wanted = pair.theirs.model.multi_modal_projector(tower)
+    for engine in pair.engines.values():
+        close(torch.stack(features_of(engine, pair.pixels)), wanted)
 
 
 def test_one_decoder_layer(pair):
@@ -212,58 +225,64 @@ def test_logits_of_the_whole_model_for_rows_of_different_lengths(pair):
         close(ours[number, : len(row)], theirs[number, -len(row) :])
 
 
-def prefilled(pair, rows, pixels, new):
-    ids, lengths = right_padded(rows)
-    prefix = pair.ours.embed_prefix(pair.ours.encode_image(pixels), ids, lengths)
-    columns = prefix.embeddings.shape[1] + new
-    cache = KVCache(pair.ours.config.text, len(rows), columns, torch.float32, torch.device("cpu"))
-    return prefix, cache, pair.ours.language.logits(pair.ours.prefill(prefix, cache))
+def features_of(engine, pixels):
+    return [torch.as_tensor(tokens) for tokens in engine.encode_image(pixels.numpy())]
 
 
-def test_cached_decoding_gives_the_logits_of_reading_all_at_once(pair):
+def started(engine, rows, pixels, new):
+    """A batch of answers with space for `new` tokens, and the logits of the first."""
+    prompts = [row.tolist() for row in rows]
+    length = engine.config.vision.tokens + max(map(len, prompts)) + new
+    batch = engine.start(engine.encode_image(pixels.numpy()), prompts, length, None)
+    return batch, torch.from_numpy(batch.prefill())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("together", [1, 5, 12])
+def test_cached_decoding_gives_the_logits_of_reading_all_at_once(pair, engine, together):
     answer = torch.randint(3, IMAGE, (3, 12), generator=torch.Generator().manual_seed(6))
     rows = [torch.cat(both) for both in zip(pair.prompts, answer, strict=True)]
     with torch.no_grad():
         theirs = pair.theirs(**for_transformers(pair, rows, LENGTHS)).logits[:, -13:]
-        prefix, cache, logits = prefilled(pair, pair.prompts, pair.pixels, 12)
-        close(logits, theirs[:, 0])
-        for step in range(12):
-            hidden = pair.ours.step(answer[:, step], prefix.length + step, prefix.length, cache)
-            close(pair.ours.language.logits(hidden), theirs[:, step + 1])
+    batch, logits = started(pair.engines[engine], pair.prompts, pair.pixels, 12)
+    close(logits, theirs[:, 0])
+    for start in range(0, 12, together):
+        part = slice(start, start + together)
+        logits = torch.from_numpy(batch.step(answer[:, part].numpy()))
+        close(logits, theirs[:, 1:][:, part])
 
 
-def greedy(pair, rows, pixels):
-    with torch.no_grad():
-        prefix, cache, logits = prefilled(pair, rows, pixels, NEW)
-        tokens = [logits.argmax(-1)]
-        for step in range(NEW - 1):
-            place = prefix.length + step
-            hidden = pair.ours.step(tokens[-1], place, prefix.length, cache)
-            tokens.append(pair.ours.language.logits(hidden).argmax(-1))
+def greedy(engine, rows, pixels):
+    batch, logits = started(engine, rows, pixels, NEW)
+    tokens = [logits.argmax(-1)]
+    for _ in range(NEW - 1):
+        logits = torch.from_numpy(batch.step(tokens[-1][:, None].numpy()))
+        tokens.append(logits[:, 0].argmax(-1))
     return torch.stack(tokens, dim=1)
 
 
-def test_forty_greedy_tokens(pair):
-    theirs = pair.theirs.generate(
+@pytest.fixture(scope="module")
+def their_tokens(pair):
+    return pair.theirs.generate(
         **for_transformers(pair, pair.prompts, LENGTHS),
         do_sample=False,
         max_new_tokens=NEW,
         min_new_tokens=NEW,
         eos_token_id=None,
     )[:, -NEW:]
-    ours = greedy(pair, pair.prompts, pair.pixels)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forty_greedy_tokens_in_a_batch_and_alone(pair, their_tokens, engine):
+    ours = greedy(pair.engines[engine], pair.prompts, pair.pixels)
     assert ours.shape == (3, NEW)
     # An answer that says one thing over and over, or the same of every picture, proves little.
     assert min(len(row.unique()) for row in ours) >= 5
     assert len({tuple(row.tolist()) for row in ours}) == 3
-    assert torch.equal(ours, theirs)
-
-
-def test_a_row_of_a_batch_answers_as_it_does_alone(pair):
-    batch = greedy(pair, pair.prompts, pair.pixels)
+    assert torch.equal(ours, their_tokens)
     for number, prompt in enumerate(pair.prompts):
-        alone = greedy(pair, [prompt], pair.pixels[number : number + 1])
-        assert torch.equal(alone[0], batch[number])
+        pixels = pair.pixels[number : number + 1]
+        assert torch.equal(greedy(pair.engines[engine], [prompt], pixels)[0], ours[number])
 
 
 def test_our_config_is_one_that_transformers_reads(pair, tmp_path):

@@ -114,7 +114,7 @@ def run(folder: Path, options: dict[str, str]) -> dict[str, float]:
         answers, times = first(batch), []
         for step in range(count + 1):
             start = time.perf_counter()
-            answers.step(np.full(batch, 1000 + step))
+            answers.step(np.full((batch, 1), 1000 + step))
             times.append(time.perf_counter() - start)
         return batch / statistics.median(times[1:])
 

@@ -186,7 +186,8 @@ def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
         times = []
         for step in range(count + 1):
             start = time.perf_counter()
-            hidden = model.step(token, prefix.length + step, prefix.length, cache)
+            position = prefix.length[:, None] + step
+            hidden = model.step(token[:, None], position, prefix.length, cache)[:, 0]
             model.language.logits(hidden, rows).log_softmax(1).argmax(1).tolist()
             times.append(time.perf_counter() - start)
         return batch / statistics.median(times[1:])

@@ -24,7 +24,7 @@ class Batch(Protocol):
         ...
 
     def step(self, tokens: Ids) -> Logits:
-        """Read one more token of every row, (B,); return the logits of the next, (B, R)."""
+        """Read the next T tokens of every row, (B, T); return the logits after each, (B, T, R)."""
         ...
 
     def keep_rows(self, rows: Ids) -> None:

@@ -95,29 +95,40 @@ def generate(
     -------
     list of GeneratedTokens
         Up to rounding the same as one by one.
+
+    Notes
+    -----
+    Tokens that a grammar leaves no choice for are read together with the token before them. The
+    rows of a batch read as many tokens at a time as each of them has.
     """
     longest = max(len(prompt) for prompt in prompts)
     length = cache_length(engine.config, longest, options.max_new_tokens)
     answers = [GeneratedTokens() for _ in prompts]
     states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
     rows = list(range(len(prompts)))  # the answers that aren't finished
-    sampler = _Sampler(engine.config, vocabulary, grammars, options, numbers or rows)
+    sampler = _Sampler(engine.config, vocabulary, grammars, options, numbers or rows, on_token)
     batch = engine.start(features, prompts, length, sampler.head)
-    logits = batch.prefill()
-    for step in range(options.max_new_tokens):
-        tokens = sampler.next_tokens(logits, rows, states, answers)
-        if on_token is not None:
-            for row in rows:
-                on_token(row, answers[row].token_ids[-1], answers[row].logprobs[-1])
+    logits = batch.prefill()[:, None]
+    while True:
+        for column in range(logits.shape[1]):
+            sampler.next_tokens(logits[:, column], rows, states, answers)
         unfinished = [i for i, row in enumerate(rows) if not answers[row].finished]
-        if not unfinished or step == options.max_new_tokens - 1:
-            break
         if len(unfinished) < len(rows):
-            keep = np.array(unfinished)
-            batch.keep_rows(keep)
-            tokens, rows = tokens[keep], [rows[i] for i in unfinished]
-        logits = batch.step(tokens)
-    return answers
+            rows = [rows[i] for i in unfinished]
+            if rows:
+                batch.keep_rows(np.array(unfinished))
+        if not rows or len(answers[rows[0]].token_ids) == options.max_new_tokens:
+            return answers
+        unread = [[answers[row].token_ids[-1], *_forced(states[row])] for row in rows]
+        count = min(map(len, unread))
+        logits = batch.step(np.array([tokens[:count] for tokens in unread]))
+
+
+def _forced(state: AnswerState | None) -> list[int]:
+    """Return the tokens that must come next and are read; ``<eos>`` is never read."""
+    if state is None:
+        return []
+    return [token for token in state.forced() if token != state.grammar.vocabulary.eos]
 
 
 class _Sampler:
@@ -136,8 +147,9 @@ class _Sampler:
         grammars: Sequence[Grammar | None],
         options: GenerateOptions,
         numbers: Sequence[int],
+        on_token: OnToken | None,
     ) -> None:
-        self._options, self._vocabulary = options, vocabulary
+        self._options, self._vocabulary, self._on_token = options, vocabulary, on_token
         self._random = [
             np.random.default_rng(np.random.SeedSequence((options.seed, number)))
             for number in numbers
@@ -157,8 +169,8 @@ class _Sampler:
         rows: list[int],
         states: list[AnswerState | None],
         answers: list[GeneratedTokens],
-    ) -> Ids:
-        """Choose the next token of each of the rows, (B,); update their answers and states."""
+    ) -> None:
+        """Choose the next token of each of the rows; update their answers and states."""
         allowed = self._mask(logits, [states[row] for row in rows])
         over = allowed if self._options.over == "allowed" else logits
         normal = _log_sum_exp(over)
@@ -173,17 +185,36 @@ class _Sampler:
         tokens = columns if self.head is None else self.head[columns]
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             answer, state = answers[row], states[row]
-            answer.token_ids.append(token)
-            answer.logprobs.append(logprobs[i])
-            answer.end_logprobs.append(end_logprobs[i])
-            answer.finished = token in self._ends
-            if state is not None:
-                state.advance(token)
+            self._add(row, token, logprobs[i], end_logprobs[i], answer, state)
             bin_ = token - self._vocabulary.loc_offset
             if self._options.loc_probabilities and 0 <= bin_ < LOC_COUNT:
                 first = self._column(self._vocabulary.loc_offset)
                 answer.loc_probabilities.append(_softmax(allowed[i, first : first + LOC_COUNT]))
-        return tokens
+            rest = state.forced() if state is not None and self._options.over == "allowed" else []
+            if rest and rest[-1] == self._vocabulary.eos:
+                # Each of these tokens has probability 1: the model needn't be asked.
+                for forced in rest:
+                    end = 0.0 if forced == rest[-1] else -np.inf
+                    self._add(row, forced, 0.0, end, answer, state)
+
+    def _add(
+        self,
+        row: int,
+        token: int,
+        logprob: float,
+        end_logprob: float,
+        answer: GeneratedTokens,
+        state: AnswerState | None,
+    ) -> None:
+        """Add a token to an answer, and advance its state."""
+        answer.token_ids.append(token)
+        answer.logprobs.append(logprob)
+        answer.end_logprobs.append(end_logprob)
+        answer.finished = token in self._ends
+        if state is not None:
+            state.advance(token)
+        if self._on_token is not None:
+            self._on_token(row, token, logprob)
 
     def _column(self, token: int) -> int:
         """Column of a token's logit."""

@@ -234,20 +234,37 @@ class AnswerState:
             if here and count >= _boxes_that_begin(start):
                 allowed[start[-1] - lowest] = False
 
+    def forced(self) -> list[int]:
+        """Return the next tokens of a label and separator, while each is the only one allowed."""
+        forced: list[int] = []
+        node, left = None if self.ended else self._node, self.left
+        while node is not None and not node.separated and not self._in_free_label(node):
+            choices = self._choices(node, left)
+            if len(choices) != 1:
+                break
+            forced += choices
+            node, left = node.next.get(choices[0]), left - 1  # <eos> has no node
+        return forced
+
+    def _in_free_label(self, node: _Node) -> bool:
+        return self._free > 0 or (self.grammar.free and node is self.grammar.root)
+
     def _allow_label(self, mask: npt.NDArray[np.bool_], node: _Node) -> None:
-        g = self.grammar
-        if self._free or (g.free and node is g.root):
+        if self._in_free_label(node):
             self._allow_free(mask)
-            return
+        else:
+            mask[self.grammar.indices(self._choices(node, self.left))] = True
+
+    def _choices(self, node: _Node, left: int) -> list[int]:
+        """Return the tokens that may follow a node of the trie, with `left` tokens to go."""
+        g = self.grammar
         used = 0 if g.options.repeats else self._written.get(tuple(self._box), 0)
-        if node.complete & ~used:
-            mask[g.indices([g.vocabulary.eos])] = True
-        fits = [
+        choices = [g.vocabulary.eos] if node.complete & ~used else []
+        return choices + [
             token
             for token, child in node.next.items()
-            if child.labels & ~used and self._can_finish(child)
+            if child.labels & ~used and self._can_finish(child, left)
         ]
-        mask[g.indices(fits)] = True
 
     def _allow_free(self, mask: npt.NDArray[np.bool_]) -> None:
         g = self.grammar
@@ -262,16 +279,16 @@ class AnswerState:
         mask[g.indices([g.vocabulary.eos])] = True
         if self._free < g.options.max_label_tokens and self.left > 1:
             mask[g.later] = True
-        after = [t for t, child in g.separator.next.items() if self._can_finish(child)]
+        after = [t for t, child in g.separator.next.items() if self._can_finish(child, self.left)]
         mask[g.indices(after)] = True
 
-    def _can_finish(self, node: _Node) -> bool:
-        """Return True if the answer could end within its limit once this node is entered."""
+    def _can_finish(self, node: _Node, left: int) -> bool:
+        """Return True if an answer of `left` more tokens could end once this node is entered."""
         if node.to_end is not None:
-            return self.left - 1 >= node.to_end + 1
+            return left - 1 >= node.to_end + 1
         most = self.grammar.options.max_objects
         more = most is None or self._objects + 1 < most
-        return more and self.left - 1 >= node.to_next + self.grammar.object_cost
+        return more and left - 1 >= node.to_next + self.grammar.object_cost
 
     def _advance_label(self, token: int, node: _Node) -> None:
         g = self.grammar

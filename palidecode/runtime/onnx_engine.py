@@ -71,12 +71,14 @@ class OnnxEngine:
         return rows.reshape(*ids.shape, width)
 
     def logits(self, hidden: Floats, rows: Floats | None) -> Logits:
-        """Compute the logits of hidden states (B, width): of `rows` of the head, or of all."""
+        """Compute the logits of hidden states (…, width): of `rows` of the head, or of all."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
         logits: Logits
         if rows is None:
-            logits = self.session("head").run(None, {"hidden": hidden})[0]
+            logits = self.session("head").run(None, {"hidden": flat})[0]
         else:
-            logits = hidden @ rows.T
+            logits = flat @ rows.T
+        logits = logits.reshape(*hidden.shape[:-1], -1)
         cap = self.config.text.final_softcap
         return logits if cap is None else np.tanh(logits / np.float32(cap)) * np.float32(cap)
 
@@ -163,19 +165,21 @@ class OnnxBatch:
         empty = np.zeros((len(prompts), t.kv_heads, 0, t.head_size), np.float32)
         names = [f"{kind}.{layer}" for layer in range(t.layers) for kind in ("keys", "values")]
         self._cache = dict.fromkeys(names, OrtValue.ortvalue_from_numpy(empty))
-        self._steps = 0
+        self._read_tokens = 0  # of each answer
 
     def prefill(self) -> Logits:
         """Read pictures and prompts; see `Batch.prefill`."""
-        return self._read(self._embeddings, self._position, self._position, self._prefix - 1)
+        last = self._prefix[:, None] - 1
+        return self._read(self._embeddings, self._position, self._position, last)[:, 0]
 
     def step(self, tokens: Ids) -> Logits:
-        """Read one more token of every row; see `Batch.step`."""
-        position = (self._prefix + self._steps)[:, None]
-        self._steps += 1
+        """Read the next tokens of every row; see `Batch.step`."""
+        column = np.arange(tokens.shape[1])
+        position = self._prefix[:, None] + self._read_tokens + column
+        self._read_tokens += len(column)
         self._position = np.concatenate([self._position, position], axis=1)
-        embeddings = self._engine.embed(tokens[:, None])
-        return self._read(embeddings, position, self._position, np.zeros(len(tokens), np.int64))
+        every = np.broadcast_to(column, tokens.shape)
+        return self._read(self._engine.embed(tokens), position, self._position, every)
 
     def keep_rows(self, rows: Ids) -> None:
         """Keep only these rows; see `Batch.keep_rows`."""
@@ -184,10 +188,10 @@ class OnnxBatch:
             self._cache[name] = OrtValue.ortvalue_from_numpy(value.numpy()[rows])
 
     def _read(self, embeddings: Floats, own: Ids, known: Ids, pick: Ids) -> Logits:
-        """Read tokens at positions `own`; return the logits after the one that each row picks."""
+        """Read tokens at positions `own`; return the logits after those that each row picks."""
         text = self._engine.config.text
         mask, sliding = attention_masks(own, known, self._prefix, text)
-        feeds = {"embeddings": embeddings, "mask": mask, "pick": pick[:, None, None]}
+        feeds = {"embeddings": embeddings, "mask": mask, "pick": pick[:, :, None]}
         feeds["cos"], feeds["sin"] = rotation(own, text)
         if sliding is not None:
             feeds["sliding"] = sliding
@@ -196,7 +200,7 @@ class OnnxBatch:
         session = self._engine.session("decoder")
         hidden, *cache = session.run_with_ort_values(["hidden", *self._cache], given)
         self._cache = dict(zip(self._cache, cache, strict=True))
-        return self._engine.logits(hidden.numpy()[:, 0], self._rows)
+        return self._engine.logits(hidden.numpy(), self._rows)
 
 
 def rotation(position: Ids, text: TextConfig) -> tuple[Floats, Floats]:

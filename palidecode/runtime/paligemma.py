@@ -70,13 +70,12 @@ class PaliGemma(nn.Module):
         return last
 
     def step(self, tokens: Tensor, position: Tensor, length: Tensor, cache: KVCache) -> Tensor:
-        """Read one more token of every row; return its hidden state, (B, width).
+        """Read tokens (B, T) at `position` (B, T); return their hidden states, (B, T, width).
 
-        All arguments have shape (B,); `length` is that of each row's prefix.
+        `length` (B,) is that of each row's prefix.
         """
-        embedded = self.language.embed_tokens(tokens[:, None])
-        hidden: Tensor = self.language(embedded, position[:, None], length, cache)
-        return hidden[:, 0]
+        hidden: Tensor = self.language(self.language.embed_tokens(tokens), position, length, cache)
+        return hidden
 
     def forward(self, pixels: Tensor, ids: Tensor, prefix: Tensor, lengths: Tensor) -> Tensor:
         """Compute logits (B, T, vocabulary) of prompts and answers in one pass, as training does.

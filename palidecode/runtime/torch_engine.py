@@ -69,7 +69,7 @@ class TorchBatch:
         dtype = self._prefix.embeddings.dtype
         self._cache = KVCache(model.config.text, len(prompts), length, dtype, device)
         self._length = self._prefix.length
-        self._steps = 0
+        self._read_tokens = 0  # of each answer
         self._rows: Tensor | None = None
         if head is not None:
             weight = model.language.head_weight
@@ -82,10 +82,11 @@ class TorchBatch:
 
     @torch.inference_mode()
     def step(self, tokens: Ids) -> Logits:
-        """Read one more token of every row; see `Batch.step`."""
+        """Read the next tokens of every row; see `Batch.step`."""
         given = torch.from_numpy(tokens).to(self._length.device)
-        position = self._length + self._steps
-        self._steps += 1
+        column = torch.arange(tokens.shape[1], device=given.device)
+        position = self._length[:, None] + self._read_tokens + column
+        self._read_tokens += len(column)
         return self._logits(self._model.step(given, position, self._length, self._cache))
 
     @torch.inference_mode()

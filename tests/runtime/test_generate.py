@@ -129,11 +129,13 @@ def test_a_batch_answers_as_each_would_alone(tiny, grammar, over):
         close(alone.distributions(), answer.distributions())
 
 
-def test_tokens_are_told_in_order_as_they_come(tiny):
+@pytest.mark.parametrize("grammar", [False, True])
+def test_tokens_are_told_in_order_as_they_come(tiny, grammar):
     told = []
-    vocabulary = replace(tiny.vocabulary, eos=an_early_token(tiny))
-    found = answers_of(tiny, vocabulary=vocabulary, on_token=lambda *call: told.append(call))
-    steps = range(NEW)
+    vocabulary = tiny.vocabulary if grammar else replace(tiny.vocabulary, eos=an_early_token(tiny))
+    options = {"vocabulary": vocabulary, "grammar": grammar, "max_new_tokens": 40}
+    found = answers_of(tiny, on_token=lambda *call: told.append(call), **options)
+    steps = range(40)
     assert told == [
         (row, answer.token_ids[step], answer.logprobs[step])
         for step in steps
@@ -169,8 +171,9 @@ def renormalised(tiny, row, grammar, ids, limit):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("labels", ["prompt", "free"])
-def test_over_allowed_is_renormalised_over_what_the_grammar_allows(tiny, labels, temperature):
-    rows, limit, options = [0, 1, 3], 45, GrammarOptions(labels)
+@pytest.mark.parametrize("most", [None, 1])
+def test_over_allowed_is_renormalised_over_what_the_grammar_allows(tiny, labels, temperature, most):
+    rows, limit, options = [0, 1, 3], 45, GrammarOptions(labels, max_objects=most)
     grammars = [Grammar.of(tiny.tokenizer, PROMPTS[row], options) for row in rows]
     found = generate(
         tiny.engine,
@@ -279,6 +282,53 @@ def test_answers_with_the_grammar_parse_without_an_issue(tiny, labels):
                 else:
                     assert bool(item.label) == (labels == "free")
     assert len(counts) > 2
+
+
+class Counted:
+    """An engine that counts its forwards."""
+
+    def __init__(self, engine):
+        self.engine, self.config, self.forwards = engine, engine.config, 0
+
+    def start(self, *given):
+        batch = self.engine.start(*given)
+        prefill, step = batch.prefill, batch.step
+        batch.prefill = lambda: self.count(prefill())
+        batch.step = lambda tokens: self.count(step(tokens))
+        return batch
+
+    def count(self, logits):
+        self.forwards += 1
+        return logits
+
+
+def forwards(tiny, options, most=None):
+    """An answer to the prompt of one class, and how many forwards it took."""
+    engine = Counted(tiny.engine)
+    grammar = Grammar.of(tiny.tokenizer, PROMPTS[3], GrammarOptions(max_objects=most))
+    features, prompts = tiny.features[3:], tiny.prompts[3:]
+    (answer,) = generate(engine, features, prompts, tiny.vocabulary, [grammar], options)
+    return answer.token_ids, engine.forwards
+
+
+@pytest.mark.parametrize("over", ["vocabulary", "allowed"])
+def test_tokens_without_a_choice_need_no_forward_of_their_own(tiny, over):
+    most = 0
+    for seed in range(12):
+        ids, count = forwards(tiny, GenerateOptions(100, 100.0, seed=seed, over=over))
+        if len(ids) > 1:
+            # An object has four bins, a label and two tokens of a separator, or <eos>.
+            objects = (len(ids) + 1) // 7
+            assert count == 5 * objects
+            most = max(most, objects)
+            assert objects < 3 or len(ids) >= 1.3 * count
+    assert most >= 3
+
+
+def test_an_answer_whose_end_is_forced_needs_no_forward_for_it(tiny):
+    for over, wanted in (("allowed", 4), ("vocabulary", 5)):
+        ids, count = forwards(tiny, GenerateOptions(100, 3.0, over=over), 1)
+        assert (len(ids), count) == (6, wanted)
 
 
 # --- Drawing ----------------------------------------------------------------------------------

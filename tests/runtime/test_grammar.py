@@ -76,12 +76,16 @@ WALKS = {"uniform": uniform, "lowest": one_box(0), "last": one_box(-1), "again":
 def walk(grammar, limit, choose, rng, ending):
     """Ids of one answer; ``<eos>`` is taken with probability `ending` where it is allowed."""
     state, ids, eos = grammar.start(limit), [], grammar.vocabulary.eos
+    forced = []
     while not state.ended:
         assert len(ids) < limit, "the limit is exceeded"
         mask = state.allowed()
         assert mask.shape == grammar.tokens.shape
         allowed = grammar.tokens[mask]
         assert len(allowed), f"stuck after {ids}"
+        forced = forced or state.forced()
+        if forced:
+            assert allowed.tolist() == [forced.pop(0)]
         others = allowed[allowed != eos]
         ends = len(others) < len(allowed) and (not len(others) or rng.random() < ending)
         token = eos if ends else int(choose(rng, ids, others))
@@ -138,6 +142,22 @@ def test_every_walk_is_an_answer(tokenizer, task, case):
             counts.add(len(check(tokenizer, ids, names_here, task == "segment", options)))
     assert {0, 1} <= counts
     assert max(counts) == options.max_objects or max(counts) > 3
+
+
+def test_what_has_no_choice_is_forced(tokenizer):
+    def after(text, **options):
+        state = Grammar.of(tokenizer, "detect red star", GrammarOptions(**options)).start(50)
+        for token in tokenizer.encode(text):
+            state.advance(token)
+        return state.forced()
+
+    box, eos = "<loc0001><loc0002><loc0003><loc0004>", tokenizer.vocabulary.eos
+    between = tokenizer.encode(f"{box} red star ; {box}")[4:-4]
+    label, separator = between[:2], between[2:]
+    assert after("") == after(box[:-9]) == after(f"{box} red star") == []
+    assert after(box) == label
+    assert after(f"{box} red star ;") == separator[1:]
+    assert after(box, max_objects=1) == [*label, eos]
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])

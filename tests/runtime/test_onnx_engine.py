@@ -59,7 +59,7 @@ def logits_of(engine, tiny, head, steps=12, ended=None):
             keep = np.setdiff1d(rows, ended)
             batch.keep_rows(keep)
             rows = keep
-        every.append(batch.step(tokens[step, rows]))
+        every.append(batch.step(tokens[step, rows, None])[:, 0])
     return every
 
 
@@ -169,5 +169,5 @@ def test_a_quantised_batch_answers_as_each_would_alone(tiny, precision):
     alone = quantised.start([features[0]], [tiny.prompts[0]], LENGTH, None)
     assert off_by(batch.prefill()[:1], alone.prefill()) < 1e-5
     for token in (5, 77, 901):
-        step = batch.step(np.array([token, 1000 - token]))
-        assert off_by(step[:1], alone.step(np.array([token]))) < 1e-5
+        step = batch.step(np.array([[token], [1000 - token]]))
+        assert off_by(step[:1], alone.step(np.array([[token]]))) < 1e-5

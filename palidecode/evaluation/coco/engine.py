@@ -243,10 +243,11 @@ class Engine:
         rows = np.column_stack(
             [predicted.image + 1, predicted.box, predicted.score, predicted.category + 1]
         )
-        if self.iou_type == "bbox":
-            return self._truth.load_res(rows)
-        loaded = self._truth.load_res(rows, segmentation=cast(Any, predicted.masks))
-        loaded.update_anns(ids=np.arange(1, len(predicted) + 1), area=predicted.area)
+        masks = None if self.iou_type == "bbox" else cast(Any, predicted.masks)
+        loaded = self._truth.load_res(rows, segmentation=masks)
+        if masks is not None or (predicted.area != predicted.box[:, 2:].prod(axis=1)).any():
+            # Without boxes in the file, the size of a prediction is its mask's.
+            loaded.update_anns(ids=np.arange(1, len(predicted) + 1), area=predicted.area)
         return loaded
 
 

@@ -14,6 +14,7 @@ import warnings
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -121,6 +122,18 @@ def test_the_printed_numbers_of_coco100(coco100, kind):
     np.testing.assert_allclose(result.stats, pycocotools_stats(truth, results, kind), atol=1e-6)
     again = evaluate_coco(truth, results, kind)
     assert again.stats.tolist() == result.stats.tolist()
+
+
+def test_boxes_of_results_that_have_masks_alone(coco100):
+    """Their sizes are the masks' areas, as pycocotools' `loadRes` sets them."""
+    truth = json.loads((coco100 / GT).read_text())
+    results = json.loads(results_of(coco100, "segm").read_text())
+    assert not any("bbox" in row for row in results)
+    result = evaluate_coco(truth, results)
+    np.testing.assert_allclose(result.stats, pycocotools_stats(truth, results, "bbox"), atol=1e-6)
+    for row, mask in zip(results, [row["segmentation"] for row in results], strict=True):
+        row["bbox"] = coco_mask.toBbox(mask).tolist()
+    assert abs(evaluate_coco(truth, results).stats - result.stats).max() > 0.005
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

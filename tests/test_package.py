@@ -17,7 +17,7 @@ ROOT = FACE.parent
 HEAVY = ("torch", "onnxruntime", "ray", "transformers", "matplotlib", "cv2", "pycocotools")
 HEAVY += ("hotcoco", "msgspec", "jinja2")
 ROWS = [
-    ("errors", "vocab", "version", "cores", "text_table"),
+    ("errors", "vocab", "version", "cores", "wording"),
     ("files", "prompts"),
     ("answers", "geometry", "codec", "runtime", "drawing", "interop"),
     ("detections",),

@@ -83,7 +83,7 @@ class AnswerRow:
     codec: str = ""
 
 
-class _Picture(NamedTuple):
+class Picture(NamedTuple):
     """The name of a row's picture, and the content of its file where the row holds it."""
 
     name: str | None
@@ -244,19 +244,25 @@ class RowReader:
         picture = self.picture(row)
         prompt, codec = row.get("prompt", row.get("prefix")), row.get("codec")
         reader = self.choose([(line, row)])
-        answer, scores = reader._answer(row)
+        answer, scores = reader.answer(row)
         given = _scores_of(row.get("scores"))
+        size = self.size_of(row, picture)
+        if size is None:
+            raise InputError(
+                "the size of the picture is not known: give 'width' and 'height', or 'image' and "
+                "the folder (--images), or one size for all (--size)"
+            )
         return AnswerRow(
             line=line,
             name=picture.name or f"line-{line}",
-            size=self._size_of(row, picture),
+            size=size,
             answer=answer,
             prompt=prompt if isinstance(prompt, str) else "",
             scores=scores if given is None else given,
             codec=codec if isinstance(codec, str) else "",
         )
 
-    def picture(self, row: Row) -> _Picture:
+    def picture(self, row: Row) -> Picture:
         """Return the name of a row's picture, and its content.
 
         Raises
@@ -274,13 +280,19 @@ class RowReader:
         if isinstance(value, Mapping):  # as in data sets of Hugging Face
             data, value = value.get("bytes"), value.get("path")
         if isinstance(data, bytes) and not value:
-            return _Picture(None, data)
+            return Picture(None, data)
         if key is not None and (not isinstance(value, str) or not value):
             raise InputError(f"{key!r} must be a file name, got {reprlib.repr(value)}")
-        return _Picture(str(value) if key else None, data if isinstance(data, bytes) else None)
+        return Picture(str(value) if key else None, data if isinstance(data, bytes) else None)
 
-    def _answer(self, row: Row) -> tuple[Answer, list[float] | None]:
-        """Return the answer of a row, and scores from its probabilities where it has them."""
+    def answer(self, row: Row) -> tuple[Answer, list[float] | None]:
+        """Return the answer of a row, and scores from its probabilities where it has them.
+
+        Raises
+        ------
+        InputError
+            If it has none.
+        """
         key = next((key for key in self.outputs if row.get(key) is not None), None)
         try:
             if key is not None:
@@ -294,7 +306,14 @@ class RowReader:
             return "", None
         raise InputError(f"needs an answer: {_listed(self.outputs)}")
 
-    def _size_of(self, row: Row, picture: _Picture) -> Size:
+    def size_of(self, row: Row, picture: Picture) -> Size | None:
+        """Return the size of a row's picture; None if it isn't known.
+
+        Raises
+        ------
+        InputError
+            If it is no size, or the picture can't be read.
+        """
         given, name = row.get("size") or row.get("image_size_wh"), picture.name
         if row.get("width") is not None or row.get("height") is not None:
             given = [row.get("width"), row.get("height")]
@@ -306,12 +325,8 @@ class RowReader:
         if path is not None:
             return picture_size(path)
         found = None if name is None else self._known_size(name)
-        if found is None and self.size is None:
-            raise InputError(
-                "the size of the picture is not known: give 'width' and 'height', or 'image' and "
-                "the folder (--images), or one size for all (--size)"
-            )
-        return check_size(found or self.size)
+        found = found or self.size
+        return None if found is None else check_size(found)
 
     def _known_size(self, name: str) -> Size | None:
         """Return the size of a picture that isn't in `images`."""
@@ -402,6 +417,8 @@ def _read_answer(value: object, key: str) -> tuple[Answer, list[float] | None]:
     """Read the answer in a value: text, ids, a list of one, or an object of a known API."""
     if isinstance(value, str):
         return value, None
+    if isinstance(value, (tuple, np.ndarray)):  # of rows in memory
+        value = np.asarray(value).tolist()
     if isinstance(value, list):
         ids = all(type(token) is int and abs(token) < 1 << 62 for token in value)
         if ids and (value or key == "token_ids"):

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from palidecode.cli.decode import NO_LOC, has_no_loc
-from palidecode.cli.output import Output
+from palidecode.cli.decode import has_no_loc
+from palidecode.cli.output import NO_LOC, Output
 from palidecode.coco.reading import AnyRow, read_dataset
 from palidecode.coco.skips import Skips
 from palidecode.coco.writing import CocoOptions

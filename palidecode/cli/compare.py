@@ -16,14 +16,13 @@ from palidecode.cli.output import (
     blocks,
     decimals,
     skip_lines,
-    unexpected,
 )
-from palidecode.coco.skips import DIFFER
+from palidecode.coco.skips import DIFFER, needs_a_look
 from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.comparison import compare
 from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
-from palidecode.text_table import aligned
+from palidecode.wording import aligned
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.comparison import CocoComparison
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     data = {kind: result.as_dict() for kind, result in results.items()}
     fill(Output, args).result(data, blocks(tables))
     sides = [side for result in results.values() for side in (result.first, result.second)]
-    return SKIPPED if any(unexpected(s.skipped, s.noted) for s in sides) else DONE
+    return SKIPPED if any(needs_a_look(s.skipped, s.noted) for s in sides) else DONE
 
 
 def _table(result: CocoComparison, first: Path, second: Path) -> list[str]:

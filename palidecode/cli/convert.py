@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, many, skip_lines
+from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.coco.detections import sound_rows
 from palidecode.coco.reading import ImageRow, Row, no_collection, read_dataset, sized_images
-from palidecode.coco.skips import Skips
+from palidecode.coco.skips import Skips, needs_a_look
 from palidecode.errors import InputError
 from palidecode.files import STDOUT, refuse_overwriting, replacing
 from palidecode.formats import (
@@ -31,6 +31,7 @@ from palidecode.formats.labelstudio import config_of, write_labelstudio
 from palidecode.geometry.boxes import box_area
 from palidecode.geometry.rle import rings_to_rle, rle_to_crop
 from palidecode.version import __version__
+from palidecode.wording import many
 
 _WITHOUT_SCORES = ("yolo", "yolo-seg", "voc", "cvat", "createml")
 _LABELS = (".txt", ".xml", ".yaml")  # files of a folder that is read
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         "objects": report.objects,
         "skipped": dict(report.skipped),
         "unread": [skip.as_dict() for skip in skips.skipped],
+        "noted": [skip.as_dict() for skip in skips.noted],
         "stale": report.stale,
         **({} if more is None else {"config": str(more)}),
     }
@@ -59,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     output.result(data, lines)
     for reason, count in report.skipped.items():
         output.note(f"skipped: {reason}: {count}")
-    output.listed([line.strip() for line in skip_lines("skipped", skips.skipped) if line])
+    for title, listed in (("skipped", skips.skipped), ("noted", skips.noted)):
+        output.listed([line.strip() for line in skip_lines(title, listed) if line])
     if args.to in _WITHOUT_SCORES and _scored(dataset):
         output.note(f"{args.to} has no scores: they are not written")
     if report.stale:
@@ -67,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
             f"of an earlier conversion, and of no picture: {many(len(report.stale), 'file')}"
         )
         output.listed(report.stale)
-    look = report.skipped.keys() - _BY_DESIGN or skips.skipped or report.stale
-    return SKIPPED if look else DONE
+    unasked = report.skipped.keys() - _BY_DESIGN or report.stale
+    return SKIPPED if unasked or needs_a_look(skips.skipped, skips.noted) else DONE
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -12,18 +12,23 @@ from palidecode.answers.rows import AnswerRow
 from palidecode.cli.issues import Issues, collected
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of, report_lines, unasked
+from palidecode.cli.output import (
+    DONE,
+    NO_LOC,
+    SKIPPED,
+    Output,
+    counted,
+    objects_of,
+    report_lines,
+    skipped_unasked,
+)
 from palidecode.coco.categories import read_categories
-from palidecode.coco.writing import CocoOptions, CocoReport, MaskFormat, to_coco
+from palidecode.coco.writing import CocoOptions, CocoReport, MaskFormat, dataset_of, images_of
 from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions
 from palidecode.runs.local import RunOptions, Watch, WrittenCoco
 
-NO_LOC = (
-    "not one answer has a <loc…> token: keep special tokens when you detokenize "
-    "(skip_special_tokens=False), and separate the names of a prompt by ' ; ', not by commas"
-)
 _OF_BOXES = {
     *(IssueKind.MISSING_LOC, IssueKind.EXTRA_LOC, IssueKind.OUT_OF_RANGE, IssueKind.TRUNCATED),
     *(IssueKind.INVERTED_BOX, IssueKind.EMPTY_BOX),
@@ -84,7 +89,7 @@ def _finish(answers: Path, written: WrittenCoco, issues: Issues, output: Output)
     _report(written, issues, output, [NO_LOC] if silent else [])
     output.problems(problems, "row" if answers.suffix in (".json", ".parquet") else "line")
     output.listed(issues.lines(), issues.count, "--issues FILE writes")
-    return SKIPPED if problems or silent or unasked(written.report) else DONE
+    return SKIPPED if problems or silent or skipped_unasked(written.report) else DONE
 
 
 def has_no_loc(written: WrittenCoco) -> bool:
@@ -125,18 +130,7 @@ def _decode_text(
     row = AnswerRow(1, "", options.size, text)
     detections, _ = AnswerDecoder.load(options).decode([row])
     report = CocoReport()
-    dataset = to_coco(
-        detections,
-        categories=coco.categories,
-        segmentation=coco.form.segmentation,
-        match=coco.match,
-        unmapped=coco.unmapped,
-        simplify=coco.form.simplify,
-        min_area=coco.form.min_area,
-        paste=coco.form.paste,
-        drop_empty=coco.drop_empty,
-        report=report,
-    )
+    dataset = dataset_of(detections, coco, images_of(detections), report)
     if path is not None:
         with replacing(path) as file:
             json.dump(dataset, file, ensure_ascii=False)
@@ -151,4 +145,4 @@ def _decode_text(
         output.result({"coco": dataset, "issues": issues}, lines)
     for issue in issues:
         output.note(f"{issue['kind']} at {issue['span']}: {issue['text']!r}")
-    return SKIPPED if unasked(report) else DONE
+    return SKIPPED if skipped_unasked(report) else DONE

@@ -12,15 +12,16 @@ from PIL import Image
 
 from palidecode.answers.rows import AnswerRow, holds_rows
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, many
+from palidecode.cli.output import DONE, SKIPPED, Output
 from palidecode.coco.detections import from_coco
-from palidecode.coco.skips import Skip
+from palidecode.coco.skips import needs_a_look
 from palidecode.coco.writing import CocoReport
 from palidecode.detections import ColorBy, Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, open_picture, png_names, replacing
 from palidecode.geometry.masks import Paste
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions, by_picture, decode_rows
+from palidecode.wording import many
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _Problem: TypeAlias = tuple[int, str]
@@ -54,31 +55,31 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("name the directory of the pictures: --images DIR")
     _check_crops(args.crops, args.output, Path(args.images))
     problems: list[_Problem] = []
-    skipped: list[Skip] = []
+    report = CocoReport()
     if args.source.suffix == ".json" and not holds_rows(args.source):
-        detections, names, skipped = _from_coco(args.source)
+        detections = from_coco(args.source, report=report)
+        names = detections.names
     else:
         detections, names, problems = _from_answers(args.source, fill(DecodeOptions, args))
     pictures = Path(args.images)
     failed = _draw_all(detections, names, pictures, args.output, args.crops, style, output)
-    problems += failed
     written = len(names) - len(failed)
     data = {
         "output": str(args.output),
         "written": written,
-        "problems": [{"picture": number, "reason": reason} for number, reason in problems],
-        **({"skipped": [skip.as_dict() for skip in skipped]} if skipped else {}),
+        "problems": [
+            *({"line": number, "reason": reason} for number, reason in problems),
+            *({"picture": number, "reason": reason} for number, reason in failed),
+        ],
+        **({"skipped": [s.as_dict() for s in report.skipped]} if report.skipped else {}),
     }
     output.result(data, [f"{many(written, 'picture')} in {args.output}"])
-    output.problems(problems, "picture")
-    return SKIPPED if problems or skipped else DONE
-
-
-def _from_coco(path: Path) -> tuple[Detections, list[str], list[Skip]]:
-    """Read a COCO dataset; return its objects, the names of its pictures, and what was skipped."""
-    report = CocoReport()
-    detections = from_coco(path, report=report)
-    return detections, detections.names, report.skipped
+    output.problems(problems)
+    output.problems(failed, "picture")
+    if report.crowds:
+        output.note(f"not drawn: {many(report.crowds, 'crowd')} (iscrowd)")
+    look = problems or failed or needs_a_look(report.skipped, report.noted)
+    return SKIPPED if look else DONE
 
 
 def _from_answers(

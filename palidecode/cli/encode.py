@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted, many
+from palidecode.cli.output import DONE, SKIPPED, Output, counted
 from palidecode.cli.progress import Progress
 from palidecode.cli.terminal import message
 from palidecode.codec import load_codec
@@ -27,6 +27,7 @@ from palidecode.finetune.prefixes import PrefixLengths
 from palidecode.finetune.roundtrip import RoundTrip
 from palidecode.finetune.rows import encode_images, split_images
 from palidecode.runs.answers import read_tokenizer
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     from palidecode.finetune.rows import EncodedImage
@@ -120,7 +121,7 @@ def _no_row(files: _Files, report: EncodeReport, problems: list[tuple[int, str]]
     ]
     reasons += [f"image {index}: {reason}" for index, reason in problems[:_SHOWN_PROBLEMS]]
     if len(problems) > _SHOWN_PROBLEMS:
-        reasons.append(f"and {len(problems) - _SHOWN_PROBLEMS} more images")
+        reasons.append(f"and {many(len(problems) - _SHOWN_PROBLEMS, 'more image')}")
     shown = "; ".join(reasons) or "it has no images"
     return f"{files.coco}: no image gives a row: {shown}; {files.output} was not written"
 

@@ -17,18 +17,17 @@ from palidecode.cli.output import (
     Output,
     blocks,
     decimals,
-    many,
     skip_lines,
-    unexpected,
 )
 from palidecode.cli.terminal import message
+from palidecode.coco.skips import needs_a_look
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import RATES, Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.files import replacing
-from palidecode.text_table import aligned
+from palidecode.wording import aligned, many
 
 if TYPE_CHECKING:
     from palidecode.evaluation.coco.result import CocoEvaluation
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     output.result(data, lines)
     for line in missed:
         message(line)
-    skipped = any(unexpected(result.skipped, result.noted) for result in results.values())
+    skipped = any(needs_a_look(result.skipped, result.noted) for result in results.values())
     odd_rows = any(odd.values())
     return SKIPPED if missed or skipped or odd_rows or not complete else DONE
 
@@ -164,7 +163,8 @@ def _class_lines(result: CocoEvaluation) -> list[str]:
         cells.append([row["category"], *counts, *(decimals(row[name]) for name in names)])
     lines = aligned(cells)
     if len(rows) > len(shown):
-        lines.append(f"  … and {len(rows) - len(shown)} more classes (--json lists all of them)")
+        more = many(len(rows) - len(shown), "more class", "more classes")
+        lines.append(f"  … and {more} (--json lists all of them)")
     return lines
 
 

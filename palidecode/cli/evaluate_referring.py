@@ -13,10 +13,16 @@ from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.codec import load_codec
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.evaluation.referring.evaluate import SCORES, evaluate_referring
+from palidecode.evaluation.referring.rows import MISSING, NOT_BOX_AND_MASK
 from palidecode.files import replacing
 
 if TYPE_CHECKING:
     from palidecode.evaluation.referring.evaluate import ReferringResult
+
+_NO_LOC = (
+    "not one answer begins with four <loc…> tokens: keep special tokens when you detokenize "
+    "(skip_special_tokens=False)"
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         codec=load_codec(args.weights, args.backend) if named else None,
         divisor=args.divisor,
         missing=args.missing,
+        output_key=args.output_key,
+        image_key=args.image_key,
     )
     if args.samples is not None:
         with replacing(args.samples) as file:
@@ -40,8 +48,17 @@ def run(args: argparse.Namespace) -> int:
     missed = below(result.scores(), limits)
     output.result({**result.as_dict(), "below": missed}, _table(result, missed))
     output.problems(result.problems)
-    skipped = result.problems or result.skipped or result.missing
-    return SKIPPED if missed or skipped else DONE
+    if silent := _none_begins_with_loc(result):
+        output.note(_NO_LOC)
+    lacking = result.missing if args.missing == "zero" else 0
+    look = missed or result.problems or result.skipped or lacking or silent
+    return SKIPPED if look else DONE
+
+
+def _none_begins_with_loc(result: ReferringResult) -> bool:
+    """Return True if not one answer about an object begins with four loc tokens."""
+    answers = [s.invalid for s in result.samples if s.target and s.invalid != MISSING.invalid]
+    return bool(answers) and set(answers) == {NOT_BOX_AND_MASK}
 
 
 def _table(result: ReferringResult, missed: Mapping[str, float]) -> list[str]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palidecode.cli.output import RESUMABLE, Output, many
+from palidecode.cli.output import RESUMABLE, Output
 from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError
 from palidecode.files import writes_through
 from palidecode.runs.journal import shards_folder
 from palidecode.runs.local import RunOptions, Watch, WrittenCoco, write_coco
 from palidecode.runs.stopping import Stopping, run_stoppable
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     from palidecode.runs.answers import DecodeJob

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from palidecode.cli.progress import Progress, ProgressBar, ProgressLines
 from palidecode.cli.terminal import escaped, message, writing_stdout
-from palidecode.coco.skips import DIFFER
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     from palidecode.coco.skips import Skip
@@ -22,13 +22,11 @@ DONE, SKIPPED = 0, 1
 """Exit codes: finished; finished, but look: see `palidecode.cli`."""
 RESUMABLE = "run the same command again to resume"
 SHOWN_CLASSES = 20
+NO_LOC = (
+    "not one answer has a <loc…> token: keep special tokens when you detokenize "
+    "(skip_special_tokens=False), and separate the names of a prompt by ' ; ', not by commas"
+)
 _SHOWN_PROBLEMS = 10
-_ON_REQUEST = ("merged", "not_asked")  # reasons to skip that the user asked for
-
-
-def many(count: int, one: str, several: str | None = None) -> str:
-    """Return a count and its noun: ``1 picture``, ``2 pictures``."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def objects_of(report: CocoReport, path: Path) -> str:
@@ -74,16 +72,13 @@ def report_lines(report: CocoReport) -> list[str]:
     return lines + ([f"skipped: {counted(report.left_out())}"] if report.left_out() else [])
 
 
-def unasked(report: CocoReport) -> bool:
-    """Return True for objects skipped that the options don't ask to skip."""
-    return bool(report.left_out().keys() - {"dropped_boxes"})
+def skipped_unasked(report: CocoReport) -> bool:
+    """Return True if objects were skipped that the options don't ask to skip.
 
-
-def unexpected(skipped: Sequence[Skip], noted: Sequence[Skip]) -> bool:
-    """Return True for rows skipped that the options don't ask to skip, and sides that differ."""
-    return any(skip.reason not in _ON_REQUEST for skip in skipped) or any(
-        skip.reason in DIFFER for skip in noted
-    )
+    An object whose mask has no pixel is written with its box, and every other count is what
+    --unmapped, --drop-empty, --simplify or --min-area ask for.
+    """
+    return bool(report.infinite_boxes or report.skipped)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from pathlib import Path
 from palidecode.cli.issues import Issues, collected
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, counted, objects_of, report_lines, unasked
+from palidecode.cli.output import (
+    DONE,
+    SKIPPED,
+    Output,
+    counted,
+    objects_of,
+    report_lines,
+    skipped_unasked,
+)
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import from_coco
 from palidecode.coco.shards import Failure, Result
@@ -65,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         overlay.draw_rest(written.path)
     undrawn = overlay.failed if overlay is not None else []
     _report(job, finish, issues, skipped, undrawn, output)
-    looked = undrawn or written.failed or skipped or unasked(written.report)
+    looked = undrawn or written.failed or skipped or skipped_unasked(written.report)
     return SKIPPED if looked else DONE
 
 

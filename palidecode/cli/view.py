@@ -10,34 +10,36 @@ from pathlib import Path
 
 from palidecode.answers.assembler import ParseIssue
 from palidecode.cli.options import fill
-from palidecode.cli.output import DONE, SKIPPED, Output, many, skip_lines
+from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.coco.detections import from_coco, from_coco_results
-from palidecode.coco.skips import Skip
+from palidecode.coco.skips import needs_a_look
 from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import regular
 from palidecode.report import RawAnswer, made_with, write_view
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions, by_picture, decode_rows
+from palidecode.wording import many
 
 _HEAD = 256  # bytes that tell a list from an object
 
 
 @dataclass
 class _Content:
-    """Content of a file: objects, the answers about each picture, and what was skipped."""
+    """Content of a file: objects, the answers about each picture, what was skipped or is odd."""
 
     found: Detections
     answers: list[list[RawAnswer]] = field(default_factory=list)
-    skipped: Sequence[Skip] = ()
     problems: Sequence[tuple[int, str]] = ()
+    report: CocoReport = field(default_factory=CocoReport)
 
     def notices(self) -> list[str]:
         """Return lines about what was skipped."""
         rows = [f"line {line} of the answers: {reason}" for line, reason in self.problems[:10]]
         if len(self.problems) > len(rows):
-            rows.append(f"and {len(self.problems) - len(rows):,} more lines with problems")
-        return [*(f"skipped: {skip}" for skip in self.skipped), *rows]
+            rows.append(f"and {many(len(self.problems) - len(rows), 'more line')} with problems")
+        skipped = [f"skipped: {skip}" for skip in self.report.skipped]
+        return [*skipped, *map(str, self.report.noted), *rows]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             notices=content.notices(),
             step=bar.update,
         )
-    page = args.output / "index.html"
+    page, report = args.output / "index.html", content.report
     data = {
         "output": str(page),
         "pictures": count,
@@ -70,26 +72,29 @@ def run(args: argparse.Namespace) -> int:
         "issues": len(content.found.issues),
         "missing": missing,
         "problems": [{"line": line, "reason": reason} for line, reason in content.problems],
-        "skipped": [skip.as_dict() for skip in content.skipped],
+        "skipped": [skip.as_dict() for skip in report.skipped],
+        "noted": [skip.as_dict() for skip in report.noted],
     }
     objects = f"{many(len(content.found), 'object')} of {many(count, 'picture')} in {page}"
-    output.result(data, [objects, *skip_lines("SKIPPED", content.skipped)])
+    lines = [*skip_lines("SKIPPED", report.skipped), *skip_lines("noted", report.noted)]
+    output.result(data, [objects, *lines])
     output.problems(content.problems)
     output.listed(missing)
-    return SKIPPED if missing or content.problems or content.skipped else DONE
+    look = needs_a_look(report.skipped, report.noted)
+    return SKIPPED if missing or content.problems or look else DONE
 
 
 def _from_json(path: Path, dataset: Path | None) -> _Content:
     """Read a COCO dataset, or a results list with its dataset."""
     report = CocoReport()
     if dataset is not None:
-        return _Content(from_coco_results(path, dataset, report=report), skipped=report.skipped)
+        return _Content(from_coco_results(path, dataset, report=report), report=report)
     if _is_list(path):
         raise InputError(
             f"{path}: is a results list; name the dataset of its images and categories: "
             "--dataset FILE"
         )
-    return _Content(from_coco(path, crowds=True, report=report), skipped=report.skipped)
+    return _Content(from_coco(path, crowds=True, report=report), report=report)
 
 
 def _is_list(path: Path) -> bool:
@@ -110,6 +115,4 @@ def _from_answers(path: Path, options: DecodeOptions) -> _Content:
     about: dict[str, list[RawAnswer]] = {name: [] for name in names}
     for row, odd in zip(answers, issues, strict=True):
         about[row.name].append(RawAnswer(row.prompt, row.answer, odd))
-    return _Content(
-        found, list(about.values()), (), [(item.line, item.reason) for item in problems]
-    )
+    return _Content(found, list(about.values()), [(item.line, item.reason) for item in problems])

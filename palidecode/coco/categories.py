@@ -154,7 +154,7 @@ class CategoryMap:
                 return next(iter(candidates))
         if self._unmapped == "error":
             raise InputError(
-                f"the label {name!r} is none of the {len(self.categories)} categories; "
+                f"the label {name!r} is not among the categories ({len(self.categories)}); "
                 "map it (match='loose', aliases=…) or choose unmapped='keep' or 'drop'"
             )
         if self._unmapped == "drop" and self._given:

@@ -194,5 +194,6 @@ def _tell(detections: Detections, skips: Skips, where: str, report: CocoReport |
     if not len(detections) and any(skip.side in ("truth", "prediction") for skip in skips.skipped):
         raise InputError(f"{where}: no row can be read: {skips}")
     if report is not None:
-        report.skipped += [*skips.skipped, *skips.noted]
+        report.skipped += skips.skipped
+        report.noted += skips.noted
     skips.warn(where)

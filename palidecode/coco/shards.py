@@ -399,14 +399,7 @@ class Merger:
     ) -> None:
         self.path = Path(path)
         self._on_issue = on_issue
-        self.writer = CocoWriter(
-            path,
-            categories=options.categories,
-            match=options.match,
-            unmapped=options.unmapped,
-            aliases=options.aliases,
-            info=info,
-        )
+        self.writer = CocoWriter.of(path, options, info)
         self.issues: Counter[str] = Counter()
         self.failed: list[Failure] = []
         self.rows = 0

@@ -46,24 +46,25 @@ SKIPPED = {
 """Reasons to skip a row: it is in no number and no output."""
 
 NOTED = {
-    "negative_box": "whose box has a negative side: wrong whatever they match",
+    "negative_box": "whose box has a negative side: always wrong",
     "outside": "whose box is outside the picture",
-    "no_mask": "without a mask: wrong whatever they match",
+    "no_mask": "without a mask: always wrong",
     "bad_ring": "with polygon rings of fewer than three points, which were skipped",
-    "empty_box": "whose box has no area: nothing can match them",
-    "no_answer": "without a single prediction: all their objects count as missed",
-    "same_name": "that share their file name: their predictions are evaluated together",
+    "empty_box": "whose box has no area: nothing can match it",
+    "no_answer": "without a single prediction: every object there counts as missed",
+    "same_name": "with a file name that another has too: predictions of one name are evaluated "
+    "together",
     "other_size": "of another size than in the ground truth: boxes and masks don't fit; the option "
     "--scale-to-truth (scale_to_truth=True) scales them",
     "turned": "turned by 90° against the ground truth: only one side applied an EXIF rotation?",
-    "all_crowds": "that are crowds (iscrowd), as all of them: there is no object to evaluate; the "
+    "all_crowds": "with iscrowd, and none without: there is no object to evaluate; the "
     "option --crowds (crowds=True) counts crowds as objects",
-    "fractions": "whose boxes are within 0 and 1, as all of them: COCO's boxes are in pixels; "
-    "multiply them by the width and the height of the picture",
+    "fractions": "whose box is within 0 and 1, and none is beyond: COCO's boxes are in pixels; "
+    "multiply by the width and the height of the picture",
     "bins": "whose box reaches beyond the picture, and all end below 1024: are they loc bins? "
     "COCO's boxes are in pixels; loc_to_xyxy converts them",
-    "rotated": "that are rotated (attributes.rotation): COCO's boxes are upright, and theirs is "
-    "the one before the rotation",
+    "rotated": "with a rotation (attributes.rotation): COCO's boxes are upright, and this one is "
+    "that before the rotation",
     "spaces": "whose name had white space around it, which was stripped",
     "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }
@@ -71,10 +72,19 @@ NOTED = {
 
 DIFFER = ("rotated", "same_name", "other_size", "turned", "all_crowds", "fractions", "bins")
 """Oddities by which ground truth and predictions don't fit."""
+_ON_REQUEST = ("merged", "not_asked")
+"""Reasons to skip that the options ask for."""
 
 
 class SkippedRowsWarning(UserWarning):
     """Some rows of a COCO file were skipped."""
+
+
+def needs_a_look(skipped: Iterable[Skip], noted: Iterable[Skip]) -> bool:
+    """Return True if rows or rings were skipped unasked, or ground truth and predictions differ."""
+    return any(skip.reason not in _ON_REQUEST for skip in skipped) or any(
+        skip.reason in (*DIFFER, "bad_ring") for skip in noted
+    )
 
 
 @dataclass

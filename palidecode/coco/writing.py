@@ -59,6 +59,8 @@ class CocoReport:
         Labels without a category whose objects were skipped.
     skipped : list of Skip
         Rows that `from_coco` or `from_coco_results` could not read, with examples.
+    noted : list of Skip
+        Oddities of rows that they did read.
     """
 
     images: int = 0
@@ -71,6 +73,7 @@ class CocoReport:
     crowds: int = 0
     unmapped: Counter[str] = field(default_factory=Counter)
     skipped: list[Skip] = field(default_factory=list)
+    noted: list[Skip] = field(default_factory=list)
 
     def add(self, other: CocoReport) -> None:
         """Add the counts of another report."""
@@ -79,6 +82,7 @@ class CocoReport:
                 setattr(self, name, getattr(self, name) + count)
         self.unmapped.update(other.unmapped)
         self.skipped += other.skipped
+        self.noted += other.noted
 
     def left_out(self) -> dict[str, object]:
         """Counts that aren't 0, for messages and for ``info.left_out`` of a dataset."""
@@ -197,13 +201,21 @@ def to_coco(
     InputError
         For names or ids of another number than the images, repeated ids, unknown options.
     """
-    report = report if report is not None else CocoReport()
-    mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
-    images = images_of(detections, file_names, image_ids)
     form = MaskFormat(segmentation, simplify, min_area, paste)
+    options = CocoOptions(categories, match, unmapped, aliases, form, drop_empty)
+    images = images_of(detections, file_names, image_ids)
+    return dataset_of(detections, options, images, CocoReport() if report is None else report)
+
+
+def dataset_of(
+    detections: Detections, options: CocoOptions, images: list[Dataset], report: CocoReport
+) -> Dataset:
+    """Return detections as a COCO dataset; `images` are those of `images_of`."""
+    mapping = options.map()
     annotations: list[Dataset] = []
-    found_in = annotations_of(detections, mapping.id_of, form, lambda image: report, drop_empty)
-    for found in found_in:
+    for found in annotations_of(
+        detections, mapping.id_of, options.form, lambda image: report, options.drop_empty
+    ):
         ids = {"image_id": images[found.image]["id"], "category_id": found.category}
         annotations.append({"id": len(annotations) + 1, **ids, **found.fields(), "iscrowd": 0})
     report.annotations += len(annotations)
@@ -253,7 +265,7 @@ def to_coco_results(
     """
     report = report if report is not None else CocoReport()
     mapping = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
-    ids = [image["id"] for image in images_of(detections, None, image_ids)]
+    ids = [image["id"] for image in images_of(detections, image_ids=image_ids)]
     results = []
     form = MaskFormat(segmentation, paste=paste)
     found_in = annotations_of(detections, mapping.id_of, form, lambda image: report, drop_empty)
@@ -268,8 +280,8 @@ def to_coco_results(
 
 def images_of(
     detections: Detections,
-    file_names: Sequence[str] | None,
-    image_ids: Sequence[ImageId] | None,
+    file_names: Sequence[str] | None = None,
+    image_ids: Sequence[ImageId] | None = None,
 ) -> list[Dataset]:
     """Return COCO image entries; by default with the names and ids of the detections.
 
@@ -283,7 +295,8 @@ def images_of(
     names = detections.names if file_names is None else file_names
     if len(ids) != count or len(names) != count:
         raise InputError(
-            f"{count} images need as many image_ids ({len(ids)}) and file_names ({len(names)})"
+            f"image_ids ({len(ids)}) and file_names ({len(names)}) must be as many as the images "
+            f"({count})"
         )
     if len(set(ids)) != count:
         twice = next(number for number, times in Counter(ids).items() if times > 1)
@@ -495,6 +508,22 @@ class CocoWriter:
         self._file: IO[str]
         self._images: IO[str]
 
+    @classmethod
+    def of(
+        cls, path: str | os.PathLike[str], options: CocoOptions, info: Mapping[str, object]
+    ) -> CocoWriter:
+        """Return a writer with the options of a run."""
+        return cls(
+            path,
+            categories=options.categories,
+            match=options.match,
+            unmapped=options.unmapped,
+            aliases=options.aliases,
+            form=options.form,
+            drop_empty=options.drop_empty,
+            info=info,
+        )
+
     def __enter__(self) -> CocoWriter:
         # Images wait in a file of their own: COCO wants each kind in one list.
         with ExitStack() as stack:
@@ -520,7 +549,7 @@ class CocoWriter:
         names = file_names or detections.names
         if len(names) != len(detections.sizes):
             raise InputError(
-                f"{len(detections.sizes)} images need as many file_names ({len(names)})"
+                f"file_names ({len(names)}) must be as many as the images ({len(detections.sizes)})"
             )
         columns = zip(names, detections.sizes.tolist(), detections.image_ids, strict=True)
         ids = [json_line(self.add_image(name, size, number)) for name, size, number in columns]

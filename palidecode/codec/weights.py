@@ -159,8 +159,8 @@ def check_arrays(
     missing = sorted(SHAPES.keys() - arrays.keys())
     if missing:
         raise WeightsError(
-            f"{where}: {len(missing)} of {len(SHAPES)} arrays are missing, "
-            f"first {missing[0]!r}; this is not a mask codec of PaliGemma"
+            f"{where}: missing arrays: {len(missing)} of {len(SHAPES)}, first "
+            f"{missing[0]!r}; this is not a mask codec of PaliGemma"
         )
     extra = sorted(arrays.keys() - SHAPES.keys())
     unknown = [name for name in extra if arrays[name].shape not in _MOVING_AVERAGES]

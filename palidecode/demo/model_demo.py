@@ -27,6 +27,7 @@ from palidecode.files import data_folder, open_picture, read_json, replacing
 from palidecode.pipeline.checkpoint import DEMO_MODEL, locate
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.prompts import write_prompt
+from palidecode.wording import many
 
 SCENES, TRUTH = "scenes", "instances.json"
 _TILE = 448  # side of a picture of the sheet, in pixels
@@ -85,8 +86,8 @@ class ModelReport:
     def lines(self) -> list[str]:
         """The report as lines of text."""
         lines = [
-            f"{self.pictures} unseen pictures with {self.objects} objects: "
-            f"{self.found} predictions, right and wrong, in {self.seconds:.1f} s",
+            f"{many(self.pictures, 'unseen picture')} with {many(self.objects, 'object')}: "
+            f"{many(self.found, 'prediction')}, right and wrong, in {self.seconds:.1f} s",
             "",
             "        " + "".join(f"{name:>7}" for name in self.boxes),
         ]

@@ -54,11 +54,13 @@ class ObjectColumns:
         for name, shape in shapes.items():
             given = getattr(self, name).shape
             if given != shape:
-                raise InputError(f"{count} labels need {name} of shape {shape}, got {given}")
+                raise InputError(
+                    f"{name} must have shape {shape}, as the labels ({count}), got {given}"
+                )
         if self.sizes.ndim != 2 or self.sizes.shape[1] != 2:
             raise InputError(f"sizes must have shape (B, 2), got {self.sizes.shape}")
         if self.rles is not None and len(self.rles) != count:
-            raise InputError(f"{count} labels need as many rles, got {len(self.rles)}")
+            raise InputError(f"rles ({len(self.rles)}) must be as many as labels ({count})")
         if count and not (0 <= self.image_index.min() <= self.image_index.max() < len(self.sizes)):
             raise InputError(f"image_index must be in 0 … {len(self.sizes) - 1}")
         images = len(self.sizes)
@@ -68,8 +70,8 @@ class ObjectColumns:
             object.__setattr__(self, "image_ids", [None] * images)
         if not len(self.names) == len(self.image_ids) == images:
             raise InputError(
-                f"{images} images need as many names ({len(self.names)}) and image_ids "
-                f"({len(self.image_ids)})"
+                f"names ({len(self.names)}) and image_ids ({len(self.image_ids)}) must be as many "
+                f"as the images ({images})"
             )
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from palidecode.detections.objects import Detections
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, check_sizes, loc_to_xyxy
 from palidecode.vocab import PALIGEMMA, Vocabulary
+from palidecode.wording import many
 
 
 def decode(
@@ -148,12 +149,15 @@ def _scores_of(
     if scores is None:
         return out
     if len(scores) != count:
-        raise InputError(f"{count} answers need as many lists of scores, got {len(scores)}")
+        raise InputError(f"lists of scores ({len(scores)}) must be as many as answers ({count})")
     for answer, values in enumerate(scores):
         if values is None:
             continue
         first, last = np.searchsorted(index, [answer, answer + 1])
         if len(values) != last - first:
-            raise InputError(f"answer {answer} has {last - first} boxes but {len(values)} scores")
+            raise InputError(
+                f"answer {answer} has {many(last - first, 'box', 'boxes')} but "
+                f"{many(len(values), 'score')}"
+            )
         out[first:last] = values
     return out

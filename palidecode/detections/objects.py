@@ -37,6 +37,7 @@ from palidecode.geometry.masks import (
 from palidecode.geometry.polygons import Holes, Polygons, exact_polygons, smooth_polygons
 from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop, rle_to_window
 from palidecode.vocab import MASK_SIDE
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     import fiftyone
@@ -363,9 +364,9 @@ class Detections(ObjectColumns):
     def _title(self) -> str:
         masks = int(self.has_mask.sum())
         return (
-            f"Detections: {tables.counted(len(self), 'object')} in "
-            f"{tables.counted(len(self.sizes), 'image')}, {masks:,} with a mask, "
-            f"{tables.counted(len(self.issues), 'issue')}"
+            f"Detections: {many(len(self), 'object')} in "
+            f"{many(len(self.sizes), 'image')}, {masks:,} with a mask, "
+            f"{many(len(self.issues), 'issue')}"
         )
 
     def _cells(self, count: int) -> list[list[str]]:
@@ -422,7 +423,9 @@ class Detections(ObjectColumns):
     def _shown(self, images: Images | None, limit: int) -> range:
         given = None if images is None or isinstance(images, (str, os.PathLike)) else len(images)
         if given not in (None, len(self.sizes)):
-            raise InputError(f"{len(self.sizes)} images need as many pictures, got {given}")
+            raise InputError(
+                f"pictures ({given}) must be as many as the images ({len(self.sizes)})"
+            )
         return range(min(limit, len(self.sizes)))
 
     def _drawn(self, index: int, images: Images | None, side: int) -> Image.Image:

@@ -16,16 +16,11 @@ from PIL import Image
 
 from palidecode.drawing import one_line
 from palidecode.files import replacing
-from palidecode.text_table import aligned
+from palidecode.wording import aligned
 
 Columns: TypeAlias = Mapping[str, Sequence[Any] | npt.NDArray[Any]]
 
 _LONGEST_CELL = 40
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 object, 2 objects."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def records(columns: Columns) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ def encode_masks(masks: Masks, xyxy: npt.ArrayLike, codec: MaskCodec) -> npt.NDA
     """
     boxes = _finite(xyxy)
     if len(masks) != len(boxes):
-        raise InputError(f"{len(boxes)} boxes need as many masks, got {len(masks)}")
+        raise InputError(f"masks ({len(masks)}) must be as many as boxes ({len(boxes)})")
     crop: Any = crop_rles if len(masks) and isinstance(masks[0], Mapping) else _crop_arrays
     codes = np.zeros((len(boxes), SEG_PER_MASK), np.uint8)
     for start in range(0, len(boxes), _CHUNK):
@@ -106,7 +106,7 @@ def crop_rles(rles: Sequence[Rle], xyxy: npt.ArrayLike) -> npt.NDArray[np.float3
     """
     boxes = _finite(xyxy)
     if len(rles) != len(boxes):
-        raise InputError(f"{len(boxes)} boxes need as many RLE, got {len(rles)}")
+        raise InputError(f"RLEs ({len(rles)}) must be as many as boxes ({len(boxes)})")
     out = np.zeros((len(boxes), MASK_SIDE, MASK_SIDE), np.float32)
     for row, rle in enumerate(rles):
         window = rle_to_window(rle, boxes[row])

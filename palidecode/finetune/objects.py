@@ -247,7 +247,6 @@ class GroundTruth:
             warn(f"{read.where}: {skip} ({skip.such_as})")
         self.names = {item["id"]: item["name"] for item in read.categories}
         self.classes = self._classes()
-        self._writable = set(self.classes)
         if options.categories is not None:
             self.classes = self._wanted(options.categories)
         used = {self.names.get(row.category_id) for row in read.annotations.rows}
@@ -259,13 +258,12 @@ class GroundTruth:
     def objects_of(self, image: AnnotatedImage) -> tuple[list[TrueObject], set[str]]:
         """Return an image's usable objects, and the labels of those that were skipped."""
         objects: list[TrueObject] = []
-        unclear = set(image.unclear)
+        unclear, asked = set(image.unclear), set(self.classes)
         for offset, annotation in image.annotations:
             label = self.names.get(annotation.category_id)
-            if label is not None and label not in self._writable:
-                self.report.bad_labels[label] += 1
-                continue
-            if label is not None and label not in self.classes:
+            if label is not None and label not in asked:
+                if self.options.categories is None:
+                    self.report.bad_labels[label] += 1
                 continue
             try:
                 if label is None:
@@ -328,8 +326,9 @@ class GroundTruth:
             if problem is None:
                 good.append(name)
                 continue
-            self._refuse(f"category {number}: the name {name!r} has {problem}; rename it")
-            self.report.bad_labels[name] += 0
+            if self.options.categories is None:
+                self._refuse(f"category {number}: the name {name!r} has {problem}; rename it")
+                self.report.bad_labels[name] += 0
         if not good:
             raise InputError(f"{self.where}: no category has a name that can be written")
         return good
@@ -400,7 +399,7 @@ class GroundTruth:
         if not coco_mask.area(rle):
             raise _Unusable("empty_masks", "the mask has no pixel")
         if skipped_rings:
-            self._refuse(f"{skipped_rings} polygon rings have fewer than three points")
+            self._refuse(f"polygon rings of fewer than three points: {skipped_rings}")
             self._count("bad_rings", skipped_rings)
         return rle
 

@@ -31,6 +31,7 @@ from palidecode.finetune.objects import (
 from palidecode.geometry.boxes import DEFAULT_DIVISOR, box_area
 from palidecode.geometry.rle import Rle
 from palidecode.prompts import Task, write_prompt
+from palidecode.wording import many
 
 CHUNK = 512
 Row: TypeAlias = dict[str, Any]
@@ -288,7 +289,7 @@ def split_images(names: list[str], share: float, seed: int = 0) -> set[str]:
         raise InputError(f"the share for validation must be between 0 and 1, got {share}")
     different = list(dict.fromkeys(names))
     if len(different) < 2:
-        raise InputError(f"{len(different)} images can't be split in two")
+        raise InputError(f"{many(len(different), 'image')} can't be split in two")
     count = min(max(round(share * len(different)), 1), len(different) - 1)
     chosen = np.random.default_rng(seed).permutation(len(different))[:count]
     return {different[index] for index in chosen}

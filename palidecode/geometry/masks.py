@@ -199,7 +199,9 @@ def crop_masks(masks: npt.NDArray[np.bool_], xyxy: npt.ArrayLike) -> npt.NDArray
     """
     boxes = as_rows(xyxy, 4, "xyxy")
     if masks.ndim != 3 or len(masks) != len(boxes):
-        raise InputError(f"{len(boxes)} boxes need masks (N, H, W), got shape {masks.shape}")
+        raise InputError(
+            f"masks must have shape ({len(boxes)}, H, W), as the boxes, got {masks.shape}"
+        )
     out = np.zeros((len(boxes), MASK_SIDE, MASK_SIDE), np.float32)
     height, width = masks.shape[1:]
     corners = np.rint(np.clip(boxes, 0, [width, height] * 2)).astype(np.int64)

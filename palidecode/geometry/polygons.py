@@ -94,7 +94,9 @@ def smooth_polygons(
     boxes = as_rows(xyxy, 4, "xyxy")
     check_options(simplify, min_area, holes)
     if fields.shape != (len(boxes), MASK_SIDE, MASK_SIDE):
-        raise InputError(f"{len(boxes)} boxes need fields (N, 64, 64), got {fields.shape}")
+        raise InputError(
+            f"fields must have shape ({len(boxes)}, 64, 64), as the boxes, got {fields.shape}"
+        )
     if not np.isfinite(boxes).all():
         raise InputError("boxes must be finite numbers")
     if not np.isfinite(fields).all():

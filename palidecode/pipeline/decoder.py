@@ -22,6 +22,7 @@ from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample, Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over
 from palidecode.runtime.tokenizer import Tokenizer
+from palidecode.wording import many
 
 Pictures: TypeAlias = Picture | Sequence[Picture | Shrunk]
 
@@ -415,7 +416,8 @@ def _pair(
         asked = asked * len(pictures)
     if len(pictures) != len(asked):
         raise InputError(
-            f"{len(pictures)} pictures and {len(asked)} prompts: give as many, or one of either"
+            f"{many(len(pictures), 'picture')} and {many(len(asked), 'prompt')}: give as many, "
+            "or one of either"
         )
     for prompt in asked:
         if not isinstance(prompt, str):

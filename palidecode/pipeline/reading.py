@@ -19,11 +19,12 @@ from palidecode.codec.protocol import MaskCodec
 from palidecode.detections import Detections, place_objects
 from palidecode.detections.columns import Rows
 from palidecode.detections.objects import Images
-from palidecode.detections.tables import as_html, as_text, counted
+from palidecode.detections.tables import as_html, as_text
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     import pandas
@@ -179,11 +180,11 @@ class Answers(list[Generated]):
         return self.detections.plot(images, limit)
 
     def __repr__(self) -> str:
-        return as_text(counted(len(self), "answer"), self._cells(), len(self))
+        return as_text(many(len(self), "answer"), self._cells(), len(self))
 
     def _repr_html_(self) -> str:
         """Return a table of the answers for notebooks, and one of their objects."""
-        table = as_html(counted(len(self), "answer"), self._cells(), len(self))
+        table = as_html(many(len(self), "answer"), self._cells(), len(self))
         return table + self.detections._repr_html_()
 
     def _cells(self) -> list[list[str]]:

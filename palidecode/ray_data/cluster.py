@@ -95,9 +95,7 @@ class Workers:
                 "for a worker: this waits until it grows; Ctrl-C ends it"
             )
         elif few > now:
-            warn(
-                f"{few} workers don't fit now: {now} work, the others start when the cluster grows"
-            )
+            warn(f"workers that fit now: {now} of {few}; the others start when the cluster grows")
 
     def strategy(self) -> ActorPoolStrategy:
         """Return the pool of actors for Ray Data."""

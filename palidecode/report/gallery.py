@@ -25,6 +25,7 @@ from palidecode.evaluation.coco.tables import Table
 from palidecode.files import inside, open_picture
 from palidecode.geometry.masks import MaskCrop
 from palidecode.geometry.rle import rle_to_crop
+from palidecode.wording import many
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -104,8 +105,9 @@ class Thumbnails:
         ):
             if names:
                 more = "" if len(names) <= _EXAMPLES else ", …"
-                count = "1 picture" if len(names) == 1 else f"{len(names):,} pictures"
-                notices.append(f"{count} {text} ({', '.join(names[:_EXAMPLES])}{more})")
+                notices.append(
+                    f"{many(len(names), 'picture')} {text} ({', '.join(names[:_EXAMPLES])}{more})"
+                )
         return notices
 
 
@@ -153,12 +155,13 @@ def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> 
     notices = []
     if len(wanted) < total or skipped:
         notices.append(
-            f"{len(shown):,} of {total:,} pictures are here: the worst by F1, and the worst "
+            f"here: {len(shown):,} of {many(total, 'picture')}: the worst by F1, and the worst "
             "cases of as many classes and kinds of error as fit. The numbers count all pictures."
         )
     if clipped:
+        what = many(clipped, "object or prediction", "objects and predictions")
         notices.append(
-            f"{clipped:,} objects and predictions are not drawn: a picture shows the "
+            f"not drawn: {what}; a picture shows the "
             f"{MOST_DRAWN} largest objects and {MOST_DRAWN} best scored predictions."
         )
     return Gallery([shown[index] for index in order], notices)

@@ -304,10 +304,10 @@
         name: (a, b) => a.picture.name.localeCompare(b.picture.name, undefined, { numeric: true }),
       };
       shown.sort(orders[fields.order.value]);
-      const total = pictures.length.toLocaleString("en");
+      const total = `${pictures.length.toLocaleString("en")} ${pictures.length === 1 ? "picture" : "pictures"}`;
       one(".count", section).textContent = everything && shown.length === pictures.length
-        ? `${total} pictures`
-        : `${shown.length.toLocaleString("en")} of ${total} pictures match${everything ? "" : "; other objects are dimmed"}`;
+        ? total
+        : `${shown.length.toLocaleString("en")} of ${total} match${everything ? "" : "; other objects are dimmed"}`;
       grid.replaceChildren();
       drawn = 0;
       if (!shown.length) grid.append(make("p", "empty", "No picture matches these filters."));

@@ -25,6 +25,7 @@ from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.files import replacing
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
 from palidecode.version import __version__
+from palidecode.wording import many
 
 MOST_CONFUSED = 30
 """Classes with their own row in the confusion matrix; the others share one."""
@@ -166,7 +167,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "count": _count}
+    environment.filters |= {"number": _number, "count": _count, "many": many}
     return environment.get_template(name)
 
 
@@ -229,8 +230,8 @@ def _headline(result: CocoEvaluation) -> list[dict[str, object]]:
     total = rates.right + rates.wrong
     objects = rates.right + rates.missed
     for name, value, text in (
-        ("precision", rates.precision, f"{rates.right:,} of {total:,} predictions are right"),
-        ("recall", rates.recall, f"{rates.right:,} of {objects:,} objects were detected"),
+        ("precision", rates.precision, f"right: {rates.right:,} of {many(total, 'prediction')}"),
+        ("recall", rates.recall, f"detected: {rates.right:,} of {many(objects, 'object')}"),
         ("F1", rates.f1, "balance of precision and recall"),
     ):
         known = None if np.isnan(value) else value

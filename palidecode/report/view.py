@@ -21,6 +21,7 @@ from palidecode.geometry.masks import MaskCrop
 from palidecode.report.gallery import MOST_DRAWN, MOST_PICTURES, SIDE, Ints, Thumbnails, outline
 from palidecode.report.page import write_page
 from palidecode.vocab import LOC_COUNT, PALIGEMMA, SEG_COUNT, loc_token, seg_token
+from palidecode.wording import many
 
 _FOUND = len(KINDS)  # the script's kind of an object that nothing was compared with
 _SIDE = 640  # pixels of a picture's copy
@@ -124,9 +125,13 @@ def write_view(
     shown = [label or _UNLABELLED for label in classes]
     every = [*notices, *thumbnails.notices()]
     if nameless:
-        every.append(f"{len(nameless):,} pictures have no file name: shown as blank canvases")
+        every.append(
+            f"{many(len(nameless), 'picture')} without a file name: shown as blank canvases"
+        )
     if clipped:
-        every.append(f"{clipped:,} objects are not drawn: a picture shows its {MOST_DRAWN} best.")
+        every.append(
+            f"not drawn: {many(clipped, 'object')}; a picture shows its {MOST_DRAWN} best."
+        )
     write_page(
         folder / "index.html",
         "view.html",

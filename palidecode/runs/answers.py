@@ -32,6 +32,7 @@ from palidecode.files import regular
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -168,7 +169,8 @@ def _add_scores(found: Detections, rows: Sequence[AnswerRow]) -> dict[int, str]:
             continue
         if len(row.scores) != counts[index]:
             reasons[index] = (
-                f"{len(row.scores)} scores for {counts[index]} boxes; written without scores"
+                f"{many(len(row.scores), 'score')} for {many(counts[index], 'box', 'boxes')}; "
+                "written without scores"
             )
             continue
         if not all(map(math.isfinite, row.scores)):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from palidecode.errors import WeightsError
 from palidecode.files import regular
 from palidecode.runtime.config import PRESETS, PaliGemmaConfig, TextConfig, VisionConfig
+from palidecode.wording import many
 
 Array = npt.NDArray[Any]
 Turn = Callable[[Array], Array]
@@ -106,7 +107,7 @@ class BigVisionNpz:
     def _refuse(self, what: str, names: set[str]) -> None:
         if names:
             shown = ", ".join(sorted(names)[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
-            raise WeightsError(f"{self.name}: {len(names)} arrays are {what}: {shown}")
+            raise WeightsError(f"{self.name}: {many(len(names), f'{what} array')}: {shown}")
 
     def _check_stacks(self) -> None:
         """Check that each stack has exactly the config's number of layers."""

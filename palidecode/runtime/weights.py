@@ -207,7 +207,7 @@ def _shards(folder: Path) -> list[Path]:
     missing = sorted(name for name in names if not (folder / name).exists())
     if missing:
         raise WeightsError(
-            f"{folder}: {len(missing)} of {len(names)} shards are missing: "
+            f"{folder}: missing shards: {len(missing)} of {len(names)}: "
             f"{', '.join(missing[:_SHOWN])}; download them"
         )
     return [folder / name for name in sorted(names)]

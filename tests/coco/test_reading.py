@@ -259,7 +259,7 @@ def test_files_that_are_something_else(tmp_path, capsys):
     assert "images[0]" in error("bad_image.json", "results.json")
     assert "width must be a whole number" in error("bad_size.json", "results.json")
     assert "category 0" in error("bad_category.json", "results.json")
-    assert "none of its 1 predictions is about an image" in error("truth.json", "others.json")
+    assert "no prediction (1) is about an image" in error("truth.json", "others.json")
     assert "none of its pictures is in the ground truth" in error("truth.json", "other_names.json")
     # A dataset given as predictions is fine: it is what `decode` writes. It has no scores.
     same = [str(tmp_path / "truth.json")] * 2

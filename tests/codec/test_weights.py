@@ -127,7 +127,7 @@ def test_anything_else_is_listed(tmp_path, arrays):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (CODEBOOK, None, "1 of 47 arrays are missing, first '_vq_vae._embedding'"),
+        (CODEBOOK, None, "missing arrays: 1 of 47, first '_vq_vae._embedding'"),
         ("decoder.12.bias", np.zeros(2, np.float32), r"has shape (2,), not (1,)"),
         ("decoder.12.bias", np.zeros((), np.float32), r"has shape (), not (1,)"),
         ("decoder.12.bias", np.zeros(1, np.int64), "(int64) must hold finite floats"),

@@ -91,7 +91,10 @@ def test_select_and_image_keep_rows_together(demo_codec):
 
 @pytest.mark.parametrize(
     ("scores", "message"),
-    [([[0.5]], "2 answers"), ([[0.5, 0.5], None], "answer 0 has 1 boxes but 2 scores")],
+    [
+        ([[0.5]], r"as many as answers \(2\)"),
+        ([[0.5, 0.5], None], "answer 0 has 1 box but 2 scores"),
+    ],
 )
 def test_scores_must_fit(scores, message):
     with pytest.raises(InputError, match=message):

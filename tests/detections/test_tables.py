@@ -158,7 +158,7 @@ def test_pictures_come_from_a_folder_or_from_a_list(found, tmp_path):
     given = [Image.new("RGB", (64, 48), "lime"), np.zeros((60, 80, 3), np.uint8)]
     figure = found.plot(given)
     assert (figure.axes[0].images[0].get_array()[0, 0] == (0, 255, 0)).all()
-    with pytest.raises(InputError, match="2 images need as many pictures, got 1"):
+    with pytest.raises(InputError, match=r"pictures \(1\) must be as many as the images \(2\)"):
         found.plot(given[:1])
 
 

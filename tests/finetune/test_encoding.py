@@ -102,7 +102,7 @@ def test_nothing_encodes_to_nothing(masks, demo_codec):
 @pytest.mark.parametrize(
     ("masks", "xyxy", "said"),
     [
-        (np.zeros((2, 8, 8), bool), [[0, 0, 4, 4]], "1 boxes need as many masks, got 2"),
+        (np.zeros((2, 8, 8), bool), [[0, 0, 4, 4]], r"masks \(2\) must be as many as boxes \(1\)"),
         (np.zeros((1, 8, 8), bool), [[0, 0, np.nan, 4]], "box 0 has coordinates"),
         (np.full((1, 8, 8), 255, np.uint8), [[0, 0, 4, 4]], r"\[0, 1\]"),
         ([np.zeros((8, 8)), np.zeros((8, 9))], [[0, 0, 4, 4]] * 2, "one array"),
@@ -117,7 +117,7 @@ def test_masks_that_cannot_be_encoded(masks, xyxy, said, demo_codec):
 
 @pytest.mark.parametrize("xyxy", [[], [[0, 0, 1, 1]] * 2])
 def test_crops_need_a_box_each(xyxy):
-    with pytest.raises(InputError, match="as many RLE"):
+    with pytest.raises(InputError, match=r"RLEs \(1\) must be as many"):
         crop_rles([rle_of(blob(0))], xyxy)
 
 

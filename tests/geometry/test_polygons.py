@@ -207,7 +207,7 @@ def test_nothing_gives_nothing():
         ({"simplify": -1}, "0 or more"),
         ({"min_area": float("nan")}, "0 or more"),
         ({"holes": "fill"}, "'keep', 'keyhole' or 'drop', got 'fill'"),
-        ({"fields": np.ones((2, 64, 64), np.float32)}, "1 boxes need fields"),
+        ({"fields": np.ones((2, 64, 64), np.float32)}, r"shape \(1, 64, 64\)"),
         ({"fields": np.full((1, 64, 64), np.nan, np.float32)}, "fields must be finite"),
         ({"xyxy": [[0, 0, np.inf, 1]]}, "boxes must be finite"),
     ],

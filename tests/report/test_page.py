@@ -252,8 +252,8 @@ def test_crowded_pictures_say_what_they_do_not_draw(tmp_path):
     result = evaluate_coco(truth, found)
     shown = gallery(result, Thumbnails(None), 10**9)
     assert len(shown.pictures[0]["predictions"]) == MOST_DRAWN
-    assert "50 objects and predictions are not drawn" in shown.notices[0]
-    assert "50 objects and predictions are not drawn" in page_of(tmp_path, {"bbox": result})
+    assert "not drawn: 50 objects and predictions;" in shown.notices[0]
+    assert "not drawn: 50 objects and predictions;" in page_of(tmp_path, {"bbox": result})
 
 
 def test_a_full_gallery_says_how_many_pictures_are_not_there(example):
@@ -263,7 +263,7 @@ def test_a_full_gallery_says_how_many_pictures_are_not_there(example):
     count = len(shown.pictures)
     assert 1 < count < 30
     assert len(thumbnails.encoded) == count
-    assert f"{count} of 30 pictures are here" in shown.notices[0]
+    assert f"here: {count} of 30 pictures:" in shown.notices[0]
     assert shown.pictures[0]["f1"] == min(p["f1"] for p in shown.pictures)
 
 
@@ -327,7 +327,7 @@ def test_five_thousand_pictures_fit_into_a_page(tmp_path):
     html = page_of(tmp_path, {"bbox": evaluate_coco(truth, found)})
     assert len(html) < 25_000_000
     assert len(data_of(html)["kinds"]["bbox"]["pictures"]) == MOST_PICTURES
-    assert f"{MOST_PICTURES} of 5,000 pictures are here" in html
+    assert f"here: {MOST_PICTURES} of 5,000 pictures:" in html
 
 
 def test_a_page_that_cannot_be_written_is_one_line(example, tmp_path):

@@ -224,9 +224,9 @@ def refused(path, arrays=None):
 def test_missing_and_unexpected_arrays_are_listed(tmp_path, model):
     arrays, path = exported(model), tmp_path / "x.npz"
     less = {k: a for k, a in arrays.items() if not k.startswith("img/head")}
-    assert refused(path, less).endswith("2 arrays are missing: img/head/bias, img/head/kernel")
+    assert refused(path, less).endswith("2 missing arrays: img/head/bias, img/head/kernel")
     more = arrays | {"img/extra": np.zeros(2, np.float32)}
-    assert refused(path, more).endswith("1 arrays are unexpected: img/extra")
+    assert refused(path, more).endswith("1 unexpected array: img/extra")
     foreign = refused(path, {"a": np.zeros(3, np.float32)})
     assert "not a PaliGemma checkpoint of big_vision" in foreign
 

@@ -303,7 +303,7 @@ def test_more_layers_than_there_are(folder):
 def test_a_shard_is_missing(sharded):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     message = refused(sharded)
-    assert "1 of 2 shards are missing: model-00002-of-00002.safetensors; download" in message
+    assert "missing shards: 1 of 2: model-00002-of-00002.safetensors; download" in message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])

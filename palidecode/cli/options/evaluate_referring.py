@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_codec, add_messages, add_min
+from palidecode.cli.options import add_codec, add_keys, add_messages, add_min
 
 EXAMPLES = """\
 palidecode evaluate-referring answers.jsonl --refs "refs(unc).p" \\
@@ -20,9 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "predictions",
         type=Path,
-        metavar="PRED.jsonl",
-        help="rows with 'output' or 'token_ids', and with 'sent_id' or their own 'segmentation' or "
-        "'bbox'",
+        metavar="ANSWERS",
+        help="rows of answers, each with 'sent_id' or its own 'segmentation' or 'bbox': .jsonl, "
+        ".json, .csv, .parquet, also .gz",
     )
     parser.add_argument(
         "--samples", type=Path, metavar="FILE", help="JSONL file to write, one row per sample"
@@ -44,5 +44,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="zero",
         help="expressions without a prediction count as IoU 0, or are skipped (default: zero)",
     )
+    add_keys(parser.add_argument_group("rows of answers"))
     add_codec(parser, 1023)
     add_messages(parser)

@@ -254,7 +254,7 @@ def _unscored(predicted: Table, scores: str, skips: Skips) -> bool:
     if unknown.any() and not unknown.all():
         first = skips.at("prediction", int(predicted.offset[unknown][0]))
         raise InputError(
-            f"{int(unknown.sum()):,} of {len(predicted):,} predictions have no score (the first is "
+            f"predictions without a score: {int(unknown.sum()):,} of {len(predicted):,} (first "
             f"{first}); score all of them, or evaluate without scores: scores='ignore'"
         )
     if unknown.all():

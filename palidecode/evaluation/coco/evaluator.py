@@ -13,6 +13,7 @@ from palidecode.errors import InputError
 from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, Scores, check_iou_type, evaluate
 from palidecode.evaluation.coco.result import CocoEvaluation
+from palidecode.wording import many
 
 
 class CocoEvaluator:
@@ -114,7 +115,7 @@ def _order(detections: Detections, truth: Detections) -> list[int]:
         return [index[value] for value in theirs]
     if not np.array_equal(detections.sizes, truth.sizes):
         raise InputError(
-            f"detections of {len(detections.sizes)} images and a truth of {len(truth.sizes)}: "
-            "without names or ids their number and sizes must agree"
+            f"detections of {many(len(detections.sizes), 'image')} and a truth of "
+            f"{len(truth.sizes)}: without names or ids their number and sizes must agree"
         )
     return list(range(len(truth.sizes)))

@@ -60,8 +60,8 @@ def _images(found: Detections, scene: Scene) -> list[Dataset]:
         sizes = [[by_id[key].width, by_id[key].height] for key in scene.listed]
         if sizes != found.sizes.tolist():
             raise InputError(
-                f"the predictions' {len(images)} images have neither names nor ids, and aren't "
-                f"the {len(sizes)} of the ground truth by number and sizes; give them names: "
+                f"the images of the predictions ({len(images)}) have neither names nor ids, and "
+                f"aren't those of the truth ({len(sizes)}) by number and sizes; give them names: "
                 "decode(…, names=[…])"
             )
         name, values = "id", list[object](scene.listed)

@@ -38,6 +38,7 @@ from palidecode.evaluation.coco.matches import (
 )
 from palidecode.evaluation.coco.measures import Confusion, Curve, Rates, best_f1
 from palidecode.evaluation.coco.tables import Scene, Table
+from palidecode.wording import many
 
 if TYPE_CHECKING:
     import pandas
@@ -168,12 +169,10 @@ class CocoEvaluation:
         return self.summary()
 
     def _title(self) -> str:
-        from palidecode.detections.tables import counted  # the command needs no detections
-
         kind = "boxes" if self.iou_type == "bbox" else "masks"
         return (
-            f"{kind}: {counted(self.predictions, 'prediction')}, "
-            f"{counted(self.objects, 'object')}, {counted(self.images, 'image')}"
+            f"{kind}: {many(self.predictions, 'prediction')}, "
+            f"{many(self.objects, 'object')}, {many(self.images, 'image')}"
         )
 
     def _at_50(self) -> str:

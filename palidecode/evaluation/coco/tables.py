@@ -178,8 +178,8 @@ def read_answers(
     category = _find(categories, read.annotations.rows, "category_id")
     if len(image) and (image < 0).all():
         raise InputError(
-            f"{read.where}: none of its {len(image):,} predictions is about an image of the "
-            f"ground truth (the first is about {read.annotations.rows[0].image_id!r})"
+            f"{read.where}: no prediction ({len(image):,}) is about an image of the ground "
+            f"truth (the first is about {read.annotations.rows[0].image_id!r})"
         )
     compare_sizes(read, images, scene.images, skips, scale)
     table = _table(read, image, category, scene, "prediction", skips)

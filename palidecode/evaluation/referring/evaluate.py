@@ -35,8 +35,8 @@ from palidecode.evaluation.referring.rows import (
     Tokens,
     answers_by_id,
     bins_and_codes,
+    open_answers,
     own_pairs,
-    read_lines,
 )
 from palidecode.geometry.boxes import check_divisor, paired_iou
 from palidecode.geometry.masks import paste_big_vision, whole_corners
@@ -196,6 +196,8 @@ def evaluate_referring(
     threshold: float = 0.0,
     missing: Literal["zero", "skip"] = "zero",
     vocabulary: Vocabulary = PALIGEMMA,
+    output_key: str | None = None,
+    image_key: str | None = None,
 ) -> ReferringResult:
     """Evaluate answers to referring expressions against masks or boxes.
 
@@ -205,8 +207,8 @@ def evaluate_referring(
 
     Parameters
     ----------
-    predictions : path of a JSONL file, or list of dict
-        ``output`` (text) or ``token_ids`` (without the prompt). With `refs`: also ``sent_id``,
+    predictions : path of a file of rows, or list of dict
+        Answers, as ``palidecode decode`` reads them. With `refs`: also ``sent_id``,
         or ``ref_id`` and the expression in ``prompt``. Without: also ``segmentation`` (RLE or
         polygons in the full resolution), ``bbox`` (x, y, width, height in pixels; by default
         the mask's tight box), or both, and ``width`` and ``height``, or ``size``, unless an RLE
@@ -226,6 +228,10 @@ def evaluate_referring(
         `ReferringResult.missing` counts them both ways.
     vocabulary : Vocabulary
         For ``token_ids``.
+    output_key, image_key : str, optional
+        Keys of the answers and of the pictures' names; by default ``output``, ``token_ids``,
+        ``text`` … and ``image``, ``file_name`` … A ``text`` or ``answer`` without a loc token in
+        any row is the expression.
 
     Returns
     -------
@@ -251,20 +257,20 @@ def evaluate_referring(
     if (refs is None) != (instances is None):
         raise InputError("RefCOCO's truth is two files: give refs and instances, or neither")
     problems: list[Problem] = []
-    rows = read_lines(predictions, problems)
     lacking = 0
     skipped: tuple[Skip, ...] = ()
-    if refs is None or instances is None:
-        pairs = list(own_pairs(rows, problems))
-    else:
-        refcoco = read_refcoco(refs, instances, split)
-        answers, skipped = answers_by_id(rows, refcoco, problems), refcoco.skipped
-        lacking = len(refcoco.truths) - len(answers)
-        pairs = [
-            (truth, answers.get(number, MISSING))
-            for number, truth in refcoco.truths.items()
-            if number in answers or missing == "zero"
-        ]
+    with open_answers(predictions, output_key, image_key, problems) as (reader, rows):
+        if refs is None or instances is None:
+            pairs = list(own_pairs(rows, reader, problems))
+        else:
+            refcoco = read_refcoco(refs, instances, split)
+            answers, skipped = answers_by_id(rows, reader, refcoco, problems), refcoco.skipped
+            lacking = len(refcoco.truths) - len(answers)
+            pairs = [
+                (truth, answers.get(number, MISSING))
+                for number, truth in refcoco.truths.items()
+                if number in answers or missing == "zero"
+            ]
     if not pairs:
         raise InputError(_nothing(problems))
     tokens = bins_and_codes([answer for _, answer in pairs], vocabulary)

@@ -204,7 +204,7 @@ def read_refcoco(
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{where}: ref {offset}: {reason}") from error
-    read.skipped = skips.skipped + skips.noted
+    read.skipped = skips.skipped + tuple(s for s in skips.noted if s.reason == "bad_ring")
     if read.unusable and not read.truths:
         raise InputError(f"{where}: no expression of split {split!r} can be used: {skips}")
     if not read.truths:

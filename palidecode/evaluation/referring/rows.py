@@ -5,17 +5,18 @@ A row that can't be used is a `Problem` with its line number.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.answers.row_files import Problem
+from palidecode.answers.row_files import Problem, open_rows
+from palidecode.answers.rows import SIZE_KEYS, Picture, RowReader, candidates
 from palidecode.coco.reading import RunLengths, read_outline
 from palidecode.coco.segmentations import read_mask
 from palidecode.errors import InputError
@@ -24,12 +25,15 @@ from palidecode.files import check_size
 from palidecode.geometry.rle import Rle, union
 from palidecode.prompts import plain_expression
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, SEG_COUNT, SEG_PER_MASK, Vocabulary
+from palidecode.wording import many
 
 # Some detokenizers put spaces between special tokens.
 _BOX = r"\s*" + r"<loc([0-9]{4})>\s*" * LOC_PER_BOX
 _ANSWER = re.compile(_BOX + r"<seg([0-9]{3})>\s*" * SEG_PER_MASK)
 _BOX_ALONE = re.compile(_BOX + r"(?!\s*<seg)")
-_NOT_BOX_AND_MASK = "doesn't begin with four loc and sixteen seg tokens"
+NOT_BOX_AND_MASK = "doesn't begin with four loc and sixteen seg tokens"
+_PERHAPS_EXPRESSION = ("text", "answer")
+"""Keys of answers that are the expression in some data sets."""
 _TOKENS = LOC_PER_BOX + SEG_PER_MASK
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -121,7 +125,7 @@ def bins_and_codes(answers: Sequence[ReferringAnswer], vocabulary: Vocabulary) -
         if not strange[index]:
             reason = "inverted or empty box"
         else:
-            reason = "a loc or seg token out of range" if text[index] else _NOT_BOX_AND_MASK
+            reason = "a loc or seg token out of range" if text[index] else NOT_BOX_AND_MASK
         invalid[int(rows[index])] = reason
     values[strange | empty] = 0
     numbers[rows] = values
@@ -130,77 +134,117 @@ def bins_and_codes(answers: Sequence[ReferringAnswer], vocabulary: Vocabulary) -
     return Tokens(numbers, boxed, masked, invalid)
 
 
-def read_lines(
-    predictions: str | os.PathLike[str] | Sequence[AnyRow], problems: list[Problem]
-) -> Iterator[tuple[int, AnyRow]]:
-    """Yield rows with their line numbers; lines that are no row become problems."""
+@contextmanager
+def open_answers(
+    predictions: str | os.PathLike[str] | Sequence[AnyRow],
+    output_key: str | None,
+    image_key: str | None,
+    problems: list[Problem],
+) -> Iterator[tuple[RowReader, Iterator[tuple[int, AnyRow]]]]:
+    """Open rows, and return their reader and each row with its number.
+
+    What is no row becomes a problem. The keys of the answers are chosen as `read_rows` does, but
+    ``text`` and ``answer`` without a loc token in any row are the expression.
+    """
+    reader = RowReader.of(None, None, output_key, image_key)
     if not isinstance(predictions, (str, os.PathLike)):
-        lines: Iterator[tuple[int, Any]] = enumerate(predictions, 1)
-    else:
-        lines = _lines(predictions, problems)
-    for line, row in lines:
+        rows = list(_usable(enumerate(predictions, 1), problems))
+        yield _chosen(reader, rows, ""), iter(rows)
+        return
+    with open_rows(predictions) as file:
+        reader = _chosen(reader, candidates(file), f"{predictions}: ")
+        reader = replace(reader, folder=os.path.dirname(predictions), blank=file.kind == "csv")
+        yield reader, _usable(file.objects(), problems)
+
+
+def _usable(
+    rows: Iterable[tuple[int, Any] | Problem], problems: list[Problem]
+) -> Iterator[tuple[int, AnyRow]]:
+    for found in rows:
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        line, row = found
         if isinstance(row, Mapping):
             yield line, row
         else:
             problems.append(Problem(line, "not a JSON object with 'output' or 'token_ids'"))
 
 
-def _lines(path: str | os.PathLike[str], problems: list[Problem]) -> Iterator[tuple[int, Any]]:
+def _chosen(reader: RowReader, rows: Iterable[tuple[int, AnyRow]], where: str) -> RowReader:
+    """Choose the keys of the answers among those that aren't the expression."""
+    expressions: dict[str, None] = {}
+
+    def answers() -> Iterator[tuple[int, AnyRow]]:
+        for line, row in rows:
+            said = [key for key in _PERHAPS_EXPRESSION if _is_expression(row.get(key))]
+            expressions.update(dict.fromkeys(said))
+            yield line, {key: row[key] for key in row if key not in said} if said else row
+
     try:
-        with Path(path).open("rb") as file:
-            for line, text in enumerate(file, 1):
-                if not text.strip():
-                    continue
-                try:
-                    yield line, json.loads(text.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    problems.append(Problem(line, f"not JSON ({error})"))
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
+        return reader.choose(answers(), where)
+    except InputError as error:
+        if not expressions:
+            raise
+        keys = " and ".join(map(repr, expressions))
+        raise InputError(f"{error}; without a <loc…> token, {keys} is the expression") from error
+
+
+def _is_expression(value: object) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) and "<loc" not in text for text in texts)
 
 
 def own_pairs(
-    rows: Iterator[tuple[int, AnyRow]], problems: list[Problem]
+    rows: Iterator[tuple[int, AnyRow]], reader: RowReader, problems: list[Problem]
 ) -> Iterator[tuple[Truth, ReferringAnswer]]:
     """Yield the truth and the answer of rows that contain both."""
     for line, row in rows:
         try:
-            yield _own_truth(line, row, problems), _answer_of(line, row)
+            yield _own_truth(line, row, reader, problems), _answer_of(line, row, reader)
         except (TypeError, ValueError) as error:
             problems.append(Problem(line, str(error)))
 
 
-def _own_truth(line: int, row: AnyRow, problems: list[Problem]) -> Truth:
+def _own_truth(line: int, row: AnyRow, reader: RowReader, problems: list[Problem]) -> Truth:
     if "segmentation" not in row and "bbox" not in row:
         raise InputError(
             "needs 'segmentation' (RLE or polygons, null for no target) or 'bbox'; or give "
             "RefCOCO's files"
         )
-    given = row.get("segmentation")
-    size = row.get("size") or row.get("image_size_wh")
-    if row.get("width") is not None or row.get("height") is not None:
-        size = [row.get("width"), row.get("height")]
-    if size is None and isinstance(given, Mapping):
+    given, picture = row.get("segmentation"), _picture_of(row, reader)
+    size = None
+    if isinstance(given, Mapping) and all(row.get(key) is None for key in SIZE_KEYS):
         outline = read_outline(given)
         size = outline.size[::-1] if isinstance(outline, RunLengths) else None
-    if size is None:
+    width_height = size or reader.size_of(row, picture)
+    if width_height is None:
         raise InputError("the size of the picture is not known: give 'width' and 'height'")
-    width_height = check_size(size)
+    width_height = check_size(width_height)
     rle, skipped_rings = _given_rle(given, width_height)
     if skipped_rings:
-        problems.append(Problem(line, f"skipped {skipped_rings} polygon rings of under 3 points"))
+        problems.append(
+            Problem(line, f"skipped {many(skipped_rings, 'polygon ring')} of under 3 points")
+        )
     box = solid_box(row.get("bbox"))
     if rle is None and (box is None or not min(box[2:])):
         rle = union([], width_height)  # no target
     number = row.get("id", row.get("sent_id", line))
     return Truth(
         id=number if isinstance(number, (int, str)) else line,
-        image=str(row.get("image") or f"line-{line}"),
+        image=picture.name or f"line-{line}",
         size=width_height,
         rle=rle,
         bbox=box,
-        expression=_expression(row),
+        expression=_expression(row, reader),
     )
+
+
+def _picture_of(row: AnyRow, reader: RowReader) -> Picture:
+    try:
+        return reader.picture(row)
+    except InputError:  # its name is only shown
+        return Picture(None)
 
 
 def _given_rle(given: Any, size: tuple[int, int]) -> tuple[Rle | None, int]:
@@ -212,24 +256,29 @@ def _given_rle(given: Any, size: tuple[int, int]) -> tuple[Rle | None, int]:
 
 
 def answers_by_id(
-    rows: Iterator[tuple[int, AnyRow]], refcoco: RefCoco, problems: list[Problem]
+    rows: Iterator[tuple[int, AnyRow]],
+    reader: RowReader,
+    refcoco: RefCoco,
+    problems: list[Problem],
 ) -> dict[int, ReferringAnswer]:
     """Return the answer to every expression; others, and second ones, become problems."""
     answers: dict[int, ReferringAnswer] = {}
     for line, row in rows:
         try:
-            number = _sentence_of(row, refcoco)
+            number = _sentence_of(row, reader, refcoco)
             if number in answers:
                 raise InputError(f"a second prediction for sent_id {number}; the first counts")
-            answers[number] = _answer_of(line, row)
+            answers[number] = _answer_of(line, row, reader)
         except (TypeError, ValueError) as error:
             problems.append(Problem(line, str(error)))
     return answers
 
 
-def _sentence_of(row: AnyRow, refcoco: RefCoco) -> int:
-    number, ref = row.get("sent_id"), row.get("ref_id")
-    if type(number) is int:
+def _sentence_of(row: AnyRow, reader: RowReader, refcoco: RefCoco) -> int:
+    ids = (row.get(key) for key in ("sent_id", "custom_id", "ref_id"))
+    sent, custom, ref = map(_whole, ids)
+    number = custom if row.get("sent_id") is None else sent
+    if number is not None:
         if number in refcoco.truths:
             return number
         if number in refcoco.unusable:
@@ -238,9 +287,9 @@ def _sentence_of(row: AnyRow, refcoco: RefCoco) -> int:
         raise InputError(
             f"sent_id {number} is of split {other}" if other else f"no sent_id {number} in the refs"
         )
-    if type(ref) is not int:
+    if ref is None:
         raise InputError("needs 'sent_id', or 'ref_id' and the expression as 'prompt'")
-    wanted = plain_expression(_expression(row))
+    wanted = plain_expression(_expression(row, reader))
     fitting = [
         n
         for n in refcoco.of_ref.get(ref, [])
@@ -254,28 +303,30 @@ def _sentence_of(row: AnyRow, refcoco: RefCoco) -> int:
     return fitting[0]
 
 
-def _expression(row: AnyRow) -> str:
-    given = row.get("expression") or row.get("prompt") or row.get("prefix")
+def _whole(value: object) -> int | None:
+    """Return an id as a whole number: 7, 7.0 and ``"7"``; None for anything else."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isdecimal() else None
+
+
+def _expression(row: AnyRow, reader: RowReader) -> str:
+    keys = [key for key in ("expression", "prompt", "prefix", "text") if key not in reader.outputs]
+    given = next((row[key] for key in keys if row.get(key)), "")
     return given if isinstance(given, str) else ""
 
 
-def _answer_of(line: int, row: AnyRow) -> ReferringAnswer:
+def _answer_of(line: int, row: AnyRow, reader: RowReader) -> ReferringAnswer:
     """Return the first four loc and sixteen seg tokens, or four loc, or why there are none."""
     codec = row.get("codec")
     named = codec if isinstance(codec, str) else ""
-    output, ids = row.get("output"), row.get("token_ids")
-    if isinstance(output, str):
-        match = _ANSWER.match(output) or _BOX_ALONE.match(output)
+    answer, _ = reader.answer(row)
+    if isinstance(answer, str):
+        match = _ANSWER.match(answer) or _BOX_ALONE.match(answer)
         if match is not None:
-            tokens = tuple(map(int, match.groups()))
-            return ReferringAnswer(tokens, "", named, line)
-    elif isinstance(ids, (list, tuple, np.ndarray)):
-        first = list(ids[:_TOKENS])
-        plain = set(map(type, first)) <= {int}  # quick; numpy's are no int
-        if not plain and not all(isinstance(number, (int, np.integer)) for number in first):
-            raise InputError("'token_ids' must be a list of integers")
-        if len(first) >= LOC_PER_BOX:
-            return ReferringAnswer(first, "", named, line, text=False)
-    else:
-        raise InputError("needs 'output' (text) or 'token_ids' (a list of integers)")
-    return ReferringAnswer(None, _NOT_BOX_AND_MASK, named, line)
+            return ReferringAnswer(tuple(map(int, match.groups())), "", named, line)
+    elif len(answer) >= LOC_PER_BOX:
+        return ReferringAnswer(list(answer[:_TOKENS]), "", named, line, text=False)
+    return ReferringAnswer(None, NOT_BOX_AND_MASK, named, line)

@@ -407,7 +407,7 @@ def test_rates_do_not_depend_on_the_order_of_close_objects():
 
 def test_some_scores_are_an_error():
     truth, results = scene([[(1, 0)]], [[(1, 0, 0.5), (1, 50, None)]])
-    with pytest.raises(InputError, match=r"1 of 2 predictions have no score .*results\[1\]"):
+    with pytest.raises(InputError, match=r"without a score: 1 of 2 \(first results\[1\]"):
         evaluate_coco(truth, results)
 
 

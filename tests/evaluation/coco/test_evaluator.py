@@ -92,7 +92,7 @@ def test_images_that_do_not_fit_are_refused():
     truth = to_coco(decode([answer("cat")] * 2, [(64, 64), (32, 32)]))
     for sizes in ([(64, 64)], [(32, 32), (64, 64)]):
         found = decode([answer("cat")] * len(sizes), sizes)
-        with pytest.raises(InputError, match="neither names nor ids, and aren't the 2 of"):
+        with pytest.raises(InputError, match=r"neither names nor ids, and aren't .* \(2\)"):
             evaluate_coco(truth, found)
     elsewhere = decode([answer("cat")] * 2, (64, 64), names=["a.jpg", "b.jpg"])
     with pytest.raises(InputError, match="none of its pictures is in the ground truth"):

@@ -274,7 +274,7 @@ BAD_ROWS = [
     ({"output": "", "segmentation": SQUARE}, "size of the picture"),
     ({"output": "", "size": [0, 8], "segmentation": SQUARE}, "a size must be"),
     ({"output": "", "size": [10**6, 10**6], "segmentation": SQUARE}, "more than a mask's"),
-    ({"size": [8, 8], "segmentation": SQUARE}, "needs 'output'"),
+    ({"output": [1, "a"], "size": [8, 8], "segmentation": SQUARE}, "has 2 answers"),
     ({"token_ids": ["a"], "size": [8, 8], "segmentation": SQUARE}, "list of integers"),
     ({"output": "", "size": [8, 8], "segmentation": [[1, 2]]}, "three x, y pairs"),
     ({"output": "", "size": [8, 8], "segmentation": 7}, "polygons or an RLE"),

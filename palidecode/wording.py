@@ -1,8 +1,13 @@
-"""Tables as aligned text, for the terminal."""
+"""Counts with their nouns, and tables as aligned text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def many(count: int, one: str, several: str = "") -> str:
+    """Return a count and its noun: ``1 picture``, ``2 pictures``."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -1,9 +1,18 @@
-"""Tables for the terminal, and the commands that print them without loading shapely."""
+"""Counts, tables, and the commands that print them without loading shapely."""
 
 import subprocess
 import sys
 
-from palidecode.text_table import aligned
+from palidecode.wording import aligned, many
+
+
+def test_counts_have_their_nouns():
+    assert [many(count, "picture") for count in (0, 1, 1200)] == [
+        "0 pictures",
+        "1 picture",
+        "1,200 pictures",
+    ]
+    assert [many(count, "box", "boxes") for count in (1, 2)] == ["1 box", "2 boxes"]
 
 
 def test_columns_are_aligned():

@@ -23,12 +23,12 @@ from palidecode.runtime.exported import read_export, write_export
 from palidecode.runtime.image import ImageConfig, Resample
 from palidecode.runtime.onnx_weights import Precision
 from palidecode.runtime.opening import Checkpoint, open_checkpoint
+from palidecode.runtime.options import Quantize
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.version import __version__
 
 EngineName: TypeAlias = Literal["auto", "torch", "onnx"]
-Quantize: TypeAlias = Literal["int8", "int4"]
 
 DEMO_MODEL = "demo"
 """Name of the model in this package: tiny, trained from scratch on drawn scenes."""

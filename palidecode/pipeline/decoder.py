@@ -20,7 +20,7 @@ from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.prompts import Task, asked_names, prompts_for, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample, Shrunk
-from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over
+from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over, Quantize
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.wording import many
 
@@ -107,7 +107,7 @@ class PaliDecoder:
         folder_or_id: str | os.PathLike[str],
         dtype: str | None = None,
         device: str | None = None,
-        quantize: Literal["int8", "int4"] | None = None,
+        quantize: Quantize | None = None,
         *,
         codec: MaskCodec | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
@@ -129,8 +129,9 @@ class PaliDecoder:
         device : str, optional
             A torch device; by default the first available of cuda, mps and cpu.
         quantize : {"int8", "int4"}, optional
-            Smaller, faster weights on a CPU; ``benchmarks/results.md`` has the cost. ONNX Runtime
-            keeps them in the user's cache, so that only the first load quantises.
+            Smaller, faster weights on a CPU; ``benchmarks/results.md`` has the cost. ONNX Runtime,
+            the only engine with int4, keeps them in the user's cache: only the first load
+            quantises.
         codec : MaskCodec, optional
             For masks; by default the codec that the model's codes belong to.
         tokenizer : str or path, optional

@@ -46,8 +46,9 @@ def export(
     folder : str or path
         A new folder.
     quantize : {"none", "int8", "int4"}
-        "none" is float32. int8: blocks of 128 weights share a scale. int4: the decoder's layers
-        in 4 bits, vision tower, embedding and head in 8.
+        "none" is float32. int8: blocks of 128 weights share a scale, of 64 in matrices of fewer
+        than 1,024 columns. int4: the decoder's layers in 4 bits, vision tower, embedding and
+        head in 8.
     tokenizer : str or path, optional
         A ``tokenizer.json``; by default the checkpoint's own.
     revision : str, optional

@@ -1,43 +1,40 @@
-"""Linear layers that are faster than `nn.Linear` on a CPU: packed bfloat16, int8, int4.
+"""Linear layers that are faster than `nn.Linear` on a CPU: packed bfloat16 and int8.
 
 Decoding reads every weight once per token, so memory bandwidth limits its speed: half the
 bytes, twice the tokens. ``benchmarks/results.md`` has the cost in accuracy. All kernels are
-torch's own (oneDNN's packed bfloat16 and int8, and the int4 kernel).
+torch's own (oneDNN's). ONNX Runtime's engine has int4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from palidecode.errors import InputError
+from palidecode.runtime.options import Quantize
 
-Quantize: TypeAlias = Literal["int8", "int4"]
 Finish: TypeAlias = Callable[[nn.Module], nn.Module]
 
 FEW_ROWS = 4
 """Inputs are padded to this many rows: oneDNN reads weights a quarter faster than for one."""
-INT4_GROUP = 128  # weights that share a scale and an offset
 _QUANTIZED_ROWS = 8192  # rows of a weight that are quantised together
-_INT4_ROWS = 16  # the kernel needs a multiple of this many outputs
 _MANY_ROWS = 48  # from about here on, widening to float32 pays
-_LEVELS = 15  # highest of int4's levels, from 0
 
 
 def finisher(dtype: torch.dtype, device: torch.device, quantize: Quantize | None) -> Finish | None:
     """Choose the class that replaces each loaded `nn.Linear`; None keeps them."""
-    if quantize not in (None, "int8", "int4"):
-        raise InputError(f"quantize must be None, 'int8' or 'int4', got {quantize!r}")
     if quantize is not None and device.type != "cpu":
         raise InputError(f"quantize={quantize!r} runs on the CPU only, not on {device.type}")
+    if quantize == "int4":
+        raise InputError(
+            "quantize='int4' needs engine='onnx': leave dtype out and install 'palidecode[export]'"
+        )
     if quantize == "int8":
         return Int8Linear
-    if quantize == "int4":
-        return _int4_or_int8
     one_dnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if device.type == "cpu" and dtype == torch.bfloat16 and one_dnn:
         return PackedLinear if torch.ops.mkldnn._is_mkldnn_bf16_supported() else WideningLinear
@@ -144,37 +141,6 @@ class Int8Linear(nn.Module):
         return out
 
 
-class Int4Linear(nn.Module):
-    """int4 weights with a scale and an offset for every 128 of a row.
-
-    The kernel suits few tokens: a long prompt is read more slowly than in bfloat16.
-    """
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__()
-        weight, self.bias = _parameters(linear)
-        self.out_features = weight.shape[0]
-        groups = weight.float().view(len(weight), -1, INT4_GROUP)
-        low, high = groups.amin(-1), groups.amax(-1)
-        scale = ((high - low) / _LEVELS).clamp_min(1e-8)
-        levels = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, _LEVELS)
-        quantized = levels.to(torch.int32).view(weight.shape)
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized, 1)
-        # The kernel counts levels from −8.
-        middle = low + scale * 8
-        pairs = torch.stack((scale, middle), -1).transpose(0, 1).contiguous()
-        self._scales = pairs.to(torch.bfloat16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, in) to (…, out), in the dtype of `x`."""
-        flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            flat, self._packed, INT4_GROUP, self._scales
-        )
-        out = out if self.bias is None else out + self.bias
-        return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
-
-
 def pad_rows(x: Tensor, rows: int) -> Tensor:
     """Add rows of zeros to (M, K) until it has `rows`."""
     return x if len(x) >= rows else nn.functional.pad(x, (0, 0, 0, rows - len(x)))
@@ -182,18 +148,11 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
 
 def head_for(weight: Tensor, finish: Finish | None) -> nn.Module | None:
     """Build the int8 output head of a quantised model; None if its weights serve as they are."""
-    if finish is not Int8Linear and finish is not _int4_or_int8:
+    if finish is not Int8Linear:
         return None
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return Int8Linear(linear)
-
-
-def _int4_or_int8(linear: nn.Module) -> nn.Module:
-    """Quantise to int4, or to int8 if the shape doesn't fit the kernel's groups and blocks."""
-    weight, _ = _parameters(linear)
-    fits = weight.shape[1] % INT4_GROUP == 0 and weight.shape[0] % _INT4_ROWS == 0
-    return Int4Linear(linear) if fits else Int8Linear(linear)
 
 
 def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:

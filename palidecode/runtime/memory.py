@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     import torch
 
 _OVERHEAD = 1.15  # weights plus what loading and activations need
-_INT4_GROUP_BYTES = 4 / 128  # per weight: a two-byte scale and offset for each 128
 
 
 def weight_bytes(config: PaliGemmaConfig, item: int, quantize: str | None = None) -> int:
-    """Bytes of a model's weights; those that aren't quantised take `item` bytes each."""
+    """Bytes of a torch model's weights; those that aren't in int8 take `item` bytes each."""
+    if quantize is None:
+        return item * config.parameters()
     embedding = config.text.vocabulary * config.text.width
-    each = {None: float(item), "int8": 1.0, "int4": 0.5 + _INT4_GROUP_BYTES}[quantize]
-    head = embedding if quantize else 0  # an int8 copy of the embedding
-    return int(embedding * item + head + (config.parameters() - embedding) * each)
+    return embedding * item + config.parameters()  # the head is an int8 copy of the embedding
 
 
 def free_bytes(device: torch.device) -> int | None:

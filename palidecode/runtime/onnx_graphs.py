@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig, VisionConfig
 from palidecode.runtime.onnx_weights import BITS, Precision
-from palidecode.runtime.quantizing import BLOCK
+from palidecode.runtime.quantizing import block_size
 
 _OPSET, _IR = 17, 8
 _MICROSOFT = "com.microsoft"
@@ -87,10 +87,11 @@ class _Graph:
         return self.add("Add", [x, self.weight(f"{name}.bias", (outer,))]) if bias else x
 
     def quantized(self, x: str, name: str, inner: int, outer: int, bits: int) -> str:
-        blocks = -(-inner // BLOCK)
+        block = block_size(inner)
+        blocks = -(-inner // block)
         inputs = [
             x,
-            self.weight(f"{name}.levels", (outer, blocks, BLOCK * bits // 8), _UINT8),
+            self.weight(f"{name}.levels", (outer, blocks, block * bits // 8), _UINT8),
             self.weight(f"{name}.scales", (outer, blocks)),
         ]
         if bits < 8:
@@ -102,7 +103,7 @@ class _Graph:
             K=inner,
             N=outer,
             bits=bits,
-            block_size=BLOCK,
+            block_size=block,
             accuracy_level=_INT8_ACTIVATIONS,
         )
 

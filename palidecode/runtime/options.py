@@ -1,4 +1,4 @@
-"""Options of generating answers; without torch."""
+"""Options of models and of generating answers; without torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from palidecode.errors import InputError
 
 Labels: TypeAlias = Literal["prompt", "free", "none"]
 Over: TypeAlias = Literal["vocabulary", "allowed"]
+Quantize: TypeAlias = Literal["int8", "int4"]
 OnToken: TypeAlias = Callable[[int, int, float], None]
 
 

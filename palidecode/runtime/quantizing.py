@@ -9,19 +9,27 @@ import numpy.typing as npt
 
 from palidecode.runtime.weights import Stored, to_float32
 
-BLOCK = 128  # weights of a row that share a scale
+_BLOCK, _NARROW_BLOCK, _NARROW = 128, 64, 1024
 _ROWS = 8192  # rows that are quantised together
 _SMALLEST = 1e-12
 
 
+def block_size(width: int) -> int:
+    """Return the number of a row's weights that share a scale: 128, or 64 in narrow matrices.
+
+    Small models have narrow matrices, and lose more by large blocks than wide ones.
+    """
+    return _NARROW_BLOCK if width < _NARROW else _BLOCK
+
+
 @dataclass(frozen=True)
 class Quantized:
-    """A weight (N, K) in blocks of `BLOCK`: ``scale · (level − zero)``.
+    """A weight (N, K) in blocks, see `block_size`: ``scale · (level − zero)``.
 
     Attributes
     ----------
     bits : {8, 4}
-    levels : ndarray of uint8, shape (N, blocks, BLOCK · bits / 8)
+    levels : ndarray of uint8, shape (N, blocks, block · bits / 8)
         Two levels of 4 bits are one byte, the first in its lower half.
     scales : ndarray of float32, shape (N, blocks)
     zeros : ndarray of uint8, shape (N, ⌈blocks · bits / 8⌉), or None
@@ -52,8 +60,9 @@ def quantize(parts: list[Stored], bits: int) -> Quantized:
     """
     flat = [part.reshape(len(part), -1) for part in parts]
     count, width = sum(map(len, flat)), flat[0].shape[1]
-    blocks = -(-width // BLOCK)
-    levels = np.empty((count, blocks, BLOCK * bits // 8), np.uint8)
+    block = block_size(width)
+    blocks = -(-width // block)
+    levels = np.empty((count, blocks, block * bits // 8), np.uint8)
     scales = np.empty((count, blocks), np.float32)
     zeros = None if bits == 8 else np.empty((count, -(-blocks // 2)), np.uint8)
     start = 0
@@ -61,9 +70,9 @@ def quantize(parts: list[Stored], bits: int) -> Quantized:
         for first in range(0, len(part), _ROWS):
             rows = to_float32(part[first : first + _ROWS])
             out = slice(start, start + len(rows))
-            padded = np.zeros((len(rows), blocks * BLOCK), np.float32)
+            padded = np.zeros((len(rows), blocks * block), np.float32)
             padded[:, :width] = rows
-            grouped = padded.reshape(len(rows), blocks, BLOCK)
+            grouped = padded.reshape(len(rows), blocks, block)
             if zeros is None:
                 levels[out], scales[out] = _symmetric(grouped)
             else:

@@ -1,4 +1,4 @@
-"""The engine in torch: CUDA, MPS and CPU; bfloat16, float16, float32, int8 and int4."""
+"""The engine in torch: CUDA, MPS and CPU; bfloat16, float16, float32 and int8."""
 
 from __future__ import annotations
 

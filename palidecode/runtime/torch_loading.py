@@ -6,8 +6,9 @@ import torch
 
 from palidecode.errors import InputError
 from palidecode.runtime.config import PaliGemmaConfig
-from palidecode.runtime.linear import Quantize, finisher
+from palidecode.runtime.linear import finisher
 from palidecode.runtime.memory import check_memory
+from palidecode.runtime.options import Quantize
 from palidecode.runtime.torch_engine import TorchEngine
 from palidecode.runtime.torch_weights import load_weights
 from palidecode.runtime.weights import Source

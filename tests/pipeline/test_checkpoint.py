@@ -12,7 +12,7 @@ import torch
 from palidecode.errors import InputError
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.runtime.config import PRESETS
-from palidecode.runtime.linear import Int4Linear, Int8Linear, PackedLinear, WideningLinear
+from palidecode.runtime.linear import Int8Linear, PackedLinear, WideningLinear
 from palidecode.runtime.memory import check_memory
 from tests.runtime.tiny_models import (
     CONFIGS,
@@ -62,7 +62,6 @@ def calm_folder(request, tmp_path_factory):
         ("float16", None, 0.0025),
         ("float32", "int8", 0.06),
         ("bfloat16", "int8", 0.06),
-        ("bfloat16", "int4", 0.45),
     ],
 )
 def test_lower_precision_gives_nearly_the_same_logits(calm_folder, dtype, quantize, bound):
@@ -91,8 +90,6 @@ def test_what_stands_in_for_linear_layers(folders):
     packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert kinds("bfloat16", "cpu") == {PackedLinear if packs else WideningLinear}
     assert kinds("float32", "cpu", "int8") == {Int8Linear}
-    # The vision tower's widths are no multiples of a group.
-    assert kinds("bfloat16", "cpu", "int4") == {Int4Linear, Int8Linear}
 
 
 def test_dtypes_devices_and_quantising_that_are_unknown_are_refused(folders):
@@ -128,8 +125,8 @@ def test_a_model_that_does_not_fit_in_memory_is_refused_before_it_is_made(folder
     with pytest.raises(InputError) as caught:
         check_memory(huge, torch.bfloat16, torch.device("cpu"), None)
     assert "GB in bfloat16" in line(caught)
-    with pytest.raises(InputError, match=r"GB in float32 with int4, [0-9.]+ GB are free on cpu"):
-        check_memory(huge, torch.float32, torch.device("cpu"), "int4")
+    with pytest.raises(InputError, match=r"GB in float32 with int8, [0-9.]+ GB are free on cpu"):
+        check_memory(huge, torch.float32, torch.device("cpu"), "int8")
     check_memory(CONFIGS[1], torch.float32, torch.device("cpu"), None)
     # Said before the weights are compared with it, which a model of that size would not survive.
     config = json.loads((folder / "config.json").read_text())

@@ -52,7 +52,7 @@ COMMANDS = {
         f"{ENCODE} --classes present+absent --absent 2 --order area --seed 3 --max-objects 3 "
         "-o @detect.jsonl --val @val.jsonl",
     ),
-    "predicted.json": (0, f"{PREDICT} --task segment -o @predicted.json"),
+    "predicted.json": (0, f"{PREDICT} --task segment --segmentation rle -o @predicted.json"),
     "sub_bin.json": (
         0,
         f"{PREDICT} --task detect --classes @shapes.txt --per-class --sub-bin --min-score 0.2 "

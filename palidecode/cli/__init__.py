@@ -79,7 +79,7 @@ Examples:
   palidecode predict --help
 """
 _OUTPUTS = ("output", "val", "samples", "target", "issues")
-_CHOICES = ("to", "origin")
+_CHOICES = ("to", "origin", "format")
 """Arguments that may be the name of a file and don't mean it."""
 _FILE, _FOLDER = (".json", ".jsonl"), ()
 _ENDINGS: dict[str, tuple[str, ...]] = {
@@ -153,7 +153,8 @@ def _check_outputs(command: str, args: argparse.Namespace) -> None:
     outputs = [path for name in _OUTPUTS for path in paths.pop(name, [])]
     args.data_on_stdout = Path(STDOUT) in outputs
     refuse_overwriting(outputs, [path for listed in paths.values() for path in listed])
-    endings = _ENDINGS.get(command)
+    other = getattr(args, "format", "coco") != "coco"  # with any ending
+    endings = None if other else _ENDINGS.get(command)
     if endings is not None:
         for path in outputs:
             check_ending(path, endings)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from palidecode import interop
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.coco.detections import sound_rows
@@ -27,7 +30,7 @@ from palidecode.formats import (
     read_voc,
     read_yolo,
 )
-from palidecode.formats.labelstudio import config_of, write_labelstudio
+from palidecode.formats.labelstudio import DEFAULT_URL, config_of, write_labelstudio
 from palidecode.geometry.boxes import box_area
 from palidecode.geometry.rle import rings_to_rle, rle_to_crop
 from palidecode.version import __version__
@@ -39,51 +42,98 @@ _BY_DESIGN = {CROWDS}
 """Objects that a format has no word for."""
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A dataset that was written: where, what was skipped, and the labelling config if any."""
+
+    to: str
+    output: Path
+    dataset: Dataset
+    report: ConvertReport
+    skips: Skips
+    config: Path | None
+
+    def data(self) -> dict[str, object]:
+        """Return the result as JSON values."""
+        return {
+            "output": str(self.output),
+            "pictures": len(self.dataset.pictures),
+            "objects": self.report.objects,
+            "skipped": dict(self.report.skipped),
+            "unread": [skip.as_dict() for skip in self.skips.skipped],
+            "noted": [skip.as_dict() for skip in self.skips.noted],
+            "stale": self.report.stale,
+            **({} if self.config is None else {"config": str(self.config)}),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the result as lines."""
+        pictures = many(len(self.dataset.pictures), "picture")
+        written = f"{many(self.report.objects, 'object')} of {pictures} in {self.output}"
+        return [written, *([] if self.config is None else [f"labelling config: {self.config}"])]
+
+    def notes(self, output: Output) -> None:
+        """Print what was skipped and what an earlier conversion left."""
+        for reason, count in self.report.skipped.items():
+            output.note(f"skipped: {reason}: {count}")
+        for title, listed in (("skipped", self.skips.skipped), ("noted", self.skips.noted)):
+            output.listed([line.strip() for line in skip_lines(title, listed) if line])
+        if self.to in _WITHOUT_SCORES and _scored(self.dataset):
+            output.note(f"{self.to} has no scores: they are not written")
+        stale = self.report.stale
+        if stale:
+            files = many(len(stale), "file")
+            output.note(f"of an earlier conversion, and of no picture: {files}")
+            output.listed(stale)
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        left = self.report.skipped.keys() - _BY_DESIGN or self.report.stale
+        look = left or needs_a_look(self.skips.skipped, self.skips.noted)
+        return SKIPPED if look else DONE
+
+
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode convert``."""
     output, report, skips = fill(Output, args), ConvertReport(), Skips()
-    _check(args)
-    dataset = _read(args, report, skips)
-    more = _write(args, dataset, report)
-    pictures = len(dataset.pictures)
-    data = {
-        "output": str(args.output),
-        "pictures": pictures,
-        "objects": report.objects,
-        "skipped": dict(report.skipped),
-        "unread": [skip.as_dict() for skip in skips.skipped],
-        "noted": [skip.as_dict() for skip in skips.noted],
-        "stale": report.stale,
-        **({} if more is None else {"config": str(more)}),
-    }
-    counted = f"{many(report.objects, 'object')} of {many(pictures, 'picture')} in {args.output}"
-    lines = [counted, *([] if more is None else [f"labelling config: {more}"])]
-    output.result(data, lines)
-    for reason, count in report.skipped.items():
-        output.note(f"skipped: {reason}: {count}")
-    for title, listed in (("skipped", skips.skipped), ("noted", skips.noted)):
-        output.listed([line.strip() for line in skip_lines(title, listed) if line])
-    if args.to in _WITHOUT_SCORES and _scored(dataset):
-        output.note(f"{args.to} has no scores: they are not written")
-    if report.stale:
-        output.note(
-            f"of an earlier conversion, and of no picture: {many(len(report.stale), 'file')}"
-        )
-        output.listed(report.stale)
-    unasked = report.skipped.keys() - _BY_DESIGN or report.stale
-    return SKIPPED if unasked or needs_a_look(skips.skipped, skips.noted) else DONE
-
-
-def _check(args: argparse.Namespace) -> None:
     if args.origin == args.to:
         raise InputError(f"{args.to} to {args.to} is no conversion; choose --to or --from")
-    if args.output == Path(STDOUT) and args.to in FOLDERS:
-        raise InputError(f"-o - is the standard output, but {args.to} is a folder")
-    target, source = args.output.resolve(), args.source.resolve()
-    if target.is_file() and target.suffix in _LABELS and target.is_relative_to(source):
-        raise InputError(f"{args.output}: is an input and would be overwritten; name another")
-    if args.to == "labelstudio":
-        refuse_overwriting([config_of(args.output)], [args.source])
+    check_output(args.to, args.output, [args.source])
+    dataset = _read(args, report, skips)
+    done = _write(dataset, args.to, args.output, args.url, report, skips)
+    output.result(done.data(), done.lines())
+    done.notes(output)
+    return done.code
+
+
+def convert_coco(source: Path, to: str, path: Path) -> Conversion:
+    """Convert a COCO dataset to another format."""
+    skips = Skips()
+    return _write(_read_coco(source, skips), to, path, DEFAULT_URL, ConvertReport(), skips)
+
+
+def check_output(to: str, path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse outputs that are an input, or that a format can't be written to.
+
+    Raises
+    ------
+    InputError
+    """
+    if path == Path(STDOUT) and to in FOLDERS:
+        raise InputError(f"-o - is the standard output, but {to} is a folder")
+    if to == "parquet":
+        interop.load("pyarrow")
+    target = path.resolve()
+    for source in inputs:
+        if (
+            target.is_file()
+            and target.suffix in _LABELS
+            and target.is_relative_to(source.resolve())
+        ):
+            raise InputError(f"{path}: is an input and would be overwritten; name another")
+    if to == "labelstudio":
+        refuse_overwriting([config_of(path)], inputs)
 
 
 def _scored(dataset: Dataset) -> bool:
@@ -139,15 +189,17 @@ def _named(images: list[ImageRow], skips: Skips) -> list[ImageRow]:
     return named
 
 
-def _write(args: argparse.Namespace, dataset: Dataset, report: ConvertReport) -> Path | None:
-    """Write the output; return the labelling config if there is one."""
-    if args.to == "coco":
-        _write_coco(dataset, args.output, report)
-    elif args.to == "labelstudio":
-        return write_labelstudio(dataset, args.output, report, url=args.url)
+def _write(
+    dataset: Dataset, to: str, path: Path, url: str, report: ConvertReport, skips: Skips
+) -> Conversion:
+    config = None
+    if to == "coco":
+        _write_coco(dataset, path, report)
+    elif to == "labelstudio":
+        config = write_labelstudio(dataset, path, report, url=url)
     else:
-        WRITERS[args.to](dataset, args.output, report)
-    return None
+        WRITERS[to](dataset, path, report)
+    return Conversion(to, path, dataset, report, skips, config)
 
 
 def _write_coco(dataset: Dataset, path: Path, report: ConvertReport) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from palidecode.answers.assembler import IssueKind
 from palidecode.answers.rows import AnswerRow
+from palidecode.cli.convert import Conversion
 from palidecode.cli.issues import Issues, collected
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
@@ -22,6 +23,7 @@ from palidecode.cli.output import (
     report_lines,
     skipped_unasked,
 )
+from palidecode.cli.target import Target, target
 from palidecode.coco.categories import read_categories
 from palidecode.coco.writing import CocoOptions, CocoReport, MaskFormat, dataset_of, images_of
 from palidecode.errors import InputError
@@ -48,16 +50,19 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--issues is for files of answers; --text prints its issues")
         if ray.ray is not None:
             raise InputError("--ray can't be combined with --text: it decodes files of answers")
+        if args.format != "coco":
+            raise InputError("--format is for files of answers: --text has no picture's name")
         return _decode_text(args.text, options, coco, args.output, output)
     if args.output is None:
         raise InputError("name the file to write: -o coco.json")
     run = fill(RunOptions, args)
-    with collected(args.issues) as issues:
-        finish = _decode_file(args.answers, options, coco, args.output, run, ray, output, issues)
-        issues.discarded = isinstance(finish, int)
-    if isinstance(finish, int):
-        return finish
-    return _finish(args.answers, finish.written, issues, output)
+    with target(args.output, args.format, [args.answers]) as goal:
+        with collected(args.issues) as issues:
+            finish = _decode_file(args.answers, options, coco, goal.coco, run, ray, output, issues)
+            issues.discarded = isinstance(finish, int)
+        if isinstance(finish, int):
+            return finish
+        return _finish(args.answers, finish.written, goal, issues, output)
 
 
 def _decode_file(
@@ -79,17 +84,21 @@ def _decode_file(
     return run_job(job, items, [answers], path, coco, run, ray, output, "decoding", watch)
 
 
-def _finish(answers: Path, written: WrittenCoco, issues: Issues, output: Output) -> int:
-    """Report what was written, and return the exit code."""
+def _finish(
+    answers: Path, written: WrittenCoco, goal: Target, issues: Issues, output: Output
+) -> int:
+    """Convert and report what was written, and return the exit code."""
     problems = [(row["line"], row["reason"]) for row in written.failed]
     if not written.report.images:
         output.problems(problems)
-        raise InputError(f"{answers}: no usable row; {written.path} was not written")
+        raise InputError(f"{answers}: no usable row; {goal.path} was not written")
     silent = has_no_loc(written)
-    _report(written, issues, output, [NO_LOC] if silent else [])
+    converted = goal.convert()
+    _report(written, converted, issues, output, [NO_LOC] if silent else [])
     output.problems(problems, "row" if answers.suffix in (".json", ".parquet") else "line")
     output.listed(issues.lines(), issues.count, "--issues FILE writes")
-    return SKIPPED if problems or silent or skipped_unasked(written.report) else DONE
+    looked = problems or silent or skipped_unasked(written.report) or (converted and converted.code)
+    return SKIPPED if looked else DONE
 
 
 def has_no_loc(written: WrittenCoco) -> bool:
@@ -98,7 +107,13 @@ def has_no_loc(written: WrittenCoco) -> bool:
     return not (report.annotations or report.left_out() or _OF_BOXES & written.issues.keys())
 
 
-def _report(written: WrittenCoco, issues: Issues, output: Output, notes: list[str]) -> None:
+def _report(
+    written: WrittenCoco,
+    converted: Conversion | None,
+    issues: Issues,
+    output: Output,
+    notes: list[str],
+) -> None:
     report = written.report
     data = {
         "output": str(written.path),
@@ -111,14 +126,17 @@ def _report(written: WrittenCoco, issues: Issues, output: Output, notes: list[st
         "left_out": report.left_out(),
         "problems": written.failed,
         **({"notes": notes} if notes else {}),
+        **(converted.data() if converted else {}),
     }
-    lines = [objects_of(report, written.path)]
+    lines = converted.lines() if converted else [objects_of(report, written.path)]
     if written.issues:
         lines.append(f"parse issues: {counted(written.issues)}")
     lines += report_lines(report)
     output.result(data, lines)
     for note in notes:
         output.note(note)
+    if converted:
+        converted.notes(output)
 
 
 def _decode_text(

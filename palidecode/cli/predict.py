@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from palidecode.cli.convert import Conversion
 from palidecode.cli.issues import Issues, collected
 from palidecode.cli.jobs import Finish, RayOptions, run_job
 from palidecode.cli.options import fill
@@ -20,6 +21,7 @@ from palidecode.cli.output import (
     report_lines,
     skipped_unasked,
 )
+from palidecode.cli.target import target
 from palidecode.coco.categories import category_names, read_categories
 from palidecode.coco.detections import from_coco
 from palidecode.coco.shards import Failure, Result
@@ -46,35 +48,37 @@ def run(args: argparse.Namespace) -> int:
     job = _job(args)
     coco = fill(CocoOptions, args, categories=list(job.names) or None, form=fill(MaskFormat, args))
     overlay = None if args.overlay is None else _Overlay(args.overlay, pictures, args.paste)
-    with collected(args.issues) as issues:
-        watch = Watch(issue=issues.add)
+    with target(args.output, args.format, list(map(Path, args.images))) as goal:
+        with collected(args.issues) as issues:
+            watch = Watch(issue=issues.add)
+            if overlay is not None:
+                watch = replace(watch, result=overlay.draw)
+            finish = run_job(
+                job,
+                pictures,
+                args.images,
+                goal.coco,
+                coco,
+                options,
+                ray,
+                output,
+                f"{job.options.task}ing",
+                watch,
+            )
+            issues.discarded = isinstance(finish, int)
+        if isinstance(finish, int):
+            return finish
+        written = finish.written
+        if not written.report.images:
+            _list_failed(written.failed, output)
+            raise InputError(f"no picture could be read; {goal.path} was not written")
         if overlay is not None:
-            watch = replace(watch, result=overlay.draw)
-        finish = run_job(
-            job,
-            pictures,
-            args.images,
-            args.output,
-            coco,
-            options,
-            ray,
-            output,
-            f"{job.options.task}ing",
-            watch,
-        )
-        issues.discarded = isinstance(finish, int)
-    if isinstance(finish, int):
-        return finish
-    written = finish.written
-    if not written.report.images:
-        _list_failed(written.failed, output)
-        raise InputError(f"no picture could be read; {written.path} was not written")
-    if overlay is not None:
-        overlay.draw_rest(written.path)
+            overlay.draw_rest(written.path)
+        converted = goal.convert()
     undrawn = overlay.failed if overlay is not None else []
-    _report(job, finish, issues, skipped, undrawn, output)
+    _report(job, finish, converted, issues, skipped, undrawn, output)
     looked = undrawn or written.failed or skipped or skipped_unasked(written.report)
-    return SKIPPED if looked else DONE
+    return SKIPPED if looked or (converted and converted.code) else DONE
 
 
 def _job(args: argparse.Namespace) -> PredictJob:
@@ -152,6 +156,7 @@ class _Overlay:
 def _report(
     job: PredictJob,
     finish: Finish,
+    converted: Conversion | None,
     issues: Issues,
     skipped: Counter[str],
     undrawn: Sequence[str],
@@ -174,11 +179,12 @@ def _report(
         "skipped_files": skipped,
         **({"undrawn": undrawn} if undrawn else {}),
         "seconds": seconds,
+        **(converted.data() if converted else {}),
     }
     loaded = f", loaded in {finish.loading:.1f} s" if finish.loading else ""
     each = (written.rows - written.kept) / finish.seconds if finish.seconds else 0.0
     lines = [
-        objects_of(report, written.path),
+        *(converted.lines() if converted else [objects_of(report, written.path)]),
         f"model {source}{loaded}, {each:.2f} pictures/s",
     ]
     if issues.count:
@@ -190,6 +196,8 @@ def _report(
         output.note(f"skipped {kinds_of(skipped)}: convert them to JPEG or PNG first")
     output.listed(issues.lines(), issues.count, "--issues FILE writes")
     output.listed([f"not drawn: {reason}" for reason in undrawn])
+    if converted:
+        converted.notes(output)
 
 
 def _list_failed(failed: Sequence[Failure], output: Output) -> None:

@@ -27,7 +27,7 @@ Format: TypeAlias = Literal[
 ]
 FOLDERS: tuple[Format, ...] = ("yolo", "yolo-seg", "voc")
 """Formats that are a folder; the others are one file."""
-WRITERS: dict[Format, Callable[[Dataset, str | os.PathLike[str], ConvertReport], object]] = {
+WRITERS: dict[str, Callable[[Dataset, str | os.PathLike[str], ConvertReport], object]] = {
     "yolo": partial(write_yolo, outlines=False),
     "yolo-seg": partial(write_yolo, outlines=True),
     "voc": write_voc,

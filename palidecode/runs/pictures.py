@@ -147,6 +147,7 @@ class PredictJob(Job[PictureFile | Unread]):
         options = self.options
         source = describe(options.model.model, options.model.revision).source
         info = {"model": source, "task": options.task, "prompts": list(options.prompts)}
+        info |= {"score": options.ask.score}
         return info | ({"asked": list(options.names)} if options.names else {})
 
     def item(self, record: Record) -> PictureFile | Unread:

@@ -144,8 +144,8 @@ def decode_words(place, output):
 
 
 def predict_words(place, output):
-    words = ["predict", place / "pictures", "--model", place / "model", *WORDS]
-    return [str(word) for word in [*words, "--prompt", "segment cat ; dog", "-o", output]]
+    words = ["predict", place / "pictures", "--model", place / "model", "--segmentation", "rle"]
+    return [str(word) for word in [*words, *WORDS, "--prompt", "segment cat ; dog", "-o", output]]
 
 
 def one(place, name):

@@ -27,6 +27,8 @@ IOU_TYPES: dict[str, tuple[IouType, ...]] = {
     "both": ("bbox", "segm"),
 }
 """The evaluations of each choice of --iou-type."""
+FORMATS = ("yolo", "yolo-seg", "voc", "cvat", "labelstudio", "createml", "csv", "parquet")
+"""Formats other than COCO."""
 
 
 def fill(cls: type[Options], args: argparse.Namespace, **others: object) -> Options:
@@ -157,6 +159,17 @@ def add_drop_empty(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
         action="store_true",
         help="skip inverted and empty boxes; by default they are written without width or height, "
         "so that evaluators count them as wrong",
+    )
+
+
+def add_format(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option of the format that a run writes."""
+    parser.add_argument(
+        "--format",
+        choices=("coco", *FORMATS),
+        default="coco",
+        help="write another format instead of COCO, as palidecode convert does (default: "
+        "%(default)s)",
     )
 
 

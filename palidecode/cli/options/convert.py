@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_messages
+from palidecode.cli.options import FORMATS, add_messages
 
 EXAMPLES = """\
 palidecode convert coco.json --to yolo -o dataset/
@@ -31,10 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        choices=(
-            *("coco", "yolo", "yolo-seg", "voc", "cvat"),
-            *("labelstudio", "createml", "csv", "parquet"),
-        ),
+        choices=("coco", *FORMATS),
         default="coco",
         help="format to write (default: %(default)s)",
     )

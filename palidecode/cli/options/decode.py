@@ -8,6 +8,7 @@ from pathlib import Path
 from palidecode.cli.options import (
     add_answers,
     add_drop_empty,
+    add_format,
     add_issues,
     add_journal,
     add_match,
@@ -20,6 +21,7 @@ EXAMPLES = """\
 palidecode decode answers.jsonl --images pictures/ -o coco.json
 palidecode decode answers.jsonl --size 640x480 --segmentation rle \\
     --categories names.txt --unmapped drop -o coco.json
+palidecode decode answers.jsonl --images pictures/ --format yolo -o dataset/
 palidecode decode --text "<loc0046><loc0538><loc0795><loc1022> cat" \\
     --size 640x480
 """
@@ -35,7 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rows of answers: .jsonl, .json, .csv, .parquet, also .gz",
     )
     parser.add_argument("--text", help="one answer instead of a file; needs --size")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="COCO file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="COCO file to write, or see --format"
+    )
+    add_format(parser)
     add_issues(parser)
     parser.add_argument(
         "--batch-size",

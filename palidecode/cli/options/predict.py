@@ -8,6 +8,7 @@ from pathlib import Path
 from palidecode.cli.options import (
     add_divisor,
     add_drop_empty,
+    add_format,
     add_issues,
     add_journal,
     add_messages,
@@ -19,6 +20,7 @@ EXAMPLES = """\
 palidecode predict pictures/ --model demo --task segment -o coco.json
 palidecode predict pictures/ --model paligemma2-3b-mix-448 \\
     --prompt "detect cat ; dog" -o coco.json --overlay drawn/
+palidecode predict pictures/ --model demo --format yolo -o dataset/
 palidecode predict "shots/*.jpg" --model DIR --task detect \\
     --classes names.txt --per-class -o coco.json
 """
@@ -40,8 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "tiny model in this package",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="COCO file to write"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="COCO file to write, or see --format",
     )
+    add_format(parser)
     add_issues(parser)
     _add_question(parser)
     group = parser.add_argument_group("output")
@@ -51,8 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--segmentation",
         choices=("polygons", "exact", "rle", "none"),
-        default="rle",
-        help="smooth polygons, polygons along pixel edges, RLE (default), or boxes only",
+        default="polygons",
+        help="smooth polygons (default), polygons along pixel edges, RLE, or boxes only",
     )
     add_paste(group)
     add_drop_empty(group)

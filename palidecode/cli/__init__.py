@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks or "
     "boxes: mIoU, cIoU, gIoU, box accuracy, N-acc, T-acc.",
     "export": "Write a model as ONNX graphs, in 8 or 4 bits, to run without torch.",
+    "merge": "Merge a LoRA adapter into its base model.",
     "weights": "List, fetch, verify or convert the mask codec's weights.",
     "demo": "Run the bundled tiny model on pictures it has never seen, and evaluate it.",
     "completion": "Print the completion script of a shell.",

@@ -11,7 +11,9 @@ from palidecode.pipeline.export import export
 
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode export``."""
-    written = export(args.model, args.output, args.quantize, tokenizer=args.tokenizer)
+    written = export(
+        args.model, args.output, args.quantize, tokenizer=args.tokenizer, base=args.base
+    )
     size = written.bytes / 1e9
     lines = [
         f"{written.folder}: {written.precision}, {size:.2f} GB, in {written.seconds:.1f} s",

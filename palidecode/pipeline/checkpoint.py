@@ -17,6 +17,7 @@ from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, cache_dir
 from palidecode.errors import InputError, WeightsError, warn
 from palidecode.files import data_folder, read_json
+from palidecode.runtime.adapters import is_adapter, read_adapter_config
 from palidecode.runtime.config import PaliGemmaConfig, config_to_hf
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.exported import read_export, write_export
@@ -37,7 +38,7 @@ NOTES = "palidecode.json"
 """File beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes":
 […]}``, the mask codec its seg tokens belong to, and the classes it knows."""
 _HUB_FILES = ["*.json", "*.safetensors", "onnx/*"]
-_KEPT_FILES = ("preprocessor_config.json", "processor_config.json", TOKENIZER, NOTES)
+KEPT_FILES = ("preprocessor_config.json", "processor_config.json", TOKENIZER, NOTES)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class ModelOptions:
     final_softcap: float | Literal["config"] | None = "config"
     revision: str | None = None
     engine: EngineName = "auto"
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
@@ -95,6 +97,7 @@ class ModelNotes(NamedTuple):
     source: str
     codes_id: str
     classes: tuple[str, ...]
+    revision: str | None
 
 
 class LoadedModel(NamedTuple):
@@ -109,12 +112,14 @@ class LoadedModel(NamedTuple):
     source: str
 
 
-def describe(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> ModelNotes:
+def describe(
+    folder_or_id: str | os.PathLike[str], revision: str | None = None, base: str | None = None
+) -> ModelNotes:
     """Describe a checkpoint without loading it; refuse what is none."""
-    path, name = locate(folder_or_id, revision)
-    open_checkpoint(path)
-    codes_id, classes = _notes(path)
-    return ModelNotes(name, codes_id, tuple(classes))
+    place = find(folder_or_id, revision, base)
+    place.open()
+    codes_id, classes = read_notes(place.file(NOTES))
+    return ModelNotes(place.name, codes_id, tuple(classes), place.revision)
 
 
 def load(
@@ -123,36 +128,37 @@ def load(
     """Load a checkpoint and all that belongs to it; `codec` replaces that of the options."""
     if codec is None and options.codec is not None:
         codec = load_codec(options.codec, threads=threads)
-    path, name = locate(options.model, options.revision)
-    checkpoint = open_checkpoint(path)
+    place = find(options.model, options.revision, options.base)
+    checkpoint = place.open()
     config, image_config = checkpoint.config, checkpoint.image_config
-    tokenizer = Tokenizer.from_file(tokenizer_path(path, options.tokenizer), config.eos)
+    tokenizer = Tokenizer.from_file(tokenizer_path(place, options.tokenizer), config.eos)
     if options.final_softcap != "config":
         config = replace(config, text=replace(config.text, final_softcap=options.final_softcap))
     if options.resample is not None:
         image_config = replace(image_config, resample=options.resample)
     # A big_vision file doesn't tell which token is the picture's.
-    image_token = config.image_token if path.is_dir() else tokenizer.image
-    _check_ids(tokenizer, config, image_token, name)
-    codes_id, classes = _notes(path)
+    image_token = config.image_token if place.path.is_dir() else tokenizer.image
+    _check_ids(tokenizer, config, image_token, place.name)
+    codes_id, classes = read_notes(place.file(NOTES))
     if codec is None and codes_id != GOOGLE_ID:
         codec = load_codec(codes_id, threads=threads)
-    engine = _load_engine(options, checkpoint._replace(config=config), path, threads)
-    return LoadedModel(engine, tokenizer, image_config, codec, codes_id, tuple(classes), name)
+    checkpoint = checkpoint._replace(config=config)
+    engine = _load_engine(options, checkpoint, place, threads)
+    return LoadedModel(engine, tokenizer, image_config, codec, codes_id, tuple(classes), place.name)
 
 
 def _load_engine(
-    options: ModelOptions, checkpoint: Checkpoint, path: Path, threads: int | None
+    options: ModelOptions, checkpoint: Checkpoint, place: Place, threads: int | None
 ) -> Engine:
     """Load the model with the engine of the options, or the one that suits the checkpoint."""
     if _engine_for(options, checkpoint) == "onnx":
         options.check_onnx()
         from palidecode.runtime.onnx_loading import load_onnx  # loads onnxruntime
 
-        return load_onnx(_quantized(checkpoint, path, options.quantize), threads)
+        return load_onnx(_quantized(checkpoint, place, options.quantize), threads)
     if checkpoint.source is None:
         raise InputError(
-            f"{path}: an exported folder without its own weights runs with engine='onnx' only"
+            f"{place.path}: an exported folder without its own weights runs with engine='onnx' only"
         )
     try:
         from palidecode.runtime import torch_loading  # torch is optional
@@ -185,21 +191,25 @@ def _has_accelerator() -> bool:
     return torch_loading.find_device(None).type != "cpu"
 
 
-def _quantized(checkpoint: Checkpoint, path: Path, quantize: Quantize | None) -> Checkpoint:
+def _quantized(checkpoint: Checkpoint, place: Place, quantize: Quantize | None) -> Checkpoint:
     """Quantise a checkpoint into the cache once, or find it there."""
     export = checkpoint.export
     if quantize is None or (export is not None and export.precision == quantize):
         return checkpoint
     if checkpoint.source is None:
-        raise InputError(f"{path}: is exported in {export and export.precision}, not {quantize}")
-    folder = cache_dir() / "exports" / f"{path.stem}-{quantize}-{_key(path)}"
+        exported = export and export.precision
+        raise InputError(f"{place.path}: is exported in {exported}, not {quantize}")
+    stem = (place.adapter or place.path).stem
+    folder = cache_dir() / "exports" / f"{stem}-{quantize}-{_key(place)}"
     if not folder.exists():
-        warn(f"quantising {path} to {quantize}, once, into {folder}")
-        write_exported(checkpoint, path, folder, quantize)
+        warn(f"quantising {place.name} to {quantize}, once, into {folder}")
+        write_exported(checkpoint, place, folder, quantize)
     return checkpoint._replace(export=read_export(folder))
 
 
-def write_exported(checkpoint: Checkpoint, path: Path, folder: Path, precision: Precision) -> None:
+def write_exported(
+    checkpoint: Checkpoint, place: Place, folder: Path, precision: Precision
+) -> None:
     """Write an exported folder: config, tokenizer, image settings, notes, graphs and weights.
 
     Raises
@@ -210,7 +220,9 @@ def write_exported(checkpoint: Checkpoint, path: Path, folder: Path, precision: 
         If the checkpoint has no weights of its own, or damaged ones.
     """
     if checkpoint.source is None:
-        raise WeightsError(f"{path}: is an export itself; export the model that it was made from")
+        raise WeightsError(
+            f"{place.path}: is an export itself; export the model that it was made from"
+        )
     from palidecode.runtime.onnx_loading import graphs_of  # loads onnxruntime
 
     graphs = graphs_of(checkpoint, precision)
@@ -219,11 +231,11 @@ def write_exported(checkpoint: Checkpoint, path: Path, folder: Path, precision: 
         part.mkdir(parents=True)
         text = json.dumps(config_to_hf(checkpoint.config), indent=1)
         (part / "config.json").write_text(text + "\n", encoding="utf-8")
-        for name in _KEPT_FILES:
-            file = (path if path.is_dir() else path.parent) / name
+        for name in KEPT_FILES:
+            file = place.file(name)
             if file.exists():
                 shutil.copyfile(file, part / name)
-        write_export(part, checkpoint.source, checkpoint.config, precision, str(path), graphs)
+        write_export(part, checkpoint.source, checkpoint.config, precision, place.name, graphs)
         part.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: can't be written: {error.strerror or error}") from error
@@ -231,11 +243,89 @@ def write_exported(checkpoint: Checkpoint, path: Path, folder: Path, precision: 
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _key(path: Path) -> str:
+def _key(place: Place) -> str:
     """Key of a checkpoint's files, by their names, sizes and times."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(place.path.iterdir()) if place.path.is_dir() else [place.path]
+    files += [] if place.adapter is None else sorted(place.adapter.iterdir())
     facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return hashlib.blake2b(repr((facts, __version__)).encode(), digest_size=8).hexdigest()
+
+
+class Place(NamedTuple):
+    """The files of a checkpoint.
+
+    Attributes
+    ----------
+    path : Path
+        Folder or file of the whole model.
+    name : str
+        For people: the path, or the hub name with its revision.
+    adapter : Path, optional
+        Folder of an adapter that is merged into it.
+    revision : str, optional
+        The commit of a hub model, of the adapter if there is one.
+    """
+
+    path: Path
+    name: str
+    adapter: Path | None = None
+    revision: str | None = None
+
+    def open(self) -> Checkpoint:
+        """Open the checkpoint; see `open_checkpoint`."""
+        return open_checkpoint(self.path, self.adapter)
+
+    def file(self, name: str) -> Path:
+        """Return a file's path: the adapter's, where it has one of that name."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        if self.adapter is not None and (self.adapter / name).exists():
+            return self.adapter / name
+        return folder / name
+
+    def files(self) -> dict[str, Path]:
+        """Return the files that the answers depend on, by name."""
+        if self.path.is_dir():
+            found = [
+                *self.path.glob("*.json"),
+                *self.path.glob("*.safetensors"),
+                self.path / "onnx" / "export.json",  # has the hashes of the others there
+            ]
+        else:
+            found = [self.path, *(self.path.parent / name for name in (TOKENIZER, NOTES))]
+        files = {file.name: file for file in sorted(found) if file.exists()}
+        if self.adapter is not None:
+            changed = [*self.adapter.glob("*.json"), *self.adapter.glob("*.safetensors")]
+            files |= {f"adapter/{file.name}": file for file in sorted(changed)}
+        return files
+
+
+def find(
+    folder_or_id: str | os.PathLike[str], revision: str | None = None, base: str | None = None
+) -> Place:
+    """Find a checkpoint's files; an adapter's base is `base`, or the one that its config names.
+
+    Raises
+    ------
+    InputError
+        For a path or name without a model, and for an adapter without its base.
+    """
+    path, name = locate(folder_or_id, revision)
+    commit = name.rpartition("@")[2] if name != os.fspath(folder_or_id) else None
+    if not (path.is_dir() and is_adapter(path)):
+        if base is not None:
+            raise InputError(f"{name}: is a whole model, not an adapter: leave base out (--base)")
+        return Place(path, name, revision=commit)
+    config = read_adapter_config(path)
+    wanted = base or config.base
+    if wanted is None:
+        raise InputError(f"{path}: names no base model; name it: base=, --base")
+    try:
+        whole, base_name = locate(wanted, None if base else config.revision)
+    except InputError as error:
+        raise InputError(f"{path}: its base model: {error}; another one: base=, --base") from error
+    if whole.is_dir() and is_adapter(whole):
+        raise InputError(f"{path}: its base {whole} is an adapter itself; merge that one first")
+    return Place(whole, f"{name} on {base_name}", path, commit)
 
 
 def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str]:
@@ -271,17 +361,17 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     return path, f"{name}@{path.name}"
 
 
-def tokenizer_path(path: Path, given: str | None) -> Path:
+def tokenizer_path(place: Place, given: str | None) -> Path:
     """Return the tokenizer of a checkpoint: the given one, or the one beside the weights."""
     if given is not None:
         return Path(given)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / TOKENIZER).exists():
+    path = place.file(TOKENIZER)
+    if not path.exists():
         raise InputError(
-            f"{folder}: no {TOKENIZER}; it comes with every PaliGemma on the hub: put it there "
-            "or give tokenizer="
+            f"{path.parent}: no {TOKENIZER}; it comes with every PaliGemma on the hub: put it "
+            "there or give tokenizer="
         )
-    return folder / TOKENIZER
+    return path
 
 
 def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, image: int | None, name: str) -> None:
@@ -298,9 +388,8 @@ def _check_ids(tokenizer: Tokenizer, config: PaliGemmaConfig, image: int | None,
         )
 
 
-def _notes(path: Path) -> tuple[str, list[str]]:
+def read_notes(file: Path) -> tuple[str, list[str]]:
     """Read the mask codec of a model's codes, by default Google's, and its classes."""
-    file = (path if path.is_dir() else path.parent) / NOTES
     if not file.exists():
         return GOOGLE_ID, []
     data = read_json(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -14,8 +14,9 @@ from palidecode.detections import Detections
 from palidecode.errors import InputError, warn
 from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.pipeline.adapting import Adapters
 from palidecode.pipeline.asking import Asker
-from palidecode.pipeline.checkpoint import EngineName, ModelOptions, load
+from palidecode.pipeline.checkpoint import EngineName, ModelOptions, find, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.prompts import Task, asked_names, prompts_for, with_verb
 from palidecode.runtime.engine import Engine
@@ -90,6 +91,7 @@ class PaliDecoder:
         self.codec, self.codes_id, self.source = codec, codes_id, source
         self.classes = tuple(classes)
         self._asker = Asker(engine, tokenizer, image_config)
+        self._adapters: Adapters | None = None
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:_CLASSES_SHOWN]) or "not listed"
@@ -115,6 +117,8 @@ class PaliDecoder:
         final_softcap: float | Literal["config"] | None = "config",
         revision: str | None = None,
         engine: EngineName = "auto",
+        base: str | os.PathLike[str] | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> PaliDecoder:
         """Load a checkpoint.
 
@@ -123,7 +127,8 @@ class PaliDecoder:
         folder_or_id : str or path
             ``demo``, the tiny model in this package; a folder as transformers saves it; a
             big_vision ``.npz``; or a name on the Hugging Face hub, which is downloaded (needs
-            the network and, for Google's, an accepted licence).
+            the network and, for Google's, an accepted licence). The folder or name of a LoRA
+            adapter, as PEFT saves it, is merged into its base.
         dtype : {"bfloat16", "float32", "float16"}, optional
             By default bfloat16 in torch; ONNX Runtime computes in float32.
         device : str, optional
@@ -146,6 +151,10 @@ class PaliDecoder:
         engine : {"auto", "torch", "onnx"}
             ``auto`` takes ONNX Runtime for exported folders, for int8 and int4 on a CPU and where
             torch isn't installed; otherwise torch.
+        base : str or path, optional
+            Base model of an adapter; by default the one that the adapter's config names.
+        adapters : mapping of str to path, optional
+            Folders of adapters of this model, by names for `use`.
 
         Raises
         ------
@@ -164,13 +173,34 @@ class PaliDecoder:
             final_softcap=final_softcap,
             revision=revision,
             engine=engine,
+            base=None if base is None else os.fspath(base),
         )
-        return cls(**load(options, codec)._asdict())
+        decoder = cls(**load(options, codec)._asdict())
+        if adapters is not None:
+            place = find(options.model, options.revision, options.base)
+            decoder._adapters = Adapters(place, decoder.engine, adapters)
+        return decoder
 
     @classmethod
     def from_options(cls, options: ModelOptions, *, threads: int | None = None) -> PaliDecoder:
         """Load a checkpoint as `from_pretrained` does; `threads` are those of the mask codec."""
         return cls(**load(options, threads=threads)._asdict())
+
+    def use(self, adapter: str | None) -> None:
+        """Switch to one of the adapters given to `from_pretrained`, or with None to the base.
+
+        Weights that an adapter changes are merged again, from the base's file; the others stay.
+        The base stays in memory beside them.
+
+        Raises
+        ------
+        InputError
+            For a name that isn't among them.
+        """
+        if self._adapters is None:
+            raise InputError("there are no adapters: from_pretrained(base, adapters={'a': DIR})")
+        self.engine, self.classes = self._adapters.use(adapter)
+        self._asker = Asker(self.engine, self.tokenizer, self.image_config)
 
     def generate(
         self,

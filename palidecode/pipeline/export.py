@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from palidecode.errors import InputError
-from palidecode.pipeline.checkpoint import locate, tokenizer_path, write_exported
+from palidecode.pipeline.checkpoint import find, tokenizer_path, write_exported
 from palidecode.runtime.onnx_weights import Precision
-from palidecode.runtime.opening import open_checkpoint
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 
 PRECISIONS: dict[str, Precision] = {"none": "float32", "int8": "int8", "int4": "int4"}
@@ -33,6 +32,7 @@ def export(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    base: str | None = None,
 ) -> Exported:
     """Write a model as ONNX graphs and their weights, with all that belongs to it.
 
@@ -53,6 +53,8 @@ def export(
         A ``tokenizer.json``; by default the checkpoint's own.
     revision : str, optional
         Branch, tag or commit of a hub model.
+    base : str, optional
+        Base model of an adapter; by default the one that its config names.
 
     Raises
     ------
@@ -66,10 +68,10 @@ def export(
     target, start = Path(folder), time.perf_counter()
     if target.exists():
         raise InputError(f"{target} exists; name a new folder")
-    path, _ = locate(model, revision)
-    words = tokenizer_path(path, None if tokenizer is None else os.fspath(tokenizer))
+    place = find(model, revision, base)
+    words = tokenizer_path(place, None if tokenizer is None else os.fspath(tokenizer))
     precision = PRECISIONS[quantize]
-    write_exported(open_checkpoint(path), path, target, precision)
+    write_exported(place.open(), place, target, precision)
     if not (target / TOKENIZER).exists() or tokenizer is not None:
         shutil.copyfile(words, target / TOKENIZER)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

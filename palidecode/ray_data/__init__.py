@@ -96,6 +96,7 @@ def predict(
     top_p: float = 1.0,
     seed: int = 0,
     engine: EngineName = "auto",
+    base: str | os.PathLike[str] | None = None,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -104,7 +105,7 @@ def predict(
     source : path, sequence of paths, or ray.data.Dataset
         A folder of pictures; a COCO ``.json`` or a ``.jsonl`` about pictures in `images`;
         ``.parquet`` and WebDataset ``.tar`` files; or a Dataset of such rows.
-    model, dtype, device, quantize, tokenizer, engine
+    model, dtype, device, quantize, tokenizer, engine, base
         See `PaliDecoder.from_pretrained`. Files must be seen by every machine.
     prompt, task, classes, per_class
         ``"segment cat ; dog"``, several prompts that are all asked, or a task and names (or a COCO
@@ -135,7 +136,14 @@ def predict(
         For a source, model or prompt that can't be used, and where Ray isn't installed.
     """
     options = ModelOptions(
-        os.fspath(model), dtype, device, quantize, _text(tokenizer), _text(weights), engine=engine
+        os.fspath(model),
+        dtype,
+        device,
+        quantize,
+        _text(tokenizer),
+        _text(weights),
+        engine=engine,
+        base=_text(base),
     )
     ask = AskOptions(
         grammar=grammar,

@@ -13,7 +13,7 @@ from palidecode.coco.shards import Result, key_of
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.errors import InputError
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder
-from palidecode.pipeline.checkpoint import describe, locate
+from palidecode.pipeline.checkpoint import describe, find
 from palidecode.prompts import Task, what_to_ask
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 from palidecode.runs.rows import detections_of
@@ -83,10 +83,10 @@ def predict_options(
     InputError
         For a model or prompt that can't be used.
     """
-    notes = describe(model.model, model.revision)
+    notes = describe(model.model, model.revision, model.base)
     asked = what_to_ask(task, prompt, classes, notes.classes, per_class)
-    if notes.source != model.model:  # "name@commit"
-        model = replace(model, revision=notes.source.rpartition("@")[2])
+    if notes.revision is not None:
+        model = replace(model, revision=notes.revision)
     return PredictOptions(
         model,
         asked.task,
@@ -121,23 +121,17 @@ class PredictJob(Job[PictureFile | Unread]):
         settings = asdict(self.options)
         del settings["batch_size"]
         # The hashes of their files say more than their names.
-        for name in ("model", "device", "tokenizer", "codec", "revision"):
+        for name in ("model", "device", "tokenizer", "codec", "revision", "base"):
             del settings["model"][name]
         return settings
 
     def files(self) -> dict[str, Path]:
         model = self.options.model
-        path, _ = locate(model.model, model.revision)
-        if path.is_dir():
-            found = [*path.glob("*.json"), *path.glob("*.safetensors")]
-        else:
-            beside = (path.parent / name for name in ("tokenizer.json", "palidecode.json"))
-            found = [path, *(file for file in beside if file.exists())]
-        files = {file.name: file for file in sorted(found)}
+        files = find(model.model, model.revision, model.base).files()
         if model.tokenizer is not None:
             files["tokenizer.json"] = Path(model.tokenizer)
         if self.options.task == "segment":
-            codes_id = describe(model.model, model.revision).codes_id
+            codes_id = describe(model.model, model.revision, model.base).codes_id
             files["mask codec"] = find_weights(
                 model.codec or (None if codes_id == GOOGLE_ID else codes_id)
             )
@@ -145,7 +139,8 @@ class PredictJob(Job[PictureFile | Unread]):
 
     def info(self) -> dict[str, Any]:
         options = self.options
-        source = describe(options.model.model, options.model.revision).source
+        model = options.model
+        source = describe(model.model, model.revision, model.base).source
         info = {"model": source, "task": options.task, "prompts": list(options.prompts)}
         info |= {"score": options.ask.score}
         return info | ({"asked": list(options.names)} if options.names else {})

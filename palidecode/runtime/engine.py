@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.config import PaliGemmaConfig
 
 Logits: TypeAlias = npt.NDArray[np.float32]
@@ -69,4 +70,8 @@ class Engine(Protocol):
         head : ndarray of int64, shape (R,), optional
             The token ids whose logits are wanted; by default the whole vocabulary.
         """
+        ...
+
+    def adapted(self, source: AdaptedSource, config: PaliGemmaConfig) -> Self:
+        """Return this model with an adapter; it shares the weights that the adapter leaves."""
         ...

@@ -11,9 +11,10 @@ from onnxruntime import OrtValue
 
 from palidecode.cores import cores
 from palidecode.errors import WeightsError
+from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig
 from palidecode.runtime.engine import Ids, Logits
-from palidecode.runtime.onnx_weights import EMBEDDING, HEAD, Array, Precision
+from palidecode.runtime.onnx_weights import EMBEDDING, HEAD, Array, Precision, onnx_weights
 from palidecode.runtime.quantizing import Quantized
 
 Floats = npt.NDArray[np.float32]
@@ -44,7 +45,7 @@ class OnnxEngine:
         arrays: Mapping[str, Array],
         threads: int | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._precision = config, precision
         self.name = f"onnxruntime, {precision}, cpu"
         self._graphs, self._arrays = graphs, arrays
         self._threads = threads or cores()
@@ -63,6 +64,12 @@ class OnnxEngine:
     ) -> OnnxBatch:
         """Begin a batch of answers; see `Engine.start`."""
         return OnnxBatch(self, features, prompts, None if head is None else self._rows(HEAD, head))
+
+    def adapted(self, source: AdaptedSource, config: PaliGemmaConfig) -> OnnxEngine:
+        """Return this model with an adapter; see `Engine.adapted`."""
+        changed = dict(onnx_weights(source, config, self._precision, source.changed))
+        arrays = {**self._arrays, **changed}
+        return OnnxEngine(config, self._precision, self._graphs, arrays, self._threads)
 
     def embed(self, ids: Ids) -> Floats:
         """Embed ids (…) as (…, width), scaled by √width as Gemma's text is."""

@@ -21,9 +21,12 @@ _TABLES = {"language.embed.weight": EMBEDDING, "language.own_head": HEAD}
 
 
 def onnx_weights(
-    source: Source, config: PaliGemmaConfig, precision: Precision
+    source: Source,
+    config: PaliGemmaConfig,
+    precision: Precision,
+    only: frozenset[str] | None = None,
 ) -> Iterator[tuple[str, Array]]:
-    """Make the arrays that the graphs name, in order.
+    """Make the arrays that the graphs name, in order, or those that tensors of `only` are in.
 
     A quantised weight is three arrays, see `Quantized`. The embedding is a table (vocabulary,
     width), or quantised to 8 bits; the head has a table of its own only if it isn't tied.
@@ -37,6 +40,8 @@ def onnx_weights(
     check_names(source, wanted)
     bits = BITS[precision]
     for name, part in wanted.items():
+        if only is not None and not only.intersection(part.names):
+            continue
         path, _, parameter = name.rpartition(".")
         if name in _TABLES:
             yield from _stored(source, part, _TABLES[name], 8 if bits else None)

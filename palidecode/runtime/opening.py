@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from palidecode.errors import InputError
-from palidecode.files import read_json
+from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.big_vision import BigVisionNpz
 from palidecode.runtime.config import PaliGemmaConfig, read_config, read_ends
 from palidecode.runtime.exported import Export, read_export
@@ -35,10 +35,29 @@ class Checkpoint(NamedTuple):
     export: Export | None = None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder of transformers or of ``export``, or a big_vision ``.npz``."""
+def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
+    """Open a folder of transformers or of ``export``, or a big_vision ``.npz``.
+
+    `adapter` is the folder of an adapter that is merged into it.
+    """
+    checkpoint = _open_base(path)
+    return checkpoint if adapter is None else adapted(checkpoint, path, adapter)
+
+
+def adapted(base: Checkpoint, path: Path, adapter: Path) -> Checkpoint:
+    """Merge an adapter into a checkpoint, tensor by tensor when they are read."""
+    if base.source is None:
+        raise InputError(
+            f"{path}: is an export without the model's own weights, so {adapter} can't be merged "
+            "into it: name the model that it was made from"
+        )
+    source = AdaptedSource(base.source, base.config.text.tied_head, adapter)
+    text = replace(base.config.text, tied_head=source.tied_head)
+    return base._replace(source=source, config=replace(base.config, text=text))
+
+
+def _open_base(path: Path) -> Checkpoint:
     if path.is_dir():
-        _refuse_adapter(path)
         config = read_config(path / "config.json")
         export = read_export(path)
         source = None
@@ -57,22 +76,3 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: give a folder with config.json, or a big_vision .npz")
     arrays = BigVisionNpz(path)
     return Checkpoint(arrays, arrays.config, ImageConfig(arrays.config.vision.image_size))
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Refuse an adapter, alone or beside base weights: without it the answers are the base's."""
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        return
-    data = read_json(path)
-    base = data.get("base_model_name_or_path") if isinstance(data, dict) else None
-    way_out = (
-        "merge it into its base and load the result (peft: PeftModel.from_pretrained(base, "
-        "folder).merge_and_unload().save_pretrained(merged))"
-    )
-    if (folder / "config.json").exists():
-        raise InputError(
-            f"{folder}: an adapter (adapter_config.json) is beside base weights, which would be "
-            f"loaded without it: {way_out}, or move the adapter's files elsewhere"
-        )
-    raise InputError(f"{folder}: is an adapter of {base or 'an unnamed base model'}: {way_out}")

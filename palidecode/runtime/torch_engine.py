@@ -9,17 +9,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.config import PaliGemmaConfig
 from palidecode.runtime.engine import Ids, Logits
 from palidecode.runtime.kv_cache import KVCache
+from palidecode.runtime.linear import finisher
+from palidecode.runtime.options import Quantize
 from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.torch_weights import load_weights
 
 
 class TorchEngine:
     """Runs a `PaliGemma` module; see `Engine`. `quantize` tells how its weights are stored."""
 
-    def __init__(self, model: PaliGemma, quantize: str | None = None) -> None:
-        self.model = model
+    def __init__(self, model: PaliGemma, quantize: Quantize | None = None) -> None:
+        self.model, self._quantize = model, quantize
         kind = model.vision.position
         precision = quantize or str(kind.dtype).removeprefix("torch.")
         self.name = f"torch, {precision}, {kind.device}"
@@ -44,6 +48,13 @@ class TorchEngine:
     ) -> TorchBatch:
         """Begin a batch of answers; see `Engine.start`."""
         return TorchBatch(self.model, features, prompts, length, head)
+
+    def adapted(self, source: AdaptedSource, config: PaliGemmaConfig) -> TorchEngine:
+        """Return this model with an adapter; see `Engine.adapted`."""
+        kind = self.model.vision.position
+        finish = finisher(kind.dtype, kind.device, self._quantize)
+        model = load_weights(source, config, kind.dtype, kind.device, finish, self.model)
+        return TorchEngine(model, self._quantize)
 
 
 class TorchBatch:

@@ -8,7 +8,9 @@ arrays one at a time. Nothing is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +99,13 @@ class SafetensorsFolder:
         self.tied_head = True
         heads: list[tuple[Path, str]] = []
         for path in _shards(folder):
-            with self._opened(path) as file:
+            with _opened(path) as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     if key in _HEADS:
                         heads.append((path, key))
                         continue
                     _refuse_layout(key, self.name)
-                    name = _canonical(key)
+                    name = canonical(key)
                     if key.endswith(_IGNORED) or name.startswith(_POOLING):
                         continue
                     if name in self._files:
@@ -119,24 +121,10 @@ class SafetensorsFolder:
         for path, key in heads:
             self._add_head(path, key)
 
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:  # safe_open is untyped
-        # A file is opened for each tensor: one that stays open keeps every page that was read
-        # in memory.
-        try:
-            with safe_open(regular(path), framework="np") as file:
-                yield file
-        except FileNotFoundError:
-            raise WeightsError(f"{path} is missing: download it again") from None
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{path} can't be read: cut short or damaged ({error}); download it again"
-            ) from error
-
     def _add_head(self, path: Path, key: str) -> None:
         """Keep an output head that isn't the embedding."""
         embedding = "language.embed_tokens.weight"
-        head = self._read(path, key)
+        head = _read(path, key)
         if embedding in self._files and np.array_equal(head, self.read(embedding)):
             return
         self.tied_head = False
@@ -148,22 +136,56 @@ class SafetensorsFolder:
 
     def read(self, name: str) -> Stored:
         """Read one array as a view of the mapped file; see `Source`."""
-        return self._read(*self._files[name])
+        return _read(*self._files[name])
 
-    def _read(self, path: Path, key: str) -> Stored:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entry = json.loads(file.read(length))[key]
-        if entry["dtype"] not in _DTYPES:
-            raise WeightsError(f"{path}: {key} holds {entry['dtype']}, not float32 or bfloat16")
-        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        start = 8 + length + int(entry["data_offsets"][0])
-        # Copy-on-write: torch wants arrays that it may write to.
-        mapped = np.memmap(path, dtype, "c", start, shape)
-        array: Stored = np.require(mapped, requirements=("A",)).view(np.ndarray)
-        return array
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:  # safe_open is untyped
+    # A file is opened for each tensor: one that stays open keeps every page that was read
+    # in memory.
+    try:
+        with safe_open(regular(path), framework="np") as file:
+            yield file
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing: download it again") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} can't be read: cut short or damaged ({error}); download it again"
+        ) from error
+
+
+def _read(path: Path, key: str) -> Stored:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[key]
+    if entry["dtype"] not in _DTYPES:
+        raise WeightsError(f"{path}: {key} holds {entry['dtype']}, not float32 or bfloat16")
+    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    start = 8 + length + int(entry["data_offsets"][0])
+    # Copy-on-write: torch wants arrays that it may write to.
+    mapped = np.memmap(path, dtype, "c", start, shape)
+    array: Stored = np.require(mapped, requirements=("A",)).view(np.ndarray)
+    return array
+
+
+class SafetensorsFile:
+    """The tensors of one file, under the file's own names; see `Source`."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+        with _opened(path) as file:
+            keys = file.keys()
+            self._shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every name and its shape; see `Source`."""
+        return self._shapes
+
+    def read(self, name: str) -> Stored:
+        """Read one array as a view of the mapped file; see `Source`."""
+        return _read(self._path, name)
 
 
 def _refuse_layout(key: str, name: str) -> None:
@@ -179,7 +201,10 @@ def _refuse_layout(key: str, name: str) -> None:
             )
 
 
-def _canonical(key: str) -> str:
+def canonical(key: str) -> str:
+    """Return our spelling of transformers' name of a tensor."""
+    if key in _HEADS:
+        return OWN_HEAD
     for prefix, short in _PREFIXES.items():
         if key.startswith(prefix):
             return short + key.removeprefix(prefix)
@@ -326,6 +351,47 @@ def read_part(source: Source, part: Part) -> npt.NDArray[np.float32]:
     arrays = [to_float32(source.read(name)) for name in part.names]
     joined: npt.NDArray[np.float32] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     return joined.reshape(part.shape)
+
+
+def write_weights(path: Path, source: Source, dtype_of: Callable[[str], np.dtype[Any]]) -> int:
+    """Write a source as one safetensors file under transformers' names; return its size in bytes.
+
+    Arrays are read and written one at a time, each in the dtype that `dtype_of` gives for its
+    name: float32, float16, or uint16 for bfloat16.
+    """
+    kinds = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
+    entries: dict[str, object] = {}
+    end = 0
+    for name, shape in source.shapes().items():
+        dtype = dtype_of(name)
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entry = {"dtype": kinds[dtype], "shape": shape, "data_offsets": [start, end]}
+        entries[older(name)] = entry
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in source.shapes():
+            file.write(_stored_as(source.read(name), dtype_of(name)).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def older(name: str) -> str:
+    """Return transformers' name of a tensor, in the older spelling."""
+    tower, _, rest = name.partition(".")
+    return OLDER_HEAD if name == OWN_HEAD else OLDER_PREFIXES[f"{tower}."] + rest
+
+
+def _stored_as(array: Stored, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Convert an array to the dtype of a file; to bfloat16 by rounding half to even."""
+    if array.dtype == dtype:
+        return array
+    exact = to_float32(array)
+    if dtype != np.uint16:
+        return exact.astype(dtype)
+    bits = exact.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def to_float32(array: Stored) -> npt.NDArray[np.float32]:

@@ -332,22 +332,6 @@ def test_an_index_that_is_none(sharded, content):
     assert "not an index of shards" in refused(sharded)
 
 
-def test_an_adapter_alone(folder):
-    (folder / SINGLE).rename(folder / "adapter_model.safetensors")
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text(
-        '{"peft_type": "LORA", "base_model_name_or_path": "google/paligemma2-3b-pt-224"}'
-    )
-    with pytest.raises(InputError, match=r"is an adapter of google/paligemma2-3b-pt-224: merge"):
-        open_checkpoint(folder)
-
-
-def test_an_adapter_beside_base_weights_is_not_ignored(folder):
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="would be loaded without it: merge it"):
-        open_checkpoint(folder)
-
-
 def test_every_end_of_a_config_ends_an_answer(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [1, 7]}))

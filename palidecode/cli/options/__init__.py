@@ -327,3 +327,12 @@ def _size(text: str) -> tuple[int, int]:
 
 def _category(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
+
+
+def add_base(group: argparse._ActionsContainer) -> None:
+    """Add ``--base``: the base model of an adapter."""
+    group.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="base model, if MODEL is an adapter (default: the one that its config names)",
+    )

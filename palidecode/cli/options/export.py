@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_messages
+from palidecode.cli.options import add_base, add_messages
 
 EXAMPLES = """\
 palidecode export paligemma2-3b-mix-448 -o pg2-int4 --quantize int4
@@ -19,7 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="folder as transformers saves it, big_vision .npz, hub name, or demo",
+        help="folder as transformers saves it, adapter as PEFT saves it, big_vision .npz, hub "
+        "name, or demo",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="new folder to write"
@@ -33,4 +34,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
     )
+    add_base(parser)
     add_messages(parser)

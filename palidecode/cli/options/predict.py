@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from palidecode.cli.options import (
+    add_base,
     add_divisor,
     add_drop_empty,
     add_format,
@@ -38,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="a directory as transformers saves it, a big_vision .npz, a hub name, or demo, the "
-        "tiny model in this package",
+        help="a directory as transformers saves it, an adapter's as PEFT saves it, a big_vision "
+        ".npz, a hub name, or demo, the tiny model in this package",
     )
     parser.add_argument(
         "-o",
@@ -95,6 +96,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
+    add_base(group)
     group.add_argument(
         "--device", help="cpu, cuda, mps … (default: the first available of cuda, mps and cpu)"
     )

@@ -1,0 +1,136 @@
+"""Several adapters over one base model, and models with their adapter merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from palidecode.errors import InputError
+from palidecode.pipeline.checkpoint import KEPT_FILES, NOTES, Place, find, read_notes
+from palidecode.runtime.adapters import AdaptedSource, is_adapter
+from palidecode.runtime.config import config_to_hf
+from palidecode.runtime.engine import Engine
+from palidecode.runtime.opening import adapted
+from palidecode.runtime.weights import SINGLE, write_weights
+
+
+class Adapters:
+    """The adapters of a base model, by name; see `PaliDecoder.use`.
+
+    Parameters
+    ----------
+    base : Place
+    engine : Engine
+        The base model, loaded.
+    folders : mapping of str to path
+
+    Raises
+    ------
+    InputError, WeightsError
+        For an adapter that can't be read, isn't supported or doesn't fit the base.
+    """
+
+    def __init__(
+        self, base: Place, engine: Engine, folders: Mapping[str, str | os.PathLike[str]]
+    ) -> None:
+        self._engine = engine
+        checkpoint = base.open()
+        codes, classes = read_notes(base.file(NOTES))
+        self._sources: dict[str, AdaptedSource] = {}
+        self._classes: dict[str | None, tuple[str, ...]] = {None: tuple(classes)}
+        for name, folder in folders.items():
+            place = Place(base.path, name, Path(folder))
+            if not is_adapter(Path(folder)):
+                raise InputError(f"{folder}: holds no adapter (adapter_config.json)")
+            source = adapted(checkpoint, base.path, Path(folder)).source
+            assert isinstance(source, AdaptedSource)
+            its_codes, its_classes = read_notes(place.file(NOTES))
+            if its_codes != codes:
+                raise InputError(
+                    f"{folder}: its seg tokens belong to {its_codes}, the base's to {codes}: load "
+                    "it by itself"
+                )
+            self._sources[name], self._classes[name] = source, tuple(its_classes)
+
+    def use(self, name: str | None) -> tuple[Engine, tuple[str, ...]]:
+        """Return the model with an adapter, or the base model; and the classes that it knows.
+
+        Raises
+        ------
+        InputError
+            For a name that isn't known.
+        """
+        if name is None:
+            return self._engine, self._classes[None]
+        if name not in self._sources:
+            known = ", ".join(map(repr, self._sources))
+            raise InputError(f"no adapter {name!r}: there is {known}")
+        source, config = self._sources[name], self._engine.config
+        text = replace(config.text, tied_head=source.tied_head)
+        return self._engine.adapted(source, replace(config, text=text)), self._classes[name]
+
+
+class Merged(NamedTuple):
+    """A folder that `merge` wrote: how many tensors the adapter changed, and its size in bytes."""
+
+    folder: Path
+    changed: int
+    bytes: int
+
+
+def merge(
+    adapter: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    base: str | None = None,
+    *,
+    revision: str | None = None,
+) -> Merged:
+    """Write an adapter and its base as one ordinary model folder.
+
+    Weights are merged in float32, one at a time, and stored as the base stores them.
+
+    Parameters
+    ----------
+    adapter : str or path
+        A folder as PEFT saves it, or a hub name.
+    folder : str or path
+        A new folder.
+    base : str, optional
+        The base model; by default the one that the adapter's config names.
+    revision : str, optional
+        Branch, tag or commit of an adapter on the hub.
+
+    Raises
+    ------
+    InputError
+        If the folder exists or can't be written, or `adapter` is none.
+    WeightsError
+        For weights that are missing, damaged or don't fit.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise InputError(f"{target} exists; name a new folder")
+    place = find(adapter, revision, base)
+    checkpoint = place.open()
+    if not isinstance(checkpoint.source, AdaptedSource):
+        raise InputError(f"{place.name}: is a whole model, not an adapter: nothing to merge")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        for name in KEPT_FILES:
+            if place.file(name).exists():
+                shutil.copyfile(place.file(name), part / name)
+        config = json.dumps(config_to_hf(checkpoint.config), indent=1)
+        (part / "config.json").write_text(config + "\n", encoding="utf-8")
+        size = write_weights(part / SINGLE, checkpoint.source, checkpoint.source.stored_dtype)
+        part.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Merged(target, len(checkpoint.source.changed), size)

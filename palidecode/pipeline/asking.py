@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from palidecode.errors import InputError, warn
 from palidecode.files import Picture, check_picture, open_picture, picture_name
@@ -39,33 +38,45 @@ class Asker:
 
     def generate(
         self,
-        pictures: Sequence[Picture | Shrunk],
+        pictures: Sequence[Sequence[Picture | Shrunk]],
         prompts: Sequence[str],
         grammar: bool | GrammarOptions,
         options: GenerateOptions,
         batch_size: int,
         on_token: OnToken | None,
+        box_image: int = 0,
     ) -> list[Generated]:
-        """Answer each prompt about its picture; see `PaliDecoder.generate`."""
+        """Answer each prompt about its pictures; see `PaliDecoder.generate`."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        full = [picture for picture in pictures if not isinstance(picture, Shrunk)]
-        for picture in full:
-            check_picture(picture)
+        for several in pictures:
+            for picture in several:
+                if not isinstance(picture, Shrunk):
+                    check_picture(picture)
         encoded = [self._tokenizer.encode_prompt(prompt) for prompt in prompts]
-        # Before anything is computed.
-        cache_length(self._engine.config, max(map(len, encoded), default=0), options.max_new_tokens)
+        tokens = self._engine.config.vision.tokens
+        for several, ids in zip(pictures, encoded, strict=True):  # before anything is computed
+            cache_length(len(several) * tokens, len(ids), options.max_new_tokens)
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
-        answers: list[Generated] = []
+        answers = [Generated(prompt) for prompt in prompts]
         unreadable: dict[int, InputError] = {}
-        names = ["" if isinstance(item, Shrunk) else picture_name(item) for item in pictures]
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            opened = self._see_all(pictures[part], unreadable)
-            answers += self._batch(
-                opened, prompts[part], encoded[part], grammars[part], options, on_token, start
+        for rows in _batches([len(several) for several in pictures], batch_size):
+            opened = self._see_all([pictures[row] for row in rows], unreadable)
+            made = self._batch(
+                opened,
+                [prompts[row] for row in rows],
+                [encoded[row] for row in rows],
+                [grammars[row] for row in rows],
+                options,
+                on_token,
+                rows,
+                box_image,
             )
-        return [replace(answer, name=name) for answer, name in zip(answers, names, strict=True)]
+            for row, answer in zip(rows, made, strict=True):
+                named = pictures[row][box_image]
+                name = "" if isinstance(named, Shrunk) else picture_name(named)
+                answers[row] = replace(answer, name=name)
+        return answers
 
     def _grammar(self, prompt: str, wanted: bool | GrammarOptions) -> Grammar | None:
         if wanted is False:
@@ -80,26 +91,27 @@ class Asker:
 
     def _batch(
         self,
-        opened: Sequence[Shrunk | InputError],
+        opened: Sequence[Sequence[Shrunk] | InputError],
         prompts: Sequence[str],
         encoded: Sequence[list[int]],
         grammars: Sequence[Grammar | None],
         options: GenerateOptions,
         on_token: OnToken | None,
-        start: int,
+        answer_numbers: Sequence[int],
+        box_image: int,
     ) -> list[Generated]:
-        """Answer one batch, from answer `start` on, without the pictures that can't be read."""
-        fine = [(row, item) for row, item in enumerate(opened) if isinstance(item, Shrunk)]
+        """Answer one batch, without the pictures that can't be read."""
+        fine = [(row, item) for row, item in enumerate(opened) if not isinstance(item, InputError)]
         answers = [
-            Generated(prompt, error="" if isinstance(item, Shrunk) else str(item))
+            Generated(prompt, error=str(item) if isinstance(item, InputError) else "")
             for prompt, item in zip(prompts, opened, strict=True)
         ]
         if not fine:
             return answers
-        numbers = [start + row for row, _ in fine]
+        numbers = [answer_numbers[row] for row, _ in fine]
         made = generate(
             self._engine,
-            self._encode(np.stack([picture.pixels for _, picture in fine])),
+            self._encode([several for _, several in fine]),
             [encoded[row] for row, _ in fine],
             self._tokenizer.vocabulary,
             [grammars[row] for row, _ in fine],
@@ -107,21 +119,22 @@ class Asker:
             None if on_token is None else _renumbered(on_token, numbers),
             numbers,
         )
-        for (row, picture), tokens in zip(fine, made, strict=True):
+        for (row, several), tokens in zip(fine, made, strict=True):
             answers[row] = Generated(
                 prompts[row],
                 self._tokenizer.decode(tokens.token_ids),
                 tokens.token_ids,
                 tokens.logprobs,
                 tokens.end_logprobs,
-                picture.size,
+                several[box_image].size,
                 tokens.finished,
                 tokens.distributions() if options.loc_probabilities else None,
             )
         return answers
 
-    def _encode(self, pixels: npt.NDArray[np.float32]) -> list[Features]:
-        """Encode each picture; equal pictures are encoded once."""
+    def _encode(self, rows: Sequence[Sequence[Shrunk]]) -> list[Features]:
+        """Encode the pictures of each row; equal pictures are encoded once."""
+        pixels = np.stack([picture.pixels for several in rows for picture in several])
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
         new = {key: row for row, key in enumerate(keys) if key not in self.features}
         if new:
@@ -130,33 +143,53 @@ class Asker:
         features = [self.features[key] for key in keys]
         while len(self.features) > _KEPT_FEATURES:
             self.features.pop(next(iter(self.features)))
-        return features
+        count = len(rows[0])
+        if count == 1:
+            return features
+        each = range(0, len(features), count)
+        return [self._engine.join(features[start : start + count]) for start in each]
 
     def shrink(self, picture: Picture) -> Shrunk:
         """Open a picture and convert it to what the model sees of it."""
         return shrink(open_picture(picture), self._image_config)
 
     def _see_all(
-        self, pictures: Sequence[Picture | Shrunk], unreadable: dict[int, InputError]
-    ) -> list[Shrunk | InputError]:
-        """Open every picture once, one at a time; the error of an unreadable one takes its place.
+        self, rows: Sequence[Sequence[Picture | Shrunk]], unreadable: dict[int, InputError]
+    ) -> list[list[Shrunk] | InputError]:
+        """Open every picture once, one at a time; the error of an unreadable one takes its row.
 
         `unreadable` holds the errors of earlier batches: each warns once.
         """
-        seen: list[Shrunk | InputError] = []
         same: dict[int, Shrunk | InputError] = {**unreadable}
-        for picture in pictures:
-            if isinstance(picture, Shrunk):
-                seen.append(picture)
+        for picture in (picture for several in rows for picture in several):
+            if id(picture) in same:
                 continue
-            if id(picture) not in same:
-                try:
-                    same[id(picture)] = self.shrink(picture)
-                except InputError as error:
-                    same[id(picture)] = unreadable[id(picture)] = error
-                    warn(str(error), UnreadablePictureWarning)
-            seen.append(same[id(picture)])
+            if isinstance(picture, Shrunk):
+                same[id(picture)] = picture
+                continue
+            try:
+                same[id(picture)] = self.shrink(picture)
+            except InputError as error:
+                same[id(picture)] = unreadable[id(picture)] = error
+                warn(str(error), UnreadablePictureWarning)
+        seen: list[list[Shrunk] | InputError] = []
+        for several in rows:
+            opened = [same[id(picture)] for picture in several]
+            errors = [item for item in opened if isinstance(item, InputError)]
+            shrunk = [item for item in opened if isinstance(item, Shrunk)]
+            seen.append(errors[0] if errors else shrunk)
         return seen
+
+
+def _batches(counts: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield batches of rows, in order; the rows of each have as many pictures."""
+    by_count: dict[int, list[int]] = {}
+    for row, count in enumerate(counts):
+        rows = by_count.setdefault(count, [])
+        rows.append(row)
+        if len(rows) == size:
+            yield by_count.pop(count)
+    yield from by_count.values()
 
 
 def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:

@@ -18,14 +18,14 @@ from palidecode.pipeline.adapting import Adapters
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import EngineName, ModelOptions, find, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
-from palidecode.prompts import Task, asked_names, prompts_for, with_verb
+from palidecode.prompts import Task, asked_names, prompts_for, split_verb, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample, Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over, Quantize
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.wording import many
 
-Pictures: TypeAlias = Picture | Sequence[Picture | Shrunk]
+Pictures: TypeAlias = Picture | Sequence[Picture | Shrunk | Sequence[Picture | Shrunk]]
 
 DEFAULT_TOKENS = 256
 _CLASSES_SHOWN = 20
@@ -216,6 +216,7 @@ class PaliDecoder:
         over: Over = "vocabulary",
         loc_probabilities: bool = False,
         on_token: OnToken | None = None,
+        box_image: int | None = None,
     ) -> Answers:
         """Answer prompts about pictures.
 
@@ -223,7 +224,8 @@ class PaliDecoder:
         ----------
         images : picture or sequence of pictures
             PIL images, paths, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4). A single picture
-            goes with every prompt, and is encoded once.
+            goes with every prompt, and is encoded once. A list in the list is several pictures
+            for one prompt, whose image tokens follow each other: ``[["a.jpg", "b.jpg"]]``.
         prompts : str or sequence of str
             A single prompt goes with every picture.
         max_new_tokens : int
@@ -241,6 +243,9 @@ class PaliDecoder:
             Keep the distribution over the bins of every loc token.
         on_token : callable, optional
             Called with (index of the answer, token id, log-probability) for every token.
+        box_image : int, optional
+            Index of the picture that boxes are measured in, of several pictures for one prompt;
+            ``detect`` and ``segment`` prompts about several need it.
 
         Returns
         -------
@@ -255,7 +260,8 @@ class PaliDecoder:
         """
         options = GenerateOptions(max_new_tokens, temperature, top_p, seed, over, loc_probabilities)
         pictures, asked = _pair(images, prompts)
-        made = self._asker.generate(pictures, asked, grammar, options, batch_size, on_token)
+        chosen = _box_image(pictures, asked, box_image)
+        made = self._asker.generate(pictures, asked, grammar, options, batch_size, on_token, chosen)
         return Answers(made, self.read)
 
     def detect(
@@ -275,6 +281,7 @@ class PaliDecoder:
         seed: int = 0,
         batch_size: int = 8,
         on_token: OnToken | None = None,
+        box_image: int | None = None,
     ) -> Detections:
         """Detect the objects that a prompt names: boxes, labels and scores.
 
@@ -285,7 +292,7 @@ class PaliDecoder:
         prompt : str or sequence of str, optional
             ``"cat ; dog"``; several prompts are all asked of every picture, and their objects
             put together. By default all `classes` that the model is known to find.
-        grammar, max_new_tokens, temperature, top_p, seed, batch_size, on_token
+        grammar, max_new_tokens, temperature, top_p, seed, batch_size, on_token, box_image
             See `generate`.
         over : {"allowed", "vocabulary"}
             See `generate`; with "allowed" and a grammar fewer rows of the output head are
@@ -311,7 +318,7 @@ class PaliDecoder:
         options = AskOptions(
             grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
         )
-        return self.ask("detect", images, prompt, options, batch_size, on_token)
+        return self.ask("detect", images, prompt, options, batch_size, on_token, box_image)
 
     def segment(
         self,
@@ -330,12 +337,13 @@ class PaliDecoder:
         seed: int = 0,
         batch_size: int = 8,
         on_token: OnToken | None = None,
+        box_image: int | None = None,
     ) -> Detections:
         """Segment the objects that a prompt names: `detect` with masks."""
         options = AskOptions(
             grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
         )
-        return self.ask("segment", images, prompt, options, batch_size, on_token)
+        return self.ask("segment", images, prompt, options, batch_size, on_token, box_image)
 
     def ask(
         self,
@@ -345,6 +353,7 @@ class PaliDecoder:
         options: AskOptions,
         batch_size: int = 8,
         on_token: OnToken | None = None,
+        box_image: int | None = None,
     ) -> Detections:
         """Ask for objects and read the answers, as `detect` and `segment` do.
 
@@ -362,12 +371,13 @@ class PaliDecoder:
         asked = [with_verb(task, text) for text in prompts]
         self._warn_of_unknown_classes(asked)
         answers = self._asker.generate(
-            [picture for picture in pictures for _ in asked],
+            [several for several in pictures for _ in asked],
             asked * len(pictures),
             options.grammar,
             options.generating,
             batch_size,
             on_token,
+            _box_image(pictures, asked, box_image),
         )
         return self.read(
             answers,
@@ -430,15 +440,34 @@ class PaliDecoder:
         self._asker.features.clear()
 
 
-def _as_list(images: Pictures) -> list[Picture | Shrunk]:
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    return [cast(Picture, images)]  # a path, an image or an array
+def _as_list(images: Pictures) -> list[Sequence[Picture | Shrunk]]:
+    """Return the pictures of each prompt: mostly one, several where a list is in the list."""
+    listed = images if isinstance(images, (list, tuple)) else [cast(Picture, images)]
+    return [item if isinstance(item, (list, tuple)) else (item,) for item in listed]
+
+
+def _box_image(
+    pictures: Sequence[Sequence[Picture | Shrunk]], prompts: Sequence[str], given: int | None
+) -> int:
+    """Return the index of the picture that boxes are measured in."""
+    counts = [len(several) for several in pictures]
+    if 0 in counts:
+        raise InputError("a prompt is about no picture: an empty list")
+    if given is not None:
+        if not 0 <= given < min(counts, default=1):
+            raise InputError(f"box_image must be below the number of pictures, got {given}")
+        return given
+    boxes = next((prompt for prompt in prompts if split_verb(prompt)[0]), None)
+    if boxes is not None and max(counts, default=1) > 1:
+        raise InputError(
+            f"{boxes!r} is about several pictures: box_image=0 measures its boxes in the first"
+        )
+    return 0
 
 
 def _pair(
     images: Pictures, prompts: str | Sequence[str]
-) -> tuple[list[Picture | Shrunk], list[str]]:
+) -> tuple[list[Sequence[Picture | Shrunk]], list[str]]:
     pictures = _as_list(images)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(pictures) == 1:

@@ -50,6 +50,10 @@ class Engine(Protocol):
         """Encode pixels (B, 3, S, S), see `to_pixels`, as the image tokens of each picture."""
         ...
 
+    def join(self, features: Sequence[Features]) -> Features:
+        """Join the image tokens of several pictures that one prompt is about."""
+        ...
+
     def start(
         self,
         features: Sequence[Features],
@@ -62,7 +66,7 @@ class Engine(Protocol):
         Parameters
         ----------
         features : sequence of B image tokens
-            From `encode_image`.
+            From `encode_image` or `join`; of as many pictures in every row.
         prompts : sequence of B lists of int
             ``<bos>``, prompt, newline.
         length : int

@@ -50,13 +50,13 @@ class GeneratedTokens:
         return np.array(self.loc_probabilities, np.float32).reshape(-1, LOC_COUNT)
 
 
-def cache_length(config: PaliGemmaConfig, prompt_tokens: int, max_new_tokens: int) -> int:
+def cache_length(image_tokens: int, prompt_tokens: int, max_new_tokens: int) -> int:
     """Number of tokens that the cache must hold for one answer, at most Gemma's context."""
     # The last token is never read.
-    length = config.vision.tokens + prompt_tokens + max_new_tokens - 1
+    length = image_tokens + prompt_tokens + max_new_tokens - 1
     if length > POSITIONS:
         raise InputError(
-            f"image ({config.vision.tokens} tokens), prompt ({prompt_tokens}) and answer "
+            f"image ({image_tokens} tokens), prompt ({prompt_tokens}) and answer "
             f"({max_new_tokens}) exceed the model's {POSITIONS}: shorten the prompt or lower "
             "max_new_tokens"
         )
@@ -79,7 +79,7 @@ def generate(
     ----------
     engine : Engine
     features : sequence of B image tokens
-        From `Engine.encode_image`, one per prompt.
+        From `Engine.encode_image` or `Engine.join`, one per prompt.
     prompts : sequence of list of int
         ``<bos>``, prompt, newline.
     vocabulary : Vocabulary
@@ -102,7 +102,7 @@ def generate(
     rows of a batch read as many tokens at a time as each of them has.
     """
     longest = max(len(prompt) for prompt in prompts)
-    length = cache_length(engine.config, longest, options.max_new_tokens)
+    length = cache_length(len(features[0]), longest, options.max_new_tokens)
     answers = [GeneratedTokens() for _ in prompts]
     states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
     rows = list(range(len(prompts)))  # the answers that aren't finished

@@ -55,6 +55,10 @@ class OnnxEngine:
         """Encode pixels; see `Engine.encode_image`."""
         return list(self.session("vision").run(None, {"pixels": pixels})[0])
 
+    def join(self, features: Sequence[Floats]) -> Floats:
+        """Join the image tokens of several pictures; see `Engine.join`."""
+        return np.concatenate(features)
+
     def start(
         self,
         features: Sequence[Floats],
@@ -158,7 +162,7 @@ class OnnxBatch:
     ) -> None:
         self._engine, self._rows = engine, rows
         config = engine.config
-        images = config.vision.tokens
+        images = len(features[0])
         self._prefix = np.array([images + len(prompt) for prompt in prompts], np.int64)
         longest = int(self._prefix.max())
         padded = np.full((len(prompts), longest - images), config.pad, np.int64)

@@ -39,6 +39,10 @@ class TorchEngine:
         batch = torch.from_numpy(pixels).to(self.model.vision.position.device)
         return list(self.model.encode_image(batch))
 
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """Join the image tokens of several pictures; see `Engine.join`."""
+        return torch.cat(tuple(features))
+
     def start(
         self,
         features: Sequence[Tensor],

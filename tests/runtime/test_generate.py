@@ -415,7 +415,7 @@ def test_a_low_temperature_is_nearly_greedy(tiny):
 
 def test_a_prompt_too_long_for_the_model_is_refused(tiny):
     images = tiny.model.config.vision.tokens
-    assert cache_length(tiny.engine.config, POSITIONS - images - 9, 10) == POSITIONS
+    assert cache_length(images, POSITIONS - images - 9, 10) == POSITIONS
     with pytest.raises(InputError) as caught:
         generate(
             tiny.engine,

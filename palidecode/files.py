@@ -56,6 +56,8 @@ MAX_SIDE = 1_000_000  # of a picture; a larger side is a typing error, not a pic
 MAX_PIXELS = 1 << 29  # of a picture: COCO's RLE counts them in 32 bits
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Errors of a disk that takes no file at all."""
 STDOUT = "-"
 CREATE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 """Flags of `os.open`."""
@@ -230,6 +232,11 @@ def _asides(target: Path) -> Iterator[Path]:
             yield target.with_name(f".{hashlib.sha256(name).hexdigest()}{end}")
         else:
             yield target.with_name(f".{target.name}{end}")
+
+
+def disk_is_full(error: InputError) -> bool:
+    """Return True for a failed write after which no other file could be written either."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
 
 
 def unwritten(path: Path, error: OSError) -> InputError:

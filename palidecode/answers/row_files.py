@@ -15,12 +15,16 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, TypeAlias
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from palidecode.errors import InputError
+
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
 
 Kind: TypeAlias = Literal["lines", "array", "csv", "parquet"]
 Object: TypeAlias = dict[str, object]
@@ -32,6 +36,7 @@ ROWS = (*LINES, ".json", ".csv", ".tsv", ".parquet", ".gz")
 _LONGEST_LINE = 1 << 24
 _LONGEST_CELL = 1 << 24
 _BATCH = 1024  # rows of Parquet
+_UTF16 = (BOM_UTF16_BE, BOM_UTF16_LE)
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _NUMBERS = ("width", "height")
 
@@ -63,6 +68,8 @@ def open_rows(path: str | os.PathLike[str]) -> Iterator[RowFile]:
             if packed:
                 unpacked = gzip.GzipFile(fileobj=file)
                 file = stack.enter_context(io.BufferedReader(unpacked))
+            if _head(file).startswith(_UTF16):
+                raise InputError(f"{path}: is UTF-16; save it as UTF-8")
             yield RowFile(file, os.fspath(path), packed)
         except (OSError, EOFError, zlib.error) as error:  # also of a damaged gzip file
             reason = getattr(error, "strerror", None) or error
@@ -139,13 +146,12 @@ class RowFile:
             header = text.readline()
             marks = [mark for mark in "\t;" if mark in header and "," not in header]
             text.seek(0)
-            rows = csv.DictReader(text, delimiter=marks[0] if marks else ",")
-            for row in rows:
-                if None in row:
-                    yield Problem(rows.line_num, "has more cells than the header")
-                else:
-                    yield rows.line_num, {key: _cell(key, row[key]) for key in row}
-        except (ValueError, csv.Error) as error:  # no UTF-8; a cell that is too long
+            rows = csv.reader(text, delimiter=marks[0] if marks else ",", strict=True)
+            columns = next(rows, [])
+            if len(set(columns)) < len(columns):
+                raise InputError(f"{self.path}: two columns have the same name")
+            yield from _table(rows, columns)
+        except (ValueError, csv.Error) as error:  # no UTF-8; a damaged header
             raise InputError(f"{self.path}: can't be read as CSV: {error}") from error
         finally:
             text.detach()
@@ -169,7 +175,7 @@ class RowFile:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, names | row
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"{self.path}: can't be read: {reason}") from error
 
@@ -222,10 +228,28 @@ def _head(file: IO[bytes]) -> bytes:
     file.seek(0)
     head = file.read(4096)
     file.seek(0)
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:4]
+    return head.removeprefix(BOM_UTF8).lstrip()[:4]
 
 
-def _cell(key: str, text: str | None) -> object:
+def _table(rows: CsvReader, columns: Sequence[str]) -> Iterator[tuple[int, Object] | Problem]:
+    """Yield the rows of a table below its header."""
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:  # a cell that is too long or not closed
+            yield Problem(rows.line_num, f"can't be read as CSV: {error}")
+            continue
+        if row is None:
+            return
+        if len(row) == len(columns):
+            cells = zip(columns, row, strict=True)
+            yield rows.line_num, {key: _cell(key, text) for key, text in cells}
+        elif row:
+            which = "more" if len(row) > len(columns) else "fewer"
+            yield Problem(rows.line_num, f"has {which} cells than the header")
+
+
+def _cell(key: str, text: str) -> object:
     """Read a cell of CSV: text, a size, or a list or object as JSON or Python write it."""
     if not text:
         return None

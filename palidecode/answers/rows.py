@@ -118,8 +118,13 @@ def read_rows(
     InputError
         If the file can't be read, or which key has the answers isn't clear.
     """
+    return one_size(each_row(path, RowReader.of(images, size, output_key, image_key)))
+
+
+def one_size(rows: Iterable[AnswerRow | Problem]) -> Iterator[AnswerRow | Problem]:
+    """Yield the rows; one whose picture had another size in an earlier row is a `Problem`."""
     seen: dict[str, Size] = {}
-    for row in each_row(path, RowReader.of(images, size, output_key, image_key)):
+    for row in rows:
         if isinstance(row, AnswerRow):
             first = seen.setdefault(row.name, row.size)
             if first != row.size:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from palidecode.answers.rows import AnswerRow, holds_rows
+from palidecode.answers.rows import AnswerRow, holds_rows, one_size
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output
 from palidecode.coco.detections import from_coco
@@ -18,7 +18,7 @@ from palidecode.coco.skips import needs_a_look
 from palidecode.coco.writing import CocoReport
 from palidecode.detections import ColorBy, Detections, draw
 from palidecode.errors import InputError
-from palidecode.files import inside, open_picture, png_names, replacing
+from palidecode.files import disk_is_full, inside, open_picture, png_names, replacing
 from palidecode.geometry.masks import Paste
 from palidecode.runs.answers import AnswerDecoder, DecodeJob, DecodeOptions, by_picture, decode_rows
 from palidecode.wording import many
@@ -86,7 +86,7 @@ def _from_answers(
     path: Path, options: DecodeOptions
 ) -> tuple[Detections, list[str], list[_Problem]]:
     """Decode answers; return their objects, the names of the pictures, and what was skipped."""
-    rows = list(DecodeJob(options).items(path))
+    rows = list(one_size(DecodeJob(options).items(path)))
     if not rows:
         raise InputError(f"{path}: no answers in this file")
     ((answers, decoded, skipped),) = decode_rows(rows, AnswerDecoder.load(options), len(rows))
@@ -120,6 +120,8 @@ def _draw_all(
                 if crops is not None:
                     _write_crops(opened, detections.image(index), crops, drawn[name])
             except InputError as error:
+                if disk_is_full(error):
+                    raise
                 failed.append((index + 1, str(error)))
     return failed
 

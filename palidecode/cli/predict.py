@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from palidecode.errors import InputError
 from palidecode.files import inside, png_names, replacing, whole_png
 from palidecode.geometry.masks import Paste
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
+from palidecode.runs.journal import sync_folder
 from palidecode.runs.local import RunOptions, Watch
 from palidecode.runs.pictures import PredictJob, predict_options
 from palidecode.runs.sources import PictureFile, Unread, find_pictures, kinds_of
@@ -117,9 +119,16 @@ class _Overlay:
                 self._copy(item)
 
     def draw(self, items: Sequence[PictureFile], result: Result) -> None:
-        """Draw the pictures of a batch that could be read."""
-        for image, row in enumerate(result.rows):
-            self._draw(items[row], result.detections, image)
+        """Draw the pictures of a batch that could be read.
+
+        They last through a power cut before the journal has the batch.
+        """
+        drawn = {
+            self._draw(items[row], result.detections, image).parent
+            for image, row in enumerate(result.rows)
+        }
+        for folder in drawn:
+            sync_folder(folder)
 
     def draw_rest(self, coco: Path) -> None:
         """Draw what an earlier run has not, or what a power cut has damaged."""
@@ -135,16 +144,19 @@ class _Overlay:
             if name in missing:
                 self._draw(self._pictures[name], detections, index)
 
-    def _draw(self, item: PictureFile, detections: Detections, image: int) -> None:
+    def _draw(self, item: PictureFile, detections: Detections, image: int) -> Path:
         self._tried.add(item.name)
         copy = self._copy(item)
         try:
             picture = draw(item.path, detections, index=image, paste=self._paste)
         except InputError as error:  # it was deleted or damaged since it was predicted
             self.failed.append(str(error))
-            return
+            return copy
         with replacing(copy, "wb") as file:
             picture.save(file, "PNG")
+            file.flush()
+            os.fsync(file.fileno())
+        return copy
 
     def _copy(self, item: PictureFile) -> Path:
         copy = inside(self._folder, self._copies[item.name])

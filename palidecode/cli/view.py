@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palidecode.answers.assembler import ParseIssue
+from palidecode.answers.rows import one_size
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.coco.detections import from_coco, from_coco_results
@@ -98,13 +99,16 @@ def _from_json(path: Path, dataset: Path | None) -> _Content:
 
 
 def _is_list(path: Path) -> bool:
-    with regular(path).open("rb") as file:
-        return file.read(_HEAD).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
+    try:
+        with regular(path).open("rb") as file:
+            return file.read(_HEAD).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
 
 
 def _from_answers(path: Path, options: DecodeOptions) -> _Content:
     """Decode answers, and put those about the same picture together."""
-    rows = list(DecodeJob(options).items(path))
+    rows = list(one_size(DecodeJob(options).items(path)))
     if not rows:
         raise InputError(f"{path}: no answers in this file")
     ((answers, decoded, problems),) = decode_rows(rows, AnswerDecoder.load(options), len(rows))

@@ -11,6 +11,7 @@ from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.formats.objects import (
     BAD_ROWS,
+    INVERTED,
     SHAPES,
     ConvertReport,
     Dataset,
@@ -19,7 +20,7 @@ from palidecode.formats.objects import (
     Points,
     visible,
 )
-from palidecode.formats.xml import add, number, read_xml, text_in, xml_text
+from palidecode.formats.xml import add, number, read_xml, sides, text_in, xml_text
 
 
 def write_cvat(dataset: Dataset, path: str | os.PathLike[str], report: ConvertReport) -> None:
@@ -77,9 +78,9 @@ def _picture(
 ) -> LabelledPicture:
     width, height = number(node.get("width")), number(node.get("height"))
     name = node.get("name")
-    if not (name and width and height and width > 0 and height > 0):
+    if not name or width is None or height is None:
         raise InputError(f"{path}: image {node.get('id')} has no name or no size")
-    picture = LabelledPicture(name, int(width), int(height))
+    picture = LabelledPicture(name, *sides(width, height, f"{path}: image {node.get('id')}"))
     for shape in node:
         label = shape.get("label")
         if shape.tag not in ("box", "polygon") or number(shape.get("rotation")):
@@ -88,6 +89,9 @@ def _picture(
         points = _points(shape)
         if label is None or points is None:
             report.skipped[BAD_ROWS] += 1
+            continue
+        if shape.tag == "box" and (points[0] > points[1]).any():
+            report.skipped[INVERTED] += 1
             continue
         (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         mask = [points.ravel().tolist()] if shape.tag == "polygon" else None

@@ -23,6 +23,8 @@ CROWDS = "crowds"
 OUTSIDE = "boxes without an area in the picture"
 SHAPES = "shapes other than upright boxes and polygons"
 BAD_ROWS = "rows that can't be read"
+INVERTED = "boxes that end before they begin"
+FRACTIONS = "rows with numbers that aren't between 0 and 1"
 NO_PICTURE = "label files without a picture"
 
 

@@ -10,6 +10,7 @@ from palidecode.errors import InputError
 from palidecode.formats.folder import write_folder
 from palidecode.formats.objects import (
     BAD_ROWS,
+    INVERTED,
     Box,
     ConvertReport,
     Dataset,
@@ -18,7 +19,7 @@ from palidecode.formats.objects import (
     stems,
     visible,
 )
-from palidecode.formats.xml import add, number_in, read_xml, text_in, xml_text
+from palidecode.formats.xml import add, number_in, read_xml, sides, text_in, xml_text
 
 _LABELS = "labels.txt"
 _LABELMAP = "# label:color_rgb:parts:actions\n"
@@ -71,7 +72,7 @@ def read_voc(folder: str | os.PathLike[str], report: ConvertReport) -> Dataset:
     Raises
     ------
     InputError
-        If a file can't be read or has no size.
+        If a file can't be read or has no size that a picture may have.
     """
     base = Path(folder)
     home = base / "Annotations" if (base / "Annotations").is_dir() else base
@@ -89,13 +90,14 @@ def read_voc(folder: str | os.PathLike[str], report: ConvertReport) -> Dataset:
 def _picture(path: Path, home: Path, report: ConvertReport) -> LabelledPicture:
     root = read_xml(path)
     width, height = (number_in(root, f"size/{side}") for side in ("width", "height"))
-    if not (width and height and width > 0 and height > 0):
+    if width is None or height is None:
         raise InputError(f"{path}: has no size of its picture (size/width, size/height)")
+    size = sides(width, height, path)
     name = text_in(root, "filename") or path.stem
     within = path.relative_to(home).parent
     if "/" not in name and str(within) != ".":
         name = (within / name).as_posix()
-    picture = LabelledPicture(name, int(width), int(height))
+    picture = LabelledPicture(name, *size)
     for node in root.iterfind("object"):
         corners = [number_in(node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         label = text_in(node, "name")
@@ -103,6 +105,9 @@ def _picture(path: Path, home: Path, report: ConvertReport) -> LabelledPicture:
             report.skipped[BAD_ROWS] += 1
             continue
         x1, y1, x2, y2 = (value or 0.0 for value in corners)
+        if x2 < x1 or y2 < y1:
+            report.skipped[INVERTED] += 1
+            continue
         crowd = number_in(node, "difficult") == 1
         picture.objects.append(Labelled(label, (x1 - 1, y1 - 1, x2, y2), crowd=crowd))
     return picture

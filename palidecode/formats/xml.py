@@ -8,7 +8,7 @@ import re
 from xml.etree import ElementTree as ET
 
 from palidecode.errors import InputError
-from palidecode.files import regular
+from palidecode.files import check_size, regular
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -57,3 +57,11 @@ def number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def sides(width: float, height: float, where: object) -> tuple[int, int]:
+    """Return a picture's size in whole pixels; an `InputError` says where it is none."""
+    try:
+        return check_size((int(width), int(height)))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

@@ -14,6 +14,7 @@ from palidecode.files import PICTURES, picture_size, regular
 from palidecode.formats.folder import write_folder
 from palidecode.formats.objects import (
     BAD_ROWS,
+    FRACTIONS,
     NO_PICTURE,
     Box,
     ConvertReport,
@@ -27,6 +28,7 @@ from palidecode.formats.objects import (
 )
 
 _CONFIG = "data.yaml"
+_MOST = 1.001  # of a fraction that was rounded
 
 
 def write_yolo(
@@ -106,15 +108,16 @@ def read_yolo(
 
 def _classes(path: Path) -> list[str]:
     try:
-        content = yaml.safe_load(regular(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # All is text: to YAML a class "no" is False.
+        content = yaml.load(regular(path).read_text(encoding="utf-8-sig"), yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: can't be read: {error}".replace("\n", " ")) from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and names.keys() == set(range(len(names))):
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+    if isinstance(names, dict) and names.keys() == set(map(str, range(len(names)))):
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: 'names' must list the classes, or number them from 0")
-    return [str(name) for name in names]
+    return names
 
 
 def _objects(
@@ -137,6 +140,8 @@ def _objects(
             sound = False
         if not sound or len(numbers) < 4:
             report.skipped[BAD_ROWS] += 1
+        elif numbers.min() < 0 or numbers.max() > _MOST:  # pixels, for example
+            report.skipped[FRACTIONS] += 1
         elif len(numbers) < 6:
             middle, size = numbers[:2] * sides, numbers[2:4] * sides
             score = float(numbers[4]) if len(numbers) == 5 else None

@@ -24,6 +24,9 @@ LOCAL = "local"
 _THREADS = ("StreamingExecutor", "iter_threaded")  # names of Ray Data's threads
 _PATIENCE = 60  # seconds that they may take to end
 _CONNECTING = 10  # seconds until a machine must answer
+_SETTINGS, _FRAME = 4, 9  # number of HTTP/2's frame of settings, and bytes of a frame's head
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0))
+"""Bytes that a client sends first: the preface, and empty settings."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,10 @@ def _start(address: str | None) -> None:
     if options["address"] == LOCAL:
         options |= {"include_dashboard": False, "num_cpus": cores() + 1}
     else:
-        _listening(options["address"])
+        _check_address(options["address"])
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _handlers():
+        with warnings.catch_warnings(), _handlers(), _impatient(options["address"]):
             warnings.simplefilter("ignore")
             ray.init(logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
@@ -208,14 +211,49 @@ def _start(address: str | None) -> None:
         raise InputError(f"no Ray at {options['address']!r}: {reason}") from error
 
 
-def _listening(address: str) -> None:
-    """Raise `InputError` if nothing listens at an address: Ray would try it for minutes."""
+def _check_address(address: str) -> None:
+    """Raise `InputError` if no Ray answers at an address: Ray itself would try it for minutes.
+
+    Every port of Ray speaks HTTP/2, whose server begins with a frame of settings.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(f"no Ray at {address!r}: nothing listens there ({error})") from error
+    if not host or not port.isdecimal():
+        return
+    try:
+        connection = socket.create_connection((host.strip("[]"), int(port)), _CONNECTING)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray at {address!r}: nothing listens there ({error})") from error
+    with connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "0" and not _greets(connection, address):
+            raise InputError(
+                f"no Ray at {address!r}: what listens there isn't Ray; is it another port?"
+            )
+
+
+def _greets(connection: socket.socket, address: str) -> bool:
+    """Return True if the other side begins as a server of HTTP/2 does."""
+    try:
+        connection.sendall(_HTTP2)
+        said = connection.recv(_FRAME, socket.MSG_WAITALL)
+    except TimeoutError as error:
+        raise InputError(f"no Ray at {address!r}: no answer in {_CONNECTING} s") from error
+    except OSError:  # it was closed
+        return False
+    return len(said) == _FRAME and said[3] == _SETTINGS
+
+
+@contextmanager
+def _impatient(address: str) -> Iterator[None]:
+    """Make Ray try an address once, for 40 s, unless the user has set for how long."""
+    name = "RAY_gcs_server_port_wait_time_s"  # at an address it is a number of tries
+    set_here = address != LOCAL and name not in os.environ
+    try:
+        if set_here:
+            os.environ[name] = "1"
+        yield
+    finally:
+        if set_here:
+            del os.environ[name]
 
 
 @contextmanager

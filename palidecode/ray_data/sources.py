@@ -63,6 +63,8 @@ _BLOCK = 4096  # rows
 _ENDINGS = {"jsonl": LINES, "parquet": (".parquet",), "tar": (".tar",)}
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending of a file in a .tar
 _SECOND = 1.0
+_OURS = {"line", "problem"}
+"""Columns that mean something here, and anything in a file."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class RowFiles:
                         yield {"line": number, "problem": found.reason}
                     else:
                         row = {key: value for key, value in found[1].items() if value is not None}
+                        row.pop("problem", None)
                         yield {**row, "line": number}
             before = number
 
@@ -300,7 +303,8 @@ class ParquetFiles:
         for path in self.paths:
             with _opened(path) as file:
                 found = pq.ParquetFile(file)
-                names = [name for name in columns if name in found.schema_arrow.names]
+                there = set(found.schema_arrow.names) - _OURS
+                names = [name for name in columns if name in there]
                 if not names:
                     raise InputError(f"{path}: has none of the columns {', '.join(columns)}")
                 for batch in found.iter_batches(batch_size=size, columns=names):
@@ -564,7 +568,7 @@ def answers_of(source: Paths | Dataset, options: DecodeOptions) -> tuple[Source,
         files = _files(source, "parquet")
         return ParquetFiles(files), _chosen(reader, files)
     files = _files(source, "jsonl")
-    with_ranges = ending in LINES or all(map(_has_ranges, files))
+    with_ranges = all(map(_has_ranges, files))
     blank = files[0].removesuffix(".gz").endswith((".csv", ".tsv"))
     reader = replace(_chosen(reader, files), blank=blank)
     return (_jsonl(files, reader, False) if with_ranges else RowFiles(files, reader)), reader

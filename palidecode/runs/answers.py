@@ -223,7 +223,7 @@ def by_picture(rows: list[AnswerRow], found: Detections) -> tuple[Detections, li
     """Put answers about the same picture together: detections per picture, and the names."""
     numbers: dict[str, int] = {}
     image_of = np.array([numbers.setdefault(row.name, len(numbers)) for row in rows], np.int64)
-    first = [int(np.flatnonzero(image_of == number)[0]) for number in range(len(numbers))]
+    first = np.unique(image_of, return_index=True)[1].tolist()
     index = image_of[found.image_index] if len(found) else found.image_index
     order = np.argsort(index, kind="stable")
     issues = [(int(image_of[answer]), issue) for answer, issue in found.issues]

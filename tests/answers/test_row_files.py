@@ -104,6 +104,10 @@ def test_a_pipe_is_read_too(tmp_path):
         ("rows.jsonl.gz", b"\x1f\x8b" + bytes(30), "can't be read"),
         ("rows.parquet", b"PAR1" + bytes(30), "can't be read: "),
         ("rows.csv", b"output,width\n\xff,3\n", "can't be read as CSV"),
+        ("rows.csv", b"output,output\nx,y\n", "two columns have the same name"),
+        ("rows.csv", "output\nx\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("rows.jsonl", lines(ROWS).decode().encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("rows.jsonl", gzip.compress("{}".encode("utf-16")), "is UTF-16; save it as UTF-8"),
     ],
 )
 def test_a_damaged_file_is_one_error_that_names_it(tmp_path, name, content, reason):
@@ -127,3 +131,30 @@ def test_broken_rows_are_problems_with_their_number(tmp_path):
     broken, good = read_rows(tmp_path / "rows.csv")
     assert broken == Problem(2, "has more cells than the header")
     assert (good.line, good.size) == (3, (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (f'b.png,4,3,"{CAT}', "can't be read as CSV: unexpected end of data"),
+        ("b.png,4,3", "has fewer cells than the header"),
+        (f'b.png,4,3,"{CAT}"x', "can't be read as CSV: ',' expected after '\"'"),
+    ],
+)
+def test_a_csv_that_is_cut_has_no_answer_there(tmp_path, last, reason):
+    """A part of an answer, or none, would be read as another answer."""
+    text = f"image,width,height,output\na.png,4,3,{CAT}\n\n{last}"
+    (tmp_path / "rows.csv").write_text(text)
+    good, broken = read_rows(tmp_path / "rows.csv")
+    assert (good.line, good.answer) == (2, CAT)
+    assert broken == Problem(4, reason)
+
+
+def test_parquet_that_holds_no_text_is_one_error(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    array = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    pq.write_table(pa.table({"output": array}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows.parquet: can't be read: .*utf-8"):
+        list(read_rows(tmp_path / "rows.parquet"))

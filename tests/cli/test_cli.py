@@ -240,6 +240,22 @@ def test_draw_skips_annotations_that_can_not_be_read(capsys, folder):
     assert {skip["reason"] for skip in summary["skipped"]} >= {"unreadable"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits files by POSIX means")
+def test_draw_stops_at_a_full_disk(folder):
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000));"
+    limit += "from palidecode.cli import main; sys.exit(main(sys.argv[1:]))"
+    rows = [{"image": name, "output": answer("cat")} for name in ("deep/b.png", "a.jpg")]
+    (folder / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["draw", folder / "two.jsonl", "--images", folder / "pictures", "-o", folder / "drawn"]
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    copy = folder / "drawn" / "deep" / "b.png"
+    assert done.stderr == f"palidecode: {copy}: can't be written: File too large\n"
+    assert not [path for path in (folder / "drawn").rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize(("target", "kind"), [("x.png", "PNG"), ("x.jpg", "JPEG"), ("dir", "PNG")])
 def test_draw_one_answer(capsys, folder, target, kind):
     picture = folder / "pictures" / "a.jpg"

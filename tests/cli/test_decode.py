@@ -108,3 +108,13 @@ def test_an_array_of_rows_can_be_drawn(capsys, tmp_path):
     words = ["draw", tmp_path / "rows.json", "--images", tmp_path, "-o", tmp_path / "drawn"]
     assert main(list(map(str, words))) == 0
     assert Image.open(tmp_path / "drawn" / "a.png").getextrema() != ((0, 0), (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("command", ["draw", "view"])
+def test_a_picture_of_two_sizes_is_not_drawn_with_the_first(capsys, tmp_path, command):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "output": CAT}
+    path = written(tmp_path, [{**row, **SIZE}, {**row, "width": 640, "height": 48}])
+    code = main([command, str(path), "--images", str(tmp_path), "-o", str(tmp_path / "out")])
+    assert code == 1
+    assert " 2: 'a.png' is 640×48 here but 64×48 in an earlier row" in capsys.readouterr().err

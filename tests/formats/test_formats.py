@@ -265,3 +265,77 @@ def test_tables_have_a_row_per_object(place, kind):
     )
     assert json.loads(rows[1]["segmentation"]) == dataset()["annotations"][1]["segmentation"]
     assert bool(int(rows[0]["crowd"])) is False
+
+
+# -- hostile and damaged files -------------------------------------------------------------
+
+VOC = """<annotation><filename>a.png</filename><size><width>{size}</width><height>60</height></size>
+<object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>{xmax}</xmax><ymax>9</ymax>
+</bndbox></object></annotation>"""
+CVAT = """<annotations><image id="0" name="a.png" width="{size}" height="60"><box label="cat"
+xtl="4" ytl="2" xbr="{xmax}" ybr="9"/></image></annotations>"""
+LAUGHS = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 20))
+LAUGHS = f'<!DOCTYPE a [<!ENTITY e0 "ha">{LAUGHS}]><annotation>&e19;</annotation>'
+OUTSIDE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>'
+
+
+@pytest.mark.parametrize(("kind", "text"), [("voc", VOC), ("cvat", CVAT)])
+@pytest.mark.parametrize(
+    ("size", "xmax", "boxes", "reason"),
+    [
+        (80, 20, 1, ""),
+        (80, -5, 0, "boxes that end before they begin: 1"),
+        (80, "nan", 0, "rows that can't be read: 1"),
+        ("0.5", 20, None, "a width and a height in pixels, both ≥ 1, got (0, 60)"),
+        (-80, 20, None, "got (-80, 60)"),
+        ("1e300", 20, None, "a width and a height in pixels"),
+        ("inf", 20, None, "size"),
+    ],
+)
+def test_boxes_and_sizes_that_can_not_be_are_skipped_or_refused(
+    place, capsys, kind, text, size, xmax, boxes, reason
+):
+    (place / "in").mkdir()
+    (place / "in" / "a.xml").write_text(text.format(size=size, xmax=xmax))
+    source = "in" if kind == "voc" else "in/a.xml"
+    code = convert(source, "--from", kind, "--to", "coco", "-o", "coco.json")
+    said = capsys.readouterr().err
+    assert code == (2 if boxes is None else int(not boxes))
+    assert reason in said
+    assert len(said.splitlines()) == bool(reason)
+    if boxes is not None:
+        assert len(json.loads((place / "coco.json").read_text())["annotations"]) == boxes
+
+
+@pytest.mark.parametrize("text", [LAUGHS, OUTSIDE, "<a>" * 100_000])
+def test_xml_that_attacks_is_one_line(place, capsys, text):
+    (place / "in").mkdir()
+    (place / "in" / "a.xml").write_text(text)
+    assert convert("in", "--from", "voc", "--to", "coco", "-o", "coco.json") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("palidecode: in/a.xml: can't be read as XML: ")
+
+
+@pytest.mark.parametrize("row", ["0 40 30 20 10", "0 0.5 0.5 -0.25 0.5", "0 0 0 1 0 1 1.1 0 1"])
+def test_yolo_in_pixels_or_negative_is_counted(place, capsys, row):
+    """Read as fractions they would be boxes of other places."""
+    assert convert("coco.json", "--to", "yolo", "-o", "out") == 0
+    (label, *_) = sorted((place / "out" / "labels").rglob("*.txt"))
+    label.write_text(f"{row}\n0 0.5 0.5 0.25 0.5\n")
+    report = ConvertReport()
+    read = read_yolo(place / "out", place / "images", report)
+    assert report.skipped == {"rows with numbers that aren't between 0 and 1": 1}
+    assert len(read.pictures[0].objects) == 1
+
+
+@pytest.mark.parametrize("names", ["[no, 1.5, 2001-13-45]", "{0: no, 1: 1.5, 2: 2001-13-45}"])
+def test_yolo_classes_are_text(place, names):
+    assert convert("coco.json", "--to", "yolo", "-o", "out") == 0
+    (place / "out" / "data.yaml").write_text(f"names: {names}\n")
+    assert read_yolo(place / "out", place / "images", ConvertReport()).classes == [
+        "no",
+        "1.5",
+        "2001-13-45",
+    ]
+    (place / "out" / "data.yaml").write_text("names: " + "[" * 5000)
+    assert convert("out", "--from", "yolo", "--images", "images", "--to", "csv", "-o", "x") == 2

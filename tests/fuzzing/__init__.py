@@ -81,9 +81,9 @@ def changed(target: Target, seed: int) -> bytes:
 
 def targets() -> dict[str, Target]:
     """All targets by name."""
-    from tests.fuzzing import answers, coco, models, names, pictures, prompts
+    from tests.fuzzing import answers, coco, files, models, names, pictures, prompts
 
     found: dict[str, Target] = {}
-    for part in (answers, coco, models, names, pictures, prompts):
+    for part in (answers, coco, files, models, names, pictures, prompts):
         found |= part.TARGETS
     return found

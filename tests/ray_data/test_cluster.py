@@ -1,14 +1,19 @@
 """Ray's workers, and a machine without Ray: nothing here starts one."""
 
+import gzip
 import json
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from palidecode import ray_data
 from palidecode.cli import main
 from palidecode.errors import InputError
 from palidecode.ray_data.cluster import Workers
+from palidecode.ray_data.sources import answers_of, records_of
+from palidecode.runs.answers import DecodeJob, DecodeOptions
 from tests.samples import answer, written
 
 
@@ -58,3 +63,27 @@ def test_coco_files_without_pictures(tmp_path, content, told):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=told):
         ray_data.read_coco(path, tmp_path)
+
+
+def as_parquet(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+KINDS = {
+    "rows.jsonl": lambda path, rows: path.write_text("\n".join(map(json.dumps, rows))),
+    "rows.json": lambda path, rows: path.write_text(json.dumps(rows)),
+    "gzip.jsonl": lambda path, rows: path.write_bytes(gzip.compress(json.dumps(rows[0]).encode())),
+    "rows.parquet": as_parquet,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_keys_of_a_file_that_mean_something_inside_are_passed_over(tmp_path, name):
+    rows = [{"image": "a.png", "output": answer("cat"), "width": 8, "height": 8}]
+    rows[0] |= {"problem": "it rains", "line": 99}
+    KINDS[name](tmp_path / name, rows)
+    source, reader = answers_of(tmp_path / name, DecodeOptions())
+    job = DecodeJob(DecodeOptions(), reader)
+    ((row,),) = [list(map(job.item, records_of(part))) for part in source.shards(9, job.columns)]
+    assert (row.name, row.answer, row.size) == ("a.png", answer("cat"), (8, 8))
+    assert row.line == (0 if name.endswith(".parquet") else 1)

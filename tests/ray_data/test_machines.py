@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ from tests.runtime.tiny_models import one_thread
 
 pytestmark = MARKS
 TIMES = 10  # the answers of `place`, so often
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # HTTP/2's first frame
 links = pytest.mark.skipif(not LINKS, reason="needs root and iproute2")
 
 
@@ -147,31 +150,67 @@ def test_a_machine_without_its_cable(work, cables, machines, tmp_path, name, sec
 # -- waiting for Ray ---------------------------------------------------------------------
 
 
+@contextmanager
+def listening(said):
+    """The address of something that greets with a few bytes, or is silent with None."""
+    kept = []
+
+    def greet():
+        with suppress(OSError):  # until it is closed
+            while True:
+                connection, _ = server.accept()
+                kept.append(connection)
+                connection.sendall(said)
+                if said != SETTINGS:
+                    connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=greet)
+        if said is not None:
+            thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        if said is not None:
+            thread.join()
+    for connection in kept:
+        connection.close()
+
+
 def test_an_address_without_a_ray_is_one_line(place, tmp_path):
-    address = f"127.0.0.1:{free_port()}"
-    words = [*decode_words(place, tmp_path / "coco.json"), "--ray", address]
-    began = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-m", "palidecode", *words], capture_output=True, text=True, check=False
-    )
-    assert time.monotonic() - began < 60
-    assert ended.returncode == 2
-    (said,) = ended.stderr.splitlines()
-    assert said.startswith(f"palidecode: no Ray at {address!r}: nothing listens there")
+    closed = f"127.0.0.1:{free_port()}"
+    with (
+        listening(None) as silent,
+        listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as web,
+        listening(b"") as shut,
+    ):
+        told = {
+            closed: "nothing listens there",
+            silent: "no answer in 10 s",
+            web: "what listens there isn't Ray; is it another port?",
+            shut: "what listens there isn't Ray; is it another port?",
+        }
+        started = {}
+        for address in told:
+            words = decode_words(place, tmp_path / "coco.json")
+            command = [sys.executable, "-m", "palidecode", *words, "--ray", address]
+            started[address] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for address, process in started.items():
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 2
+            (said,) = said.splitlines()
+            assert said.startswith(f"palidecode: no Ray at {address!r}: {told[address]}")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_while_ray_is_waited_for(place, tmp_path, number):
-    # Something listens, but never answers: Ray waits for minutes, in its own code.
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    # It greets as Ray does, and never answers: Ray waits for minutes, in its own code.
+    with listening(SETTINGS) as address:
         words = [*predict_words(place, tmp_path / "coco.json"), "--ray", address]
         driver = subprocess.Popen(
             [sys.executable, "-m", "palidecode", *words], stderr=subprocess.PIPE, text=True
         )
-        connection, _ = server.accept()
-        connection.close()
-        time.sleep(1)
+        time.sleep(8)
         driver.send_signal(number)
         _, said = driver.communicate(timeout=60)
     assert driver.returncode == 128 + number

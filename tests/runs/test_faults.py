@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -419,3 +420,60 @@ def test_without_a_journal_the_output_is_the_same(place, undisturbed, tmp_path, 
     words = command(name, place, folder / "coco.json", few=name == "predict")
     assert run([*words, "--no-journal"], folder)[0] == 1
     assert contents(folder) == undisturbed[name, name == "predict"][0]
+
+
+# -- drawn pictures ----------------------------------------------------------------------
+
+CUTS = int(os.environ.get("PALIDECODE_CUTS", "2"))  # resumed runs, all but one after a power cut
+
+
+def power_cut(folder, rng):
+    """Lose some shards, and damage drawn pictures that no shard has: a shard's are synced first."""
+    for path in shards_of(folder):
+        if rng.random() < 0.5:
+            path.unlink()
+    kept = {name for path in shards_of(folder) for name, *_ in read_shard(path).images}
+    for path in sorted((folder / "drawn").iterdir()):
+        how = rng.choice(["whole", "empty", "cut", "zeros", "gone"])
+        if path.name in kept or how == "whole":
+            continue
+        data = path.read_bytes()
+        size = rng.randrange(len(data) + 1) if how == "cut" else 0
+        path.write_bytes(data[:size] + bytes(len(data) - size) * (how == "zeros"))
+        if how == "gone":
+            path.unlink()
+
+
+def test_overlays_of_a_killed_run_and_after_power_cuts_are_those_of_an_undisturbed_one(
+    place, tmp_path
+):
+    def words(name):
+        """The run of a folder, with masks: a resumed run draws them from the COCO file."""
+        found = command("predict", place, tmp_path / name / "coco.json", few=True)
+        found[found.index("detect cat ; dog")] = "segment cat ; dog"
+        found[found.index("14")] = "26"
+        return [*found, "--overlay", tmp_path / name / "drawn"]
+
+    def all_of(name):
+        folder = tmp_path / name
+        return {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    (tmp_path / "whole").mkdir()
+    assert run(words("whole"), tmp_path / "whole")[0] == 1
+    wanted = all_of("whole")
+    assert len(wanted) == 54 + 2
+    assert b'"segmentation"' in wanted[Path("coco.json")]
+    interrupted(words("killed"), tmp_path / "killed")
+    assert 3 * BATCH * 0.9 <= len(list((tmp_path / "killed" / "drawn").glob("*.png"))) < 54
+    rng = random.Random(20)
+    for number in range(CUTS):
+        shutil.copytree(tmp_path / "killed", tmp_path / f"cut{number}")
+        if number:
+            power_cut(tmp_path / f"cut{number}", rng)
+        code, said = run(words(f"cut{number}"), tmp_path / f"cut{number}")
+        assert code == 1, said
+        assert all_of(f"cut{number}") == wanted

@@ -103,7 +103,7 @@ def ours(weights: CodecWeights) -> dict[str, Decoder]:
     decoders: dict[str, Decoder] = {ONNX: load_codec(weights, "onnx").decode}
     if optional("torch"):
         decoders[TORCH] = load_codec(weights, "torch").decode
-        decoders[TORCH_BF16] = load_codec(weights, "torch", bfloat16=True).decode
+        decoders[TORCH_BF16] = load_codec(weights, "torch", precision="bfloat16").decode
     return decoders
 
 

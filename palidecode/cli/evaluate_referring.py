@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         args.refs,
         args.instances,
         args.split,
-        codec=load_codec(args.weights, args.backend) if named else None,
+        codec=load_codec(args.weights, args.backend, precision="float32") if named else None,
         divisor=args.divisor,
         missing=args.missing,
         output_key=args.output_key,

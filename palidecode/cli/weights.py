@@ -59,7 +59,7 @@ def _fetch(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     """Check the weights; the exit code is 1 if they are not Google's codec."""
     weights = load_weights(args.weights)
-    result = verify(load_codec(weights))
+    result = verify(load_codec(weights, precision="float32"))
     if result.passed and weights.id != GOOGLE_ID:
         remember(weights.arrays)
         weights = load_weights(args.weights)

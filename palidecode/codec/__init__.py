@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from palidecode.codec.onnx import OnnxCodec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import CodecWeights, load_weights
 from palidecode.errors import InputError
 
-__all__ = ["MaskCodec", "load_codec"]
+__all__ = ["MaskCodec", "Precision", "load_codec"]
+
+Precision: TypeAlias = Literal["auto", "float32", "int8", "bfloat16"]
 
 
 def load_codec(
@@ -21,7 +23,7 @@ def load_codec(
     backend: Literal["auto", "onnx", "torch"] = "auto",
     *,
     device: str | None = None,
-    bfloat16: bool = False,
+    precision: Precision = "auto",
     threads: int | None = None,
 ) -> MaskCodec:
     """Load a mask codec.
@@ -34,11 +36,14 @@ def load_codec(
         ``PALIDECODE_WEIGHTS`` names, else Google's weights if they were fetched, else the ones
         in this package.
     backend : {"auto", "onnx", "torch"}
-        ``"auto"`` is torch if `device` or `bfloat16` is given, else onnxruntime.
+        ``"auto"`` is torch if `device` or ``precision="bfloat16"`` is given, else onnxruntime.
     device : str, optional
         A torch device, ``"cpu"`` by default.
-    bfloat16 : bool
-        Decode in bfloat16 (torch only).
+    precision : {"auto", "float32", "int8", "bfloat16"}
+        Of decoding; masks are always encoded in float32. ``"int8"`` (onnxruntime only) changes
+        about one mask pixel in a thousand, and its fields depend neither on the batch nor on
+        the processor. ``"bfloat16"`` needs torch. ``"auto"`` is ``"int8"`` in onnxruntime,
+        ``"float32"`` in torch.
     threads : int, optional
         Threads of onnxruntime, by default one for each core available to this process. torch
         has its own setting for the whole process.
@@ -54,7 +59,8 @@ def load_codec(
     WeightsError
         If the weights can't be found or used.
     InputError
-        For an unknown backend, an option that the backend lacks, or if torch isn't installed.
+        For an unknown backend or precision, an option that the backend lacks, or if torch isn't
+        installed.
 
     Examples
     --------
@@ -64,9 +70,14 @@ def load_codec(
     """
     if backend not in ("auto", "onnx", "torch"):
         raise InputError(f"backend must be 'auto', 'onnx' or 'torch', got {backend!r}")
-    wants_torch = bfloat16 or device is not None
+    if precision not in get_args(Precision):
+        known = ", ".join(map(repr, get_args(Precision)))
+        raise InputError(f"precision must be one of {known}, got {precision!r}")
+    wants_torch = precision == "bfloat16" or device is not None
     if backend == "onnx" and wants_torch:
-        raise InputError("device and bfloat16 need backend='torch'")
+        raise InputError("device and precision='bfloat16' need backend='torch'")
+    if precision == "int8" and (backend == "torch" or wants_torch):
+        raise InputError("precision='int8' needs backend='onnx', without a device")
     loaded = weights if isinstance(weights, CodecWeights) else load_weights(weights)
     if backend == "torch" or wants_torch:
         try:
@@ -76,8 +87,8 @@ def load_codec(
                 "backend='torch' needs torch; run: pip install 'palidecode[runtime]'"
             ) from error
         try:
-            return TorchCodec(loaded, device or "cpu", bfloat16=bfloat16)
+            return TorchCodec(loaded, device or "cpu", bfloat16=precision == "bfloat16")
         except (RuntimeError, AssertionError) as error:  # how torch reports an unknown device
             reason = str(error).partition("\n")[0]
             raise InputError(f"device {device!r} can't be used: {reason}") from error
-    return OnnxCodec(loaded, threads)
+    return OnnxCodec(loaded, threads, int8=precision != "float32")

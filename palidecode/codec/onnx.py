@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from palidecode.codec.int8 import calibration_codes, int8_weights
 from palidecode.codec.protocol import check_codes, check_masks
 from palidecode.codec.weights import CODEBOOK, Arrays, CodecWeights
 from palidecode.cores import cores
@@ -19,15 +21,27 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Scalar = TypeVar("Scalar", np.float32, np.uint8)
+_Graph = Literal["decoder", "encoder", "int8", "ranges"]
 
 _CHUNK = 32  # the activations of more masks don't fit in the cache
 
 
 class OnnxCodec:
-    """Encodes and decodes with onnxruntime, in chunks of 32; sessions start on first use."""
+    """Encodes and decodes with onnxruntime, in chunks of 32; sessions start on first use.
 
-    def __init__(self, weights: CodecWeights, threads: int | None = None) -> None:
+    Parameters
+    ----------
+    weights : CodecWeights
+    threads : int, optional
+    int8 : bool
+        Decode in 8 bits. Encoding stays in float32, as rounding a latent can change its code.
+    """
+
+    def __init__(
+        self, weights: CodecWeights, threads: int | None = None, *, int8: bool = False
+    ) -> None:
         self.id = weights.id
+        self._decoder: Literal["decoder", "int8"] = "int8" if int8 else "decoder"
         # By itself onnxruntime uses all cores of the machine, even if this process may not.
         self._threads = threads or cores()
         self._arrays = weights.arrays
@@ -37,7 +51,7 @@ class OnnxCodec:
         """Decode codes (N, 16) to fields (N, 64, 64) float32; see `MaskCodec.decode`."""
         grid = check_codes(codes).reshape(-1, SEG_GRID, SEG_GRID)
         fields = np.empty((len(grid), MASK_SIDE, MASK_SIDE), np.float32)
-        return self._run("decoder", "codes", grid, fields)
+        return self._run(self._decoder, "codes", grid, fields)
 
     def encode(self, masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Encode masks (N, 64, 64) in [0, 1] as codes (N, 16) uint8; see `MaskCodec.encode`."""
@@ -47,7 +61,7 @@ class OnnxCodec:
 
     def _run(
         self,
-        graph: Literal["decoder", "encoder"],
+        graph: _Graph,
         name: str,
         inputs: npt.NDArray[np.generic],
         out: npt.NDArray[Scalar],
@@ -110,23 +124,36 @@ def encoder_weights(arrays: Arrays) -> Arrays:
     return {**given, "rows": np.ascontiguousarray(-2 * rows.T), "row_norms": (rows**2).sum(1)}
 
 
-def _session(
-    graph: Literal["decoder", "encoder"], arrays: Arrays, threads: int
-) -> onnxruntime.InferenceSession:
+def _weights(graph: _Graph, arrays: Arrays, threads: int) -> Mapping[str, npt.NDArray[np.generic]]:
+    if graph == "encoder":
+        return encoder_weights(arrays)
+    given = decoder_weights(arrays)
+    if graph == "ranges":
+        return {name: array for name, array in given.items() if not name.startswith("decoder.12")}
+    if graph == "decoder":
+        return given
+    ranges = _session("ranges", arrays, threads).run(None, {"codes": calibration_codes()})[0]
+    return int8_weights(given, ranges)
+
+
+def _session(graph: _Graph, arrays: Arrays, threads: int) -> onnxruntime.InferenceSession:
     # onnxruntime reports its use to Microsoft, unless this is set before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # slow to import, and not needed without masks
 
-    weights = decoder_weights(arrays) if graph == "decoder" else encoder_weights(arrays)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     # Threads that spin between runs take the cores of whatever runs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), values)
     model = resources.files("palidecode.codec").joinpath(f"{graph}.onnx").read_bytes()
     try:
+        weights = _weights(graph, arrays, threads)
+        values = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+            for array in weights.values()
+        ]
+        options.add_external_initializers(list(weights), values)
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise WeightsError(f"onnxruntime can't start the {graph}: {error}") from error

@@ -24,7 +24,7 @@ from palidecode.answers.rows import (
     each_row,
 )
 from palidecode.coco.shards import Result, key_of
-from palidecode.codec import MaskCodec, load_codec
+from palidecode.codec import MaskCodec, Precision, load_codec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.detections import Detections, decode
 from palidecode.errors import InputError, WeightsError
@@ -66,7 +66,9 @@ class DecodeOptions:
     output_key, image_key : str, optional
         Keys of the answers and the pictures in the rows; see `RowReader`.
     batch_size : int
-        Answers that are decoded together, which decides the last bits of masks.
+        Answers that are decoded together, which decides the last bits of float32 masks.
+    precision : {"auto", "float32", "int8", "bfloat16"}
+        Of the mask codec; see `palidecode.load_codec`.
     """
 
     weights: str | None = None
@@ -80,6 +82,7 @@ class DecodeOptions:
     output_key: str | None = None
     image_key: str | None = None
     batch_size: int = CHUNK
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -118,8 +121,11 @@ class AnswerDecoder:
             For files that can't be used.
         """
         codec = None
-        if options.weights or options.backend != "auto":
-            codec = load_codec(options.weights, options.backend, threads=threads)
+        chosen = (options.backend, options.precision) != ("auto", "auto")
+        if options.weights or chosen:
+            codec = load_codec(
+                options.weights, options.backend, precision=options.precision, threads=threads
+            )
         elif threads is not None:
             with suppress(WeightsError):  # which is only an error when there is a mask
                 codec = load_codec(threads=threads)

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from palidecode.codec import load_codec, onnx
-from palidecode.codec.graphs import decoder_graph, encoder_graph, main
+from palidecode.codec.graphs import GRAPHS, main
+from palidecode.codec.int8 import NAMES, int8_weights
 from palidecode.codec.weights import CodecWeights, save_safetensors
 from palidecode.errors import InputError, WeightsError
 from tests.references import decoded_field, encoded_mask
@@ -18,7 +20,9 @@ BACKENDS = ("onnx", "torch")
 
 @pytest.fixture(scope="module")
 def codecs(random_weights):
-    return {backend: load_codec(random_weights, backend) for backend in BACKENDS}
+    return {
+        backend: load_codec(random_weights, backend, precision="float32") for backend in BACKENDS
+    }
 
 
 def random_codes(count, seed=0):
@@ -72,7 +76,7 @@ def test_a_chunk_does_not_depend_on_its_neighbours(codecs, backend):
 
 
 def test_bfloat16_changes_few_pixels(codecs, random_weights):
-    rough = load_codec(random_weights, bfloat16=True)
+    rough = load_codec(random_weights, precision="bfloat16")
     exact, codes, masks = codecs["torch"], random_codes(32), random_masks(5)
     fields = rough.decode(codes)
     assert fields.dtype == np.float32
@@ -128,19 +132,19 @@ def test_lists_bools_and_nothing_are_taken(codecs, backend):
     assert codec.encode([]).shape == (0, 16)
 
 
-@pytest.mark.parametrize("name", ["decoder", "encoder"])
+@pytest.mark.parametrize("name", GRAPHS)
 def test_the_carried_graphs_are_those_the_code_writes(name):
-    model = {"decoder": decoder_graph, "encoder": encoder_graph}[name]()
+    model = GRAPHS[name]()
     carried = resources.files("palidecode.codec").joinpath(f"{name}.onnx").read_bytes()
     assert carried == model.SerializeToString(deterministic=True), (
         "run: python -m palidecode.codec.graphs"
     )
 
 
-def test_the_graphs_command_writes_both(tmp_path, monkeypatch):
+def test_the_graphs_command_writes_all(tmp_path, monkeypatch):
     monkeypatch.setattr("palidecode.codec.graphs.__file__", str(tmp_path / "graphs.py"))
     main()
-    assert {path.name for path in tmp_path.iterdir()} == {"decoder.onnx", "encoder.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.onnx" for name in GRAPHS}
 
 
 def test_decoding_with_onnxruntime_imports_no_torch(random_weights, tmp_path):
@@ -165,7 +169,7 @@ def test_load_codec_chooses_the_backend(random_weights):
             (("backend", "onnx"),),
             (("backend", "torch"),),
             (("device", "cpu"),),
-            (("bfloat16", True),),
+            (("precision", "bfloat16"),),
         )
     }
     assert list(kinds.values()) == ["OnnxCodec", "OnnxCodec", *["TorchCodec"] * 3]
@@ -176,7 +180,10 @@ def test_load_codec_chooses_the_backend(random_weights):
     [
         ({"backend": "jax"}, "'auto', 'onnx' or 'torch', got 'jax'"),
         ({"backend": "onnx", "device": "cpu"}, "need backend='torch'"),
-        ({"backend": "onnx", "bfloat16": True}, "need backend='torch'"),
+        ({"backend": "onnx", "precision": "bfloat16"}, "need backend='torch'"),
+        ({"precision": "int4"}, "'int8', 'bfloat16', got 'int4'"),
+        ({"backend": "torch", "precision": "int8"}, "needs backend='onnx'"),
+        ({"device": "cpu", "precision": "int8"}, "needs backend='onnx'"),
         ({"device": "toaster"}, "'toaster' can't be used"),
     ],
 )
@@ -197,7 +204,7 @@ def test_weights_that_do_not_fit_the_graph_are_a_weights_error(random_weights):
     arrays = dict(random_weights.arrays)
     arrays["decoder.12.bias"] = np.zeros(3, np.float32)
     with pytest.raises(WeightsError, match="can't start the decoder"):
-        load_codec(CodecWeights(arrays, "custom:bad")).decode([[0] * 16])
+        load_codec(CodecWeights(arrays, "custom:bad"), precision="float32").decode([[0] * 16])
 
 
 def test_folding_the_codebook_is_exact(random_weights):
@@ -263,3 +270,65 @@ def test_onnxruntime_reports_nothing(tmp_path):
     )
     assert done.stdout == "1\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return {name: load_codec("palidecode-demo", precision=name) for name in ("float32", "int8")}
+
+
+def test_int8_is_the_default_of_onnxruntime(bundled):
+    codes = random_codes(3)
+    fields = load_codec("palidecode-demo").decode(codes)
+    assert (fields == bundled["int8"].decode(codes)).all()
+    assert (fields != bundled["float32"].decode(codes)).any()
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_int8_fields_do_not_depend_on_the_batch(bundled, count):
+    codes = random_codes(33)
+    together = bundled["int8"].decode(codes)
+    assert together.dtype == np.float32
+    assert (bundled["int8"].decode(codes[-count:]) == together[-count:]).all()
+
+
+def test_int8_changes_few_pixels(bundled, random_weights):
+    masks = np.stack([drawn(n) for n in range(64)])
+    codes = bundled["float32"].encode(masks)
+    assert (bundled["int8"].encode(masks) == codes).all()
+    exact, rough = (bundled[name].decode(codes) > 0 for name in ("float32", "int8"))
+    assert exact.any(axis=(1, 2)).all()
+    assert (exact == rough).mean() > 0.998
+    codes = random_codes(8)
+    exact, rough = (
+        load_codec(random_weights, precision=name).decode(codes) for name in ("float32", "int8")
+    )
+    assert abs(exact - rough).mean() < 0.05 * abs(exact).mean()
+
+
+def drawn(number):
+    """One ellipse, in each its own place and shape."""
+    rng = np.random.default_rng(number)
+    x, y = rng.uniform(20, 44, 2)
+    a, b = rng.uniform(8, 20, 2)
+    rows, columns = np.mgrid[:64, :64]
+    return (((columns - x) / a) ** 2 + ((rows - y) / b) ** 2 < 1).astype(np.float32)
+
+
+def test_pairs_of_int8_products_fit_16_bits(random_weights):
+    """Processors without VNNI add two products in 16 bits, and would saturate."""
+    given = onnx.decoder_weights(random_weights.arrays)
+    made = int8_weights(given, np.tile(np.float32([-3, 9]), len(NAMES)))
+    kernels = [array for array in made.values() if array.dtype == np.int8 and array.ndim]
+    assert len(kernels) == 11
+    for kernel in kernels:
+        inner = kernel.T if kernel.ndim == 2 else np.moveaxis(kernel, 1, -1)
+        pairs = inner.reshape(-1, 2).astype(int)
+        worst = np.maximum(np.maximum(pairs, 0).sum(1), np.maximum(-pairs, 0).sum(1)).max()
+        assert worst > 100
+        assert 255 * worst < 2**15
+
+
+def test_int8_fields_are_the_same_on_every_machine(bundled):
+    fields = bundled["int8"].decode(random_codes(24, 5))
+    assert hashlib.sha256(fields.tobytes()).hexdigest()[:16] == "6452de81430a98ff"

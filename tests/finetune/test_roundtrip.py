@@ -10,6 +10,7 @@ from palidecode import (
     decode,
     encode_masks,
     evaluate_coco,
+    load_codec,
     to_coco_results,
 )
 from palidecode.finetune.objects import GroundTruth, RowOptions
@@ -115,6 +116,8 @@ def test_faultless_masks_of_coco(shared_data, demo_codec):
     detections, true = faultless(images, demo_codec)
     given = np.concatenate([image.xyxy for image in images])
     big = (given[:, 2:] - given[:, :2]).min(axis=1) >= 8
+    exact = load_codec("palidecode-demo", precision="float32").decode(detections.codes) > 0
+    assert ((demo_codec.decode(detections.codes) > 0) == exact).mean() >= 0.999
     masks = detections.to_rle()
     iou = np.array([coco_mask.iou([a], [b], [0])[0, 0] for a, b in zip(masks, true, strict=True)])
     small = big & (np.array([coco_mask.area(rle) for rle in true]) < 32**2)

@@ -108,13 +108,13 @@ def export(run: Path, coco: Path, fonts: list[str], command: str) -> None:
     """Write the averaged weights of a run, and the manifest."""
     tensors = load_file(run / "state.safetensors")
     arrays = {name: tensors[f"average.{name}"] for name in SHAPES}
-    exact = load_codec(CodecWeights(arrays, DEMO_ID))
+    exact = load_codec(CodecWeights(arrays, DEMO_ID), precision="float32")
     path = shipped_path()
     save_safetensors(arrays, path, np.float16)
     shipped = load_weights(path)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     sample = np.stack([shrink(item.mask) for item in masks.load_coco(coco, 1)])
-    half = load_codec(shipped)
+    half = load_codec(shipped, precision="float32")
     codes = exact.encode(sample)
     manifest = {
         "id": DEMO_ID,
@@ -186,8 +186,12 @@ def main() -> None:
     if args.export:
         export(args.export, args.coco, args.font, args.command)
     if args.picture:
-        picture(load_codec(DEMO_ID), args.coco, args.picture)
-    print(json.dumps(figures(load_codec(DEMO_ID), args.coco, args.font), indent=1))
+        picture(load_codec(DEMO_ID, precision="float32"), args.coco, args.picture)
+    print(
+        json.dumps(
+            figures(load_codec(DEMO_ID, precision="float32"), args.coco, args.font), indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="skip smaller parts of polygons (default: 0)",
     )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "int8", "bfloat16"),
+        default="auto",
+        help="numbers in which the mask codec decodes (default: auto, int8 in onnxruntime)",
+    )
     add_paste(group)
     add_drop_empty(group)
     add_messages(parser)

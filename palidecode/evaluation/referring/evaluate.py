@@ -218,7 +218,8 @@ def evaluate_referring(
     split : str
         Split of `refs` to evaluate.
     codec : MaskCodec, optional
-        The default weights are loaded without it where masks are evaluated.
+        Without it the default weights are loaded in float32 where masks are evaluated. Give one
+        of ``load_codec(…, precision="float32")``: the protocol is float32.
     divisor : {1023, 1024}
         Number of bins per side of the image. The protocol's is 1023.
     threshold : float
@@ -247,7 +248,7 @@ def evaluate_referring(
     >>> from palidecode import load_codec
     >>> row = {"output": "<loc0000><loc0000><loc1023><loc1023>" + "<seg040>" * 16,
     ...        "size": [640, 480], "segmentation": [[0, 0, 640, 0, 640, 480, 0, 480]]}
-    >>> result = evaluate_referring([row], codec=load_codec("palidecode-demo"))
+    >>> result = evaluate_referring([row], codec=load_codec("palidecode-demo", precision="float32"))
     >>> result.boxacc[0.75], result.invalid, result.total
     (1.0, 0, 1)
     """
@@ -296,7 +297,7 @@ def _codec_of(
         return None
     named = {answer.codec for _, answer in pairs} - {""}
     codes_id = named.pop() if len(named) == 1 else codec.id if codec is not None else GOOGLE_ID
-    return load_codec() if codec is None else codec, codes_id
+    return load_codec(precision="float32") if codec is None else codec, codes_id
 
 
 def _nothing(problems: Sequence[Problem]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palidecode import InputError, evaluate_referring
+from palidecode import InputError, evaluate_referring, load_codec
 from palidecode.cli import main
 from palidecode.geometry.masks import paste_big_vision
 from palidecode.vocab import PALIGEMMA, loc_token, seg_token
@@ -191,6 +191,18 @@ def boxes(rng, count):
         rows.append(row)
         corners.append((box, true))
     return rows, corners
+
+
+def test_masks_are_decoded_in_float32(demo_codec, monkeypatch):
+    monkeypatch.setenv("PALIDECODE_WEIGHTS", "palidecode-demo")
+    rows, _ = problem(np.random.default_rng(3), 24, demo_codec)
+    exact = load_codec("palidecode-demo", precision="float32")
+    by_default, wanted, rough = (
+        [sample.iou for sample in evaluate_referring(rows, codec=codec).samples]
+        for codec in (None, exact, demo_codec)
+    )
+    assert by_default == wanted
+    assert rough != wanted
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -272,7 +272,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(regular(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read: {_reason(error)}") from error
+        raise InputError(f"{path}: can't be read: {reason_of(error)}") from error
     except RecursionError as error:
         raise InputError(f"{path}: JSON is nested too deeply") from error
     except ValueError as error:  # also a number of more digits than Python reads
@@ -295,7 +295,7 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     try:
         path = (base / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name!r}: not a usable file name: {_reason(error)}") from error
+        raise InputError(f"{name!r}: not a usable file name: {reason_of(error)}") from error
     if not path.is_relative_to(base):
         raise InputError(f"{name!r} leads out of the folder {folder}")
     return path
@@ -463,8 +463,12 @@ def _named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such picture") from error
     except Exception as error:  # damaged pictures make Pillow raise a dozen kinds
-        raise InputError(f"{name}: can't be read as a picture: {_reason(error)}") from error
+        raise InputError(f"{name}: can't be read as a picture: {reason_of(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return the reason of an error in one line, without Python's words around it."""
+    inner = getattr(error, "reason", None)  # of a failed download
+    if isinstance(inner, Exception):
+        error = inner
     return getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else "empty"

@@ -44,6 +44,12 @@ _LISTS = ("images", "annotations", "categories")
 _CROWD_TEXTS = {"": 0, "0": 0, "false": 0, "1": 1, "true": 1}
 _EXPECTED = {
     "bbox": "bbox must be four finite numbers (x, y, width, height), none above 1e9",
+    "image_id": "image_id must be a whole number or a text",
+    "category_id": "category_id must be a whole number",
+    "iscrowd": "iscrowd must be 0 or 1",
+    "file_name": "file_name must be a text",
+    "score": "score must be a number",
+    "area": "area must be a number",
     "segmentation": "segmentation must be polygons or an RLE",
     "width": f"width must be a whole number of pixels, at most {MAX_SIDE}",
     "height": f"height must be a whole number of pixels, at most {MAX_SIDE}",
@@ -73,6 +79,12 @@ class ImageRow(msgspec.Struct, gc=False):
     height: _Side = 0
     asked: list[str] | None = None
     coco_url: object = None
+    neg_category_ids: object = None
+
+    @property
+    def federated(self) -> bool:
+        """True if the picture was labelled for some categories alone, as in LVIS."""
+        return self.neg_category_ids is not None
 
 
 class AnyRow(msgspec.Struct):
@@ -247,6 +259,12 @@ def sized_images(read: CocoFile[R], skips: Skips) -> list[ImageRow]:
     if problem and not sized:
         raise InputError(f"{read.where}: no image has a width and a height; {problem}")
     return sized
+
+
+def note_federated(read: CocoFile[R], skips: Skips) -> None:
+    """Note images that were labelled for some categories alone."""
+    federated = [offset for offset, image in read.images.numbered() if image.federated]
+    skips.note("image", "federated", federated)
 
 
 def index_by_id(images: Sequence[ImageRow]) -> dict[Key, int]:
@@ -426,6 +444,8 @@ def _explained(error: Exception, item: object) -> str:
     """Return the reason why a row can't be read, with the value that is wrong."""
     if not isinstance(item, Mapping):
         return f"not an object: {reprlib.repr(item)}"
+    if lacking := re.search(r"missing required field `(\w+)`", str(error)):
+        return f"has no {lacking.group(1)!r}"
     path = re.search(r"at `\$\.(\w+)", str(error))
     key = path.group(1) if path else ""
     return f"{_EXPECTED[key]}, got {reprlib.repr(item[key])}" if key in _EXPECTED else str(error)
@@ -442,9 +462,10 @@ def _loosened(item: Any) -> Any:
     crowd = row.get("iscrowd")
     if isinstance(crowd, str):
         row["iscrowd"] = _CROWD_TEXTS.get(crowd.strip().lower(), crowd)
-    number = row.get("category_id")
-    if isinstance(number, str) and number.isdecimal():
-        row["category_id"] = int(number)
+    for key in ("category_id", "width", "height"):
+        number = row.get(key)
+        if isinstance(number, str) and number.isdecimal():
+            row[key] = int(number)
     for key in ("id", "image_id", "category_id", "iscrowd", "width", "height"):
         value = row.get(key)
         if isinstance(value, float) and value.is_integer():

@@ -65,6 +65,8 @@ NOTED = {
     "COCO's boxes are in pixels; loc_to_xyxy converts them",
     "rotated": "with a rotation (attributes.rotation): COCO's boxes are upright, and this one is "
     "that before the rotation",
+    "federated": "labelled for some categories alone (neg_category_ids, as in LVIS): objects of "
+    "the others may be there, and count as absent",
     "spaces": "whose name had white space around it, which was stripped",
     "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }

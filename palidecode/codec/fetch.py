@@ -25,6 +25,7 @@ from palidecode.codec.weights import (
     sha256_of,
 )
 from palidecode.errors import WeightsError
+from palidecode.files import reason_of
 
 _BLOCK = 1 << 16
 _BROKEN = (
@@ -102,7 +103,7 @@ def _download(
             raise WeightsError(f"{url}: can't be downloaded: {error}") from error
         return f"can't be downloaded: {error}"
     except _BROKEN as error:
-        return f"can't be downloaded: {error}"
+        return f"can't be downloaded: {reason_of(error)}"
     return None if done >= size else f"the connection broke off after {done} of {size} bytes"
 
 

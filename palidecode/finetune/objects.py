@@ -21,8 +21,10 @@ from palidecode.coco.reading import (
     Key,
     Row,
     Source,
+    index_by_id,
     is_box,
     no_collection,
+    note_federated,
     read_dataset,
 )
 from palidecode.coco.segmentations import read_mask
@@ -243,6 +245,8 @@ class GroundTruth:
             counter = "bad_images" if skip.side == "image" else "unreadable"
             self._count(counter, skip.count)
             report.examples.setdefault(counter, skip.examples[0])
+        if options.classes != "present":
+            note_federated(read, skips)
         for skip in skips.noted:
             warn(f"{read.where}: {skip} ({skip.such_as})")
         self.names = {item["id"]: item["name"] for item in read.categories}
@@ -343,27 +347,32 @@ class GroundTruth:
         return [name for name in self.classes if name in names]
 
     def _images(self, read: CocoFile[BoxRow]) -> list[AnnotatedImage]:
-        images: dict[Key, AnnotatedImage] = {}
+        images: list[AnnotatedImage] = []
+        usable: list[ImageRow] = []
         for offset, image in read.images.numbered():
             try:
                 name, size = _name_and_size(image, self._pictures)
             except _Unusable as problem:
                 self._skip(problem, f"images[{offset}]")
                 continue
-            images[image.id] = AnnotatedImage(offset, name, size, [], set())
+            images.append(AnnotatedImage(offset, name, size, [], set()))
+            usable.append(image)
+        index_of = index_by_id(usable)
         for offset, row in read.annotations.numbered():
-            if row.image_id in images:
-                images[row.image_id].annotations.append((offset, row))
+            index = index_of.get(row.image_id)
+            if index is not None:
+                images[index].annotations.append((offset, row))
             else:
                 unknown = _Unusable("unknown_images", f"there is no image {row.image_id!r}")
                 self._skip(unknown, f"annotations[{offset}]")
         for broken in read.annotations.broken:
             image_id, category = broken.image_id, broken.category_id
-            if isinstance(image_id, Key) and image_id in images:
-                images[image_id].unclear.add(UNREADABLE)
+            index = index_of.get(image_id) if isinstance(image_id, Key) else None
+            if index is not None:
+                images[index].unclear.add(UNREADABLE)
                 if isinstance(category, int):
-                    images[image_id].unclear.update(filter(None, [self.names.get(category)]))
-        return list(images.values())
+                    images[index].unclear.update(filter(None, [self.names.get(category)]))
+        return images
 
     def _read_object(self, annotation: BoxRow, label: str, size: tuple[int, int]) -> TrueObject:
         options = self.options

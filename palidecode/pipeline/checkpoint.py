@@ -33,6 +33,7 @@ EngineName: TypeAlias = Literal["auto", "torch", "onnx"]
 
 DEMO_MODEL = "demo"
 """Name of the model in this package: tiny, trained from scratch on drawn scenes."""
+_DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "vulkan", "meta")
 DTYPES = ("bfloat16", "float32", "float16")
 NOTES = "palidecode.json"
 """File beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes":
@@ -63,6 +64,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.device is not None and self.device.partition(":")[0] not in _DEVICES:
+            raise InputError(f"device must be cpu, cuda, cuda:1, mps …, got {self.device!r}")
         if self.quantize not in (None, *get_args(Quantize)):
             raise InputError(f"quantize must be None, 'int8' or 'int4', got {self.quantize!r}")
         if self.engine not in get_args(EngineName):

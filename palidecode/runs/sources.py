@@ -6,7 +6,6 @@ import glob
 import hashlib
 import os
 import sys
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -19,7 +18,7 @@ from PIL import Image
 
 from palidecode.codec.weights import cache_dir
 from palidecode.errors import InputError
-from palidecode.files import PICTURES, STDOUT, open_encoded, open_picture, replacing
+from palidecode.files import PICTURES, STDOUT, open_encoded, open_picture, reason_of, replacing
 
 STDIN = STDOUT
 """``-``: a list of pictures on the standard input."""
@@ -238,7 +237,7 @@ def _downloaded(address: str) -> PictureFile | Unread:
         try:
             _download(address, path)
         except (OSError, HTTPException, ValueError) as error:
-            return Unread(name, f"{address}: can't be downloaded: {error}")
+            return Unread(name, f"{address}: can't be downloaded: {reason_of(error)}")
     return PictureFile(os.fspath(path), name)
 
 
@@ -261,7 +260,7 @@ class _OnlyHttp(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
         if not _is_address(newurl):
-            raise urllib.error.URLError(f"leads to {newurl}")
+            raise ValueError(f"it leads to {newurl}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -31,6 +31,7 @@ CODES = """
 2 predict damaged.png --model demo --task detect -o new.json
 2 predict pictures --model demo --task detect --device foo -o new.json
 2 predict nowhere --model demo --task detect -o new.json
+0 convert lvis.json --to yolo -o new
 0 convert coco.json --to yolo -o new
 0 convert crowd.json --to yolo -o new
 0 convert spaces.json --to csv -o new.csv
@@ -38,6 +39,7 @@ CODES = """
 1 convert ring.json --to csv -o new.csv
 1 convert outside.json --to yolo -o new
 2 convert good.jsonl --to csv -o new.csv
+0 draw lvis.json --images pictures -o new
 0 draw coco.json --images pictures -o new
 0 draw crowd.json --images pictures -o new
 0 draw spaces.json --images pictures -o new
@@ -47,6 +49,7 @@ CODES = """
 1 draw broken.jsonl --images pictures -o new
 1 draw coco.json --images one_picture -o new
 2 draw nowhere.json --images pictures -o new
+0 view lvis.json --images pictures -o new
 0 view coco.json --images pictures -o new
 0 view spaces.json --images pictures -o new
 0 view good.jsonl --images pictures -o new
@@ -55,6 +58,7 @@ CODES = """
 1 view broken.jsonl --images pictures -o new
 1 view coco.json --images one_picture -o new
 2 view results.json --images pictures -o new
+0 encode lvis.json --images pictures -o new.jsonl
 0 encode coco.json -o new.jsonl
 0 encode crowd.json -o new.jsonl
 0 encode spaces.json -o new.jsonl
@@ -66,6 +70,8 @@ CODES = """
 1 encode coco.json --images one_picture -o new.jsonl
 2 encode unreadable.json --invalid error -o new.jsonl
 2 encode results.json -o new.jsonl
+0 evaluate lvis.json results.json
+0 evaluate lvis.json lvis.json --scores ignore
 0 evaluate coco.json results.json
 0 evaluate coco.json results.json --min AP=1
 0 evaluate crowd.json results.json
@@ -128,6 +134,20 @@ def coco(**changed):
     }
 
 
+def lvis():
+    """The same as LVIS writes it: no iscrowd, addresses, and which categories were looked for."""
+    images = [
+        {key: row[key] for key in ("id", "width", "height")}
+        | {"coco_url": f"http://images.example/{row['file_name']}"}
+        | {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+        for row in coco()["images"]
+    ]
+    rows = [{k: v for k, v in row.items() if k != "iscrowd"} for row in coco()["annotations"]]
+    more = {"synonyms": ["x"], "synset": "x.n.01", "def": "", "frequency": "r"}
+    categories = [row | more for row in coco()["categories"]]
+    return {"images": images, "annotations": rows, "categories": categories}
+
+
 def renamed(name):
     return coco() | {"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": name}]}
 
@@ -185,6 +205,7 @@ def inputs(tmp_path_factory):
     crowd = {"iscrowd": 1, "segmentation": {"size": [*SIZE[::-1]], "counts": [0, 3072]}}
     for name, content in {
         "coco": coco(),
+        "lvis": lvis(),
         "crowd": coco(**crowd),
         "crowds": coco() | {"annotations": [coco(**crowd)["annotations"][0]]},
         "spaces": renamed(" dog "),

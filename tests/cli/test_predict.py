@@ -43,3 +43,10 @@ def test_prompts_of_two_tasks_are_refused_in_one_line(capsys, tmp_path):
     err = capsys.readouterr().err
     assert "one prompt asks to detect, another to segment" in err
     assert err.count("\n") == 1
+
+
+def test_a_device_that_does_not_exist_is_refused_before_the_model_is_loaded(capsys, tmp_path):
+    words = ["predict", str(SCENE), "--model", "demo", "-o", str(tmp_path / "x.json")]
+    assert main([*words, "--task", "detect", "--device", "foo"]) == 2
+    err = capsys.readouterr().err
+    assert err == "palidecode: --device must be cpu, cuda, cuda:1, mps …, got 'foo'\n"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from palidecode import InputError, from_coco
+from palidecode import InputError, evaluate_coco, from_coco, to_finetuning_rows
 from palidecode.coco.categories import read_categories
 from palidecode.coco.reading import Row, read_dataset, read_outline
 from palidecode.coco.segmentations import read_mask, read_masks
@@ -62,3 +62,42 @@ def test_sizes_may_be_whole_floats(dataset):
     for wrong in ([640.5, 480], [True, 480], [float("nan"), 480], [float("inf"), 480]):
         with pytest.raises(InputError, match="a size must be"):
             check_size(wrong)
+
+
+def test_ids_as_text_and_as_numbers_are_one(dataset):
+    rows = list(to_finetuning_rows(dataset))
+    for annotation in dataset["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    for image in dataset["images"]:
+        image |= {"width": "640", "height": "480"}
+    assert list(to_finetuning_rows(dataset)) == rows
+    for image in dataset["images"]:
+        image["id"] = str(image["id"])
+    assert list(to_finetuning_rows(dataset)) == rows
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"category_id": None}, "category_id must be a whole number, got None"),
+        ({"iscrowd": "perhaps"}, "iscrowd must be 0 or 1, got 'perhaps'"),
+        ({"image_id": [1]}, "image_id must be a whole number or a text, got [1]"),
+    ],
+)
+def test_rows_that_can_not_be_read_say_why(dataset, changed, said):
+    skips = Skips()
+    dataset["annotations"][0] |= changed
+    del dataset["annotations"][1]["image_id"]
+    read_dataset(dataset, Row, skips)
+    assert f"annotations[0]: {said}" in str(skips)
+    assert "annotations[1]: has no 'image_id'" in str(skips)
+
+
+def test_images_that_were_labelled_for_some_categories_are_noted(dataset):
+    for image in dataset["images"][:2]:
+        image |= {"neg_category_ids": [8], "not_exhaustive_category_ids": []}
+    with pytest.warns(UserWarning, match="2 images labelled for some categories alone"):
+        assert len(list(to_finetuning_rows(dataset))) == 3
+    assert len(list(to_finetuning_rows(dataset, classes="present"))) == 2
+    result = evaluate_coco(dataset, dataset, scores="ignore")
+    assert [(skip.reason, skip.count) for skip in result.noted] == [("federated", 2)]

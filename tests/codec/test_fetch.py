@@ -187,7 +187,7 @@ def test_an_unreachable_server_is_a_weights_error(target, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with Server() as closed:
         url = closed.url
-    with pytest.raises(WeightsError, match="can't be downloaded"):
+    with pytest.raises(WeightsError, match="can't be downloaded: Connection refused"):
         fetch(target, url=url, **EXPECTED)
     assert files(target) == {}
 

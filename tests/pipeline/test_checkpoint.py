@@ -101,7 +101,7 @@ def test_dtypes_devices_and_quantising_that_are_unknown_are_refused(folders):
     known = "dtype must be one of bfloat16, float32, float16, got "
     assert refused("int8") == known + "'int8'"
     assert refused("fp32") == known + "'fp32'"
-    assert refused("float32", "tpu").startswith("unknown device 'tpu': cpu, cuda")
+    assert refused("float32", "tpu").startswith("device must be cpu, cuda, cuda:1, mps")
     assert refused("float32", "cuda:77").startswith("device 'cuda:77' is not available (")
     assert refused("float32", "meta").startswith("device 'meta' is not available (")
     assert refused("float32", "cpu", "int3").startswith("quantize must be None, 'int8' or 'int4'")

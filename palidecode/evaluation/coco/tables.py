@@ -25,6 +25,7 @@ from palidecode.coco.reading import (
     Row,
     Source,
     index_by_id,
+    note_federated,
     read_dataset,
     read_predictions,
 )
@@ -134,6 +135,7 @@ def read_scene(source: Source, masks: bool, skips: Skips, crowds: bool = False) 
                 f"got {image.width}×{image.height}"
             )
     check_unique([row.id for row in rows if row.id is not None], f"{read.where}: annotations")
+    note_federated(read, skips)
     listed = [image.id for image in images]
     images = _sorted(images)
     categories = sorted(categories, key=itemgetter("id"))

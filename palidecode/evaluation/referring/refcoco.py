@@ -23,6 +23,7 @@ from palidecode.coco.reading import (
     Outline,
     Source,
     Xywh,
+    index_by_id,
     read_box,
     read_dataset,
     sized_images,
@@ -230,7 +231,8 @@ class _Objects:
             instances, _Object, skips, name="instances", needs=("images", "annotations")
         )
         self._skips = skips
-        self._images = {image.id: image for image in sized_images(read, skips)}
+        images = sized_images(read, skips)
+        self._images = {key: images[index] for key, index in index_by_id(images).items()}
         self._objects = {row.id: row for row in read.annotations.rows}
         self._broken = {item.id: item.problem for item in read.annotations.broken}
         self._no_images: dict[object, str] = {

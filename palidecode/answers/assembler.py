@@ -1,7 +1,7 @@
-"""The complete reader of answers: turns token events into objects and issues.
+"""Assembles objects and issues from the tokens and labels of an answer, one after the other.
 
-Reads text, token ids and streams; `parsing` has a shortcut for well-formed text. It never looks
-ahead, so an answer in pieces gives the same result as the whole answer.
+`parsing`, `batch` and `stream` find those in text and token ids, and use it for every answer that
+isn't well-formed. It never looks ahead, so an answer in pieces gives the same result as the whole.
 """
 
 from __future__ import annotations

@@ -12,9 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from palidecode.answers.assembler import ParsedObject
 from palidecode.answers.parsing import parse
 from palidecode.errors import InputError
@@ -230,19 +227,3 @@ def _logprob(token: Mapping[str, object]) -> float:
 
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
-
-
-def expected_bins(
-    modes: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], radius: int
-) -> npt.NDArray[np.float64]:
-    """Sub-bin coordinates: the mean of the loc distribution around its chosen bin, in bins.
-
-    Takes the bins that were written (M,) and the distribution of each (M, 1024); `radius` bins to
-    each side count.
-    """
-    bins = np.arange(LOC_COUNT)
-    near = np.abs(bins - modes[:, None]) <= radius
-    weights = np.where(near, probabilities, 0).astype(np.float64)
-    total = weights.sum(1)
-    mean = (weights * bins).sum(1) / np.where(total > 0, total, 1)
-    return np.where(total > 0, mean, modes)

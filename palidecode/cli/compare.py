@@ -18,10 +18,10 @@ from palidecode.cli.output import (
     skip_lines,
 )
 from palidecode.coco.skips import DIFFER, needs_a_look
-from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.comparison import compare
 from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
+from palidecode.evaluation.coco.measures import RATES
 from palidecode.wording import aligned
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from palidecode.cli.output import (
 from palidecode.cli.terminal import message
 from palidecode.coco.skips import needs_a_look
 from palidecode.errors import InputError
-from palidecode.evaluation.coco.bootstrap import RATES, Interval
+from palidecode.evaluation.coco.bootstrap import Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
+from palidecode.evaluation.coco.measures import RATES
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.files import replacing
 from palidecode.wording import aligned, many

@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from palidecode.coco.categories import Category
+from palidecode.coco.mask_reading import read_mask
 from palidecode.coco.reading import (
     MAX_SCORE,
     AnyRow,
@@ -23,7 +24,6 @@ from palidecode.coco.reading import (
     read_predictions,
     sized_images,
 )
-from palidecode.coco.segmentations import read_mask
 from palidecode.coco.skips import Side, Skips
 from palidecode.coco.writing import CocoReport
 from palidecode.detections import Detections

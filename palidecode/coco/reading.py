@@ -444,11 +444,12 @@ def _explained(error: Exception, item: object) -> str:
     """Return the reason why a row can't be read, with the value that is wrong."""
     if not isinstance(item, Mapping):
         return f"not an object: {reprlib.repr(item)}"
-    if lacking := re.search(r"missing required field `(\w+)`", str(error)):
-        return f"has no {lacking.group(1)!r}"
     path = re.search(r"at `\$\.(\w+)", str(error))
     key = path.group(1) if path else ""
-    return f"{_EXPECTED[key]}, got {reprlib.repr(item[key])}" if key in _EXPECTED else str(error)
+    if key in _EXPECTED:
+        return f"{_EXPECTED[key]}, got {reprlib.repr(item[key])}"
+    lacking = re.search(r"missing required field `(\w+)`", str(error))
+    return f"has no {lacking.group(1)!r}" if lacking else str(error)
 
 
 def _loosened(item: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from palidecode.answers.parsing import label_problem
+from palidecode.coco.mask_reading import read_mask
 from palidecode.coco.reading import (
     BoxRow,
     CocoFile,
@@ -27,7 +28,6 @@ from palidecode.coco.reading import (
     note_federated,
     read_dataset,
 )
-from palidecode.coco.segmentations import read_mask
 from palidecode.coco.skips import Skips
 from palidecode.errors import InputError, warn
 from palidecode.files import check_size, inside, picture_size

@@ -186,3 +186,19 @@ def as_rows(values: npt.ArrayLike, columns: int, name: str) -> npt.NDArray[np.fl
     if array.ndim != 2 or array.shape[1] != columns:
         raise InputError(f"{name} must have shape (N, {columns}), got {array.shape}")
     return array
+
+
+def expected_bins(
+    modes: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], radius: int
+) -> npt.NDArray[np.float64]:
+    """Sub-bin coordinates: the mean of the loc distribution around its chosen bin, in bins.
+
+    Takes the bins that were written (M,) and the distribution of each (M, 1024); `radius` bins to
+    each side count.
+    """
+    bins = np.arange(LOC_COUNT)
+    near = np.abs(bins - modes[:, None]) <= radius
+    weights = np.where(near, probabilities, 0).astype(np.float64)
+    total = weights.sum(1)
+    mean = (weights * bins).sum(1) / np.where(total > 0, total, 1)
+    return np.where(total > 0, mean, modes)

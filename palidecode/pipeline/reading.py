@@ -14,14 +14,14 @@ import numpy.typing as npt
 from palidecode.answers.assembler import ParsedObject
 from palidecode.answers.batch import join_results
 from palidecode.answers.parsing import parse
-from palidecode.answers.scoring import RECIPES, Score, check_score, evidence_of, expected_bins
+from palidecode.answers.scoring import RECIPES, Score, check_score, evidence_of
 from palidecode.codec.protocol import MaskCodec
 from palidecode.detections import Detections, place_objects
 from palidecode.detections.columns import Rows
 from palidecode.detections.objects import Images
 from palidecode.detections.tables import as_html, as_text
 from palidecode.errors import InputError
-from palidecode.geometry.boxes import loc_to_xyxy
+from palidecode.geometry.boxes import expected_bins, loc_to_xyxy
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
 from palidecode.wording import many

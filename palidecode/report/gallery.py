@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from palidecode.coco.mask_reading import as_rle
 from palidecode.coco.reading import ImageRow
-from palidecode.coco.segmentations import as_rle
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.matches import KINDS
 from palidecode.evaluation.coco.result import CocoEvaluation

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from palidecode.coco.reading import read_info
 from palidecode.evaluation.coco.measures import Confusion, Curve
-from palidecode.evaluation.coco.result import CocoEvaluation
+from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.files import replacing
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
 from palidecode.version import __version__
@@ -40,21 +40,6 @@ _FACTS = {
 }
 
 TABS = {"bbox": "Boxes", "segm": "Masks"}
-
-MEANINGS = {
-    "AP": "mean over IoU 0.50 to 0.95: rewards tight outlines",
-    "AP50": "at IoU 0.5: rewards any rough match",
-    "AP75": "at IoU 0.75: rewards close matches",
-    "APs": "AP of objects below 32² px",
-    "APm": "AP of objects of 32² to 96² px",
-    "APl": "AP of objects above 96² px",
-    "AR1": "recall with the best prediction of each picture and class",
-    "AR10": "recall with the ten best predictions of each picture and class",
-    "AR100": "share of objects detected, mean over IoU 0.50 to 0.95",
-    "ARs": "AR100 of objects below 32² px",
-    "ARm": "AR100 of objects of 32² to 96² px",
-    "ARl": "AR100 of objects above 96² px",
-}
 
 # Word, TIDE's name, meaning.
 ERRORS = (

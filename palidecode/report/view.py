@@ -106,32 +106,13 @@ def write_view(
     thumbnails = Thumbnails(images, _SIDE, beside)
     found = found.select(np.argsort(found.image_index, kind="stable"))
     classes = [label for label, _ in Counter(found.labels).most_common()]
-    number = {label: index for index, label in enumerate(classes)}
-    pictures: list[dict[str, object]] = []
-    for index, crops in enumerate(_crops(found)):
-        start = int(np.searchsorted(found.image_index, index))
-        part = found.select(slice(start, start + len(crops)))
-        pictures.append(_picture(part, index, crops, number, thumbnails))
-        if answers:
-            pictures[-1]["answers"] = [(one.prompt, one.pieces()) for one in answers[index]]
-            pictures[-1]["issues"] = sum(len(one.issues) for one in answers[index])
-        step(1)
+    pictures = _pictures(found, classes, answers, thumbnails, step)
     nameless = [
         f"{picture['name']}: has no file name"
         for picture, given in zip(pictures, found.names, strict=True)
         if not given
     ]
-    clipped = len(found) - int(np.minimum(_counts(found), MOST_DRAWN).sum())
     shown = [label or _UNLABELLED for label in classes]
-    every = [*notices, *thumbnails.notices()]
-    if nameless:
-        every.append(
-            f"{many(len(nameless), 'picture')} without a file name: shown as blank canvases"
-        )
-    if clipped:
-        every.append(
-            f"not drawn: {many(clipped, 'object')}; a picture shows its {MOST_DRAWN} best."
-        )
     write_page(
         folder / "index.html",
         "view.html",
@@ -144,7 +125,7 @@ def write_view(
         beside=beside is not None,
         name=name,
         facts=facts,
-        notices=every,
+        notices=[*notices, *thumbnails.notices(), *_notices(found, len(nameless))],
         pictures=len(pictures),
         objects=len(found),
         classes=shown,
@@ -154,6 +135,39 @@ def write_view(
         issues=sum(len(one.issues) for each in answers for one in each),
     )
     return [*thumbnails.unreadable.values(), *nameless]
+
+
+def _pictures(
+    found: Detections,
+    classes: Sequence[str],
+    answers: Sequence[Sequence[RawAnswer]],
+    thumbnails: Thumbnails,
+    step: Callable[[int], object],
+) -> list[dict[str, object]]:
+    """Return what the page knows of each picture; objects are in the order of the images."""
+    number = {label: index for index, label in enumerate(classes)}
+    pictures: list[dict[str, object]] = []
+    for index, crops in enumerate(_crops(found)):
+        start = int(np.searchsorted(found.image_index, index))
+        part = found.select(slice(start, start + len(crops)))
+        pictures.append(_picture(part, index, crops, number, thumbnails))
+        if answers:
+            pictures[-1]["answers"] = [(one.prompt, one.pieces()) for one in answers[index]]
+            pictures[-1]["issues"] = sum(len(one.issues) for one in answers[index])
+        step(1)
+    return pictures
+
+
+def _notices(found: Detections, nameless: int) -> list[str]:
+    """Return notices about pictures without a name, and objects that are not drawn."""
+    notices = []
+    if nameless:
+        notices.append(f"{many(nameless, 'picture')} without a file name: shown as blank canvases")
+    clipped = len(found) - int(np.minimum(_counts(found), MOST_DRAWN).sum())
+    if clipped:
+        shown = f"a picture shows its {MOST_DRAWN} best."
+        notices.append(f"not drawn: {many(clipped, 'object')}; {shown}")
+    return notices
 
 
 def _counts(found: Detections) -> Ints:

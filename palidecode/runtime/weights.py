@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from palidecode.errors import WeightsError
 from palidecode.files import regular
-from palidecode.runtime.config import PaliGemmaConfig
+from palidecode.runtime.config import PaliGemmaConfig, TextConfig, VisionConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PREFIXES = {
@@ -251,63 +251,78 @@ class Part:
     shape: tuple[int, ...]  # of our parameter
 
 
-def parts(config: PaliGemmaConfig) -> dict[str, Part]:
-    """Map our parameters' names to their tensors in a source."""
-    made: dict[str, Part] = {}
+class _Parts:
+    """Collects parts: our parameters' names, and their tensors in a source."""
 
-    def add(ours: str, *sources: tuple[str, tuple[int, ...]], shape: tuple[int, ...] = ()) -> None:
+    def __init__(self) -> None:
+        self.made: dict[str, Part] = {}
+
+    def add(
+        self, ours: str, *sources: tuple[str, tuple[int, ...]], shape: tuple[int, ...] = ()
+    ) -> None:
         names, shapes = zip(*sources, strict=True)
         joined = (sum(s[0] for s in shapes), *shapes[0][1:])
-        made[ours] = Part(names, shapes, shape or joined)
+        self.made[ours] = Part(names, shapes, shape or joined)
 
-    def linear(ours: str, inputs: int, *sources: tuple[str, int], bias: bool = True) -> None:
-        add(f"{ours}.weight", *((f"{name}.weight", (out, inputs)) for name, out in sources))
+    def linear(self, ours: str, inputs: int, *sources: tuple[str, int], bias: bool = True) -> None:
+        self.add(f"{ours}.weight", *((f"{name}.weight", (out, inputs)) for name, out in sources))
         if bias:
-            add(f"{ours}.bias", *((f"{name}.bias", (out,)) for name, out in sources))
+            self.add(f"{ours}.bias", *((f"{name}.bias", (out,)) for name, out in sources))
 
-    def norm(ours: str, theirs: str, width: int, bias: bool) -> None:
-        add(f"{ours}.weight", (f"{theirs}.weight", (width,)))
+    def norm(self, ours: str, theirs: str, width: int, bias: bool) -> None:
+        self.add(f"{ours}.weight", (f"{theirs}.weight", (width,)))
         if bias:
-            add(f"{ours}.bias", (f"{theirs}.bias", (width,)))
+            self.add(f"{ours}.bias", (f"{theirs}.bias", (width,)))
 
-    v, t = config.vision, config.text
+
+def parts(config: PaliGemmaConfig) -> dict[str, Part]:
+    """Map our parameters' names to their tensors in a source."""
+    made, text = _Parts(), config.text
+    _add_vision(made, config.vision)
+    made.linear("projector", config.vision.width, ("projector", text.width))
+    _add_language(made, text)
+    return made.made
+
+
+def _add_vision(made: _Parts, v: VisionConfig) -> None:
     patch = (v.width, 3, v.patch, v.patch)
-    add(
+    made.add(
         "vision.patch.weight",
         ("vision.embeddings.patch_embedding.weight", patch),
         shape=(v.width, 3 * v.patch**2),
     )
-    add("vision.patch.bias", ("vision.embeddings.patch_embedding.bias", (v.width,)))
+    made.add("vision.patch.bias", ("vision.embeddings.patch_embedding.bias", (v.width,)))
     position = ("vision.embeddings.position_embedding.weight", (v.tokens, v.width))
-    add("vision.position", position)
+    made.add("vision.position", position)
     for layer in range(v.layers):
         ours, theirs = f"vision.layers.{layer}", f"vision.encoder.layers.{layer}"
-        norm(f"{ours}.norm1", f"{theirs}.layer_norm1", v.width, True)
-        norm(f"{ours}.norm2", f"{theirs}.layer_norm2", v.width, True)
+        made.norm(f"{ours}.norm1", f"{theirs}.layer_norm1", v.width, True)
+        made.norm(f"{ours}.norm2", f"{theirs}.layer_norm2", v.width, True)
         qkv = ((f"{theirs}.self_attn.{name}_proj", v.width) for name in "qkv")
-        linear(f"{ours}.attention.qkv", v.width, *qkv)
-        linear(f"{ours}.attention.out", v.width, (f"{theirs}.self_attn.out_proj", v.width))
-        linear(f"{ours}.fc1", v.width, (f"{theirs}.mlp.fc1", v.mlp))
-        linear(f"{ours}.fc2", v.mlp, (f"{theirs}.mlp.fc2", v.width))
-    norm("vision.norm", "vision.post_layernorm", v.width, True)
-    linear("projector", v.width, ("projector", t.width))
-    add("language.embed.weight", ("language.embed_tokens.weight", (t.vocabulary, t.width)))
+        made.linear(f"{ours}.attention.qkv", v.width, *qkv)
+        made.linear(f"{ours}.attention.out", v.width, (f"{theirs}.self_attn.out_proj", v.width))
+        made.linear(f"{ours}.fc1", v.width, (f"{theirs}.mlp.fc1", v.mlp))
+        made.linear(f"{ours}.fc2", v.mlp, (f"{theirs}.mlp.fc2", v.width))
+    made.norm("vision.norm", "vision.post_layernorm", v.width, True)
+
+
+def _add_language(made: _Parts, t: TextConfig) -> None:
+    made.add("language.embed.weight", ("language.embed_tokens.weight", (t.vocabulary, t.width)))
     for layer in range(t.layers):
         ours = theirs = f"language.layers.{layer}"
         q, kv = t.heads * t.head_size, t.kv_heads * t.head_size
         attn = f"{theirs}.self_attn"
         qkv_rows = ((f"{attn}.q_proj", q), (f"{attn}.k_proj", kv), (f"{attn}.v_proj", kv))
-        linear(f"{ours}.attention.qkv", t.width, *qkv_rows, bias=False)
-        linear(f"{ours}.attention.out", q, (f"{attn}.o_proj", t.width), bias=False)
+        made.linear(f"{ours}.attention.qkv", t.width, *qkv_rows, bias=False)
+        made.linear(f"{ours}.attention.out", q, (f"{attn}.o_proj", t.width), bias=False)
         gate_up = ((f"{theirs}.mlp.gate_proj", t.mlp), (f"{theirs}.mlp.up_proj", t.mlp))
-        linear(f"{ours}.mlp.gate_up", t.width, *gate_up, bias=False)
-        linear(f"{ours}.mlp.down", t.mlp, (f"{theirs}.mlp.down_proj", t.width), bias=False)
+        made.linear(f"{ours}.mlp.gate_up", t.width, *gate_up, bias=False)
+        made.linear(f"{ours}.mlp.down", t.mlp, (f"{theirs}.mlp.down_proj", t.width), bias=False)
         for mine, name in _norms(t.post_norms).items():
-            norm(f"{ours}.{mine}", f"{theirs}.{name}", t.width, False)
-    norm("language.norm", "language.norm", t.width, False)
+            made.norm(f"{ours}.{mine}", f"{theirs}.{name}", t.width, False)
+    made.norm("language.norm", "language.norm", t.width, False)
     if not t.tied_head:
-        add("language.own_head", (OWN_HEAD, (t.vocabulary, t.width)))
-    return made
+        made.add("language.own_head", (OWN_HEAD, (t.vocabulary, t.width)))
 
 
 def _norms(post: bool) -> dict[str, str]:

@@ -12,7 +12,6 @@ from palidecode.answers.scoring import (
     Evidence,
     check_score,
     evidence_of,
-    expected_bins,
 )
 from palidecode.errors import InputError
 
@@ -141,27 +140,3 @@ def test_a_recipe_that_is_none_is_refused():
     assert check_score("mean") == "mean"
     with pytest.raises(InputError, match="score must be one of label, box, objectness"):
         check_score("best")
-
-
-# --- Sub-bin places -----------------------------------------------------------------------------
-
-
-def slow_mean(mode, weights, radius):
-    near = [bin_ for bin_ in range(1024) if mode - radius <= bin_ <= mode + radius]
-    total = sum(float(weights[bin_]) for bin_ in near)
-    return sum(bin_ * float(weights[bin_]) for bin_ in near) / total if total else mode
-
-
-@pytest.mark.parametrize("radius", [0, 1, 12, 2000])
-def test_expected_bins_are_means_around_the_bin(radius):
-    rng = np.random.default_rng(4)
-    modes = np.array([0, 3, 500, 1020, 1023, 700])
-    weights = rng.random((6, 1024)).astype(np.float32) ** 8
-    weights[5] = 0
-    weights[5, 3] = 1  # nothing around its bin
-    found = expected_bins(modes, weights, radius)
-    wanted = [slow_mean(*both, radius) for both in zip(modes, weights, strict=True)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-9)
-    if radius < 500:
-        assert (np.abs(found - modes) <= radius).all()
-        assert found[5] == 700

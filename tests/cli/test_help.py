@@ -14,9 +14,9 @@ from palidecode.cli import COMMANDS, build_parser, main
 from palidecode.cli.draw import _Style
 from palidecode.cli.progress import ProgressLines
 from palidecode.coco.writing import CocoOptions, MaskFormat
-from palidecode.evaluation.coco.bootstrap import RATES
 from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
+from palidecode.evaluation.coco.measures import RATES
 from palidecode.evaluation.referring.evaluate import DIVISOR, SCORES
 from palidecode.finetune.objects import RowOptions
 from palidecode.pipeline import AskOptions, ModelOptions

@@ -7,8 +7,8 @@ import pytest
 
 from palidecode import InputError, evaluate_coco, from_coco, to_finetuning_rows
 from palidecode.coco.categories import read_categories
+from palidecode.coco.mask_reading import read_mask, read_masks
 from palidecode.coco.reading import Row, read_dataset, read_outline
-from palidecode.coco.segmentations import read_mask, read_masks
 from palidecode.coco.skips import Skips
 from palidecode.files import check_size
 from tests.coco.samples import square

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 
 from palidecode import InputError, evaluate_coco
 from palidecode.cli import main
+from palidecode.coco.mask_reading import read_masks
 from palidecode.coco.reading import Row, RunLengths, read_dataset, read_predictions
-from palidecode.coco.segmentations import read_masks
 from palidecode.coco.skips import Skips
 from tests.evaluation.problems import HEIGHT, WIDTH, problem
 

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from palidecode import InputError, box_iou, loc_to_xyxy, xyxy_to_loc
-from palidecode.geometry.boxes import box_area, paired_iou, xywh_to_xyxy
+from palidecode.geometry.boxes import box_area, expected_bins, paired_iou, xywh_to_xyxy
 
 locs = hnp.arrays(np.int64, st.tuples(st.integers(0, 6), st.just(4)), elements=st.integers(0, 1023))
 sides = st.integers(1, 5000)
@@ -141,3 +141,24 @@ def test_no_boxes():
 def test_what_can_not_be_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def slow_mean(mode, weights, radius):
+    near = [bin_ for bin_ in range(1024) if mode - radius <= bin_ <= mode + radius]
+    total = sum(float(weights[bin_]) for bin_ in near)
+    return sum(bin_ * float(weights[bin_]) for bin_ in near) / total if total else mode
+
+
+@pytest.mark.parametrize("radius", [0, 1, 12, 2000])
+def test_expected_bins_are_means_around_the_bin(radius):
+    rng = np.random.default_rng(4)
+    modes = np.array([0, 3, 500, 1020, 1023, 700])
+    weights = rng.random((6, 1024)).astype(np.float32) ** 8
+    weights[5] = 0
+    weights[5, 3] = 1  # nothing around its bin
+    found = expected_bins(modes, weights, radius)
+    wanted = [slow_mean(*both, radius) for both in zip(modes, weights, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    if radius < 500:
+        assert (np.abs(found - modes) <= radius).all()
+        assert found[5] == 700

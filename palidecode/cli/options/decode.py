@@ -50,6 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="answers that are decoded together (default: %(default)s)",
     )
     add_answers(parser)
+    _add_coco(parser)
+    add_messages(parser)
+    add_journal(parser)
+    add_ray(parser)
+
+
+def _add_coco(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("COCO")
     group.add_argument(
         "--categories", type=Path, metavar="FILE", help="COCO file or list of names (default: all)"
@@ -89,6 +96,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_paste(group)
     add_drop_empty(group)
-    add_messages(parser)
-    add_journal(parser)
-    add_ray(parser)

@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="skip entries that can't be encoded, or stop at the first (default: skip)",
     )
     _add_rows(parser)
+    _add_objects(parser)
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
@@ -77,7 +78,6 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="ask only for these categories, and skip objects of others (default: all)",
     )
-    group.add_argument("--crowds", action="store_true", help="use crowds (iscrowd) as objects")
     group.add_argument(
         "--absent",
         type=int,
@@ -85,6 +85,18 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of absent classes with --classes present+absent (default: %(default)s)",
     )
+    group.add_argument(
+        "--empty-images",
+        choices=("keep", "skip"),
+        default="keep",
+        help="write a row for images without objects, or none (default: keep)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+
+
+def _add_objects(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("objects")
+    group.add_argument("--crowds", action="store_true", help="use crowds (iscrowd) as objects")
     group.add_argument(
         "--order",
         choices=("given", "left-to-right", "area", "shuffled"),
@@ -103,10 +115,3 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         default="annotations",
         help="boxes as annotated, or the tight boxes of the masks (default: annotations)",
     )
-    group.add_argument(
-        "--empty-images",
-        choices=("keep", "skip"),
-        default="keep",
-        help="write a row for images without objects, or none (default: keep)",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")

@@ -70,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
     _add_model(parser)
+    _add_answers(parser)
     add_messages(parser)
     add_journal(parser)
     add_ray(parser, pictures=True)
@@ -125,6 +126,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="pictures that are predicted together (default: %(default)s)",
     )
     group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="mask codec: a weights file, google-oid or palidecode-demo (default: the model's)",
+    )
+    group.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
+    )
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers")
+    group.add_argument(
         "--max-new-tokens",
         type=int,
         default=256,
@@ -146,12 +159,4 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-objects", type=int, metavar="N", help="objects per answer (default: any number)"
-    )
-    group.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="mask codec: a weights file, google-oid or palidecode-demo (default: the model's)",
-    )
-    group.add_argument(
-        "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
     )

@@ -26,15 +26,13 @@ import numpy.typing as npt
 
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.engine import METRICS, NOTHING, Engine, stats_of_images
+from palidecode.evaluation.coco.measures import RATES
 from palidecode.evaluation.coco.tables import Table
 
 Floats = npt.NDArray[np.float64]
 
 NOT_RESAMPLED = ("AR1", "AR10")
 """Each needs a matching of its own, and their intervals are rarely of interest."""
-
-RATES = ("precision", "recall", "F1")
-"""Numbers at IoU 0.5 that need no order of the predictions."""
 
 _BLOCK = 32  # resamples
 

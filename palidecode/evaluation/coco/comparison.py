@@ -12,7 +12,6 @@ import numpy.typing as npt
 from palidecode.coco.categories import Match
 from palidecode.coco.reading import Source
 from palidecode.evaluation.coco.bootstrap import (
-    RATES,
     Interval,
     centred,
     percentiles,
@@ -22,6 +21,7 @@ from palidecode.evaluation.coco.bootstrap import (
 )
 from palidecode.evaluation.coco.engine import METRICS, NOTHING, IouType, JsonRow
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
+from palidecode.evaluation.coco.measures import RATES
 from palidecode.evaluation.coco.result import CocoEvaluation
 
 

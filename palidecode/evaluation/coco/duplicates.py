@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.coco.segmentations import as_rle
+from palidecode.coco.mask_reading import as_rle
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.engine import overlaps
 from palidecode.evaluation.coco.tables import Scene, Table

@@ -179,25 +179,7 @@ def evaluate(
     """Do the work of `evaluate_coco`."""
     check_iou_type(iou_type)
     skips = Skips()
-    with no_collection():
-        scene = read_scene(gt, iou_type == "segm", skips, options.crowds)
-        if hasattr(predictions, "image_index"):  # Detections: files are evaluated without them
-            from palidecode.evaluation.coco.objects import as_predictions
-
-            predictions = as_predictions(cast("Detections", predictions), scene)
-        predicted, asked = read_answers(
-            predictions, scene, options.match, skips, options.scale_to_truth
-        )
-    if asked:
-        scene, predicted = _only_asked(scene, predicted, asked, skips)
-    if options.categories is not None:
-        scene, predicted = _only_categories(scene, predicted, options.categories)
-    unscored = _unscored(predicted, options.scores, skips)
-    if options.merge_duplicates is not None:
-        again = repeats(predicted, scene, options.merge_duplicates)
-        skips.add_many("prediction", "merged", predicted.offset[again])
-        predicted = predicted.take(~again)
-    _note_extremes(scene, predicted, skips)
+    scene, predicted, unscored = _both_sides(gt, predictions, iou_type, options, skips)
     engine = Engine(scene, iou_type)
     drawn = (
         random_orders(len(predicted), options.orders, options.seed)
@@ -230,6 +212,36 @@ def evaluate(
             result.bootstrap(options.bootstrap, options.seed, options.confidence)
         )
     return result
+
+
+def _both_sides(
+    gt: Source,
+    predictions: Source | Detections,
+    iou_type: IouType,
+    options: EvaluateOptions,
+    skips: Skips,
+) -> tuple[Scene, Table, bool]:
+    """Read what the options ask for: the truth, the predictions, and True without scores."""
+    with no_collection():
+        scene = read_scene(gt, iou_type == "segm", skips, options.crowds)
+        if hasattr(predictions, "image_index"):  # Detections: files are evaluated without them
+            from palidecode.evaluation.coco.objects import as_predictions
+
+            predictions = as_predictions(cast("Detections", predictions), scene)
+        predicted, asked = read_answers(
+            predictions, scene, options.match, skips, options.scale_to_truth
+        )
+    if asked:
+        scene, predicted = _only_asked(scene, predicted, asked, skips)
+    if options.categories is not None:
+        scene, predicted = _only_categories(scene, predicted, options.categories)
+    unscored = _unscored(predicted, options.scores, skips)
+    if options.merge_duplicates is not None:
+        again = repeats(predicted, scene, options.merge_duplicates)
+        skips.add_many("prediction", "merged", predicted.offset[again])
+        predicted = predicted.take(~again)
+    _note_extremes(scene, predicted, skips)
+    return scene, predicted, unscored
 
 
 def check_iou_type(iou_type: str) -> None:

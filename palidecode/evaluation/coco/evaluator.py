@@ -1,4 +1,4 @@
-"""`Detections` as the two sides of an evaluation, and the evaluator of training loops."""
+"""The evaluator of training loops: collects batches, and evaluates them together."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from palidecode.coco.segmentations import as_rle
+from palidecode.coco.mask_reading import as_rle
 from palidecode.evaluation.coco.engine import Engine, Evaluator, JsonRow, overlaps
 from palidecode.evaluation.coco.tables import Scene, Table
 

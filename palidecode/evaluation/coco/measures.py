@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+RATES = ("precision", "recall", "F1")
+"""Numbers at IoU 0.5 that need no order of the predictions: `Rates.values`."""
+
 
 @dataclass(frozen=True)
 class Rates:

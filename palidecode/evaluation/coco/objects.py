@@ -1,4 +1,4 @@
-"""`Detections` as rows of predictions."""
+"""`Detections` in place of a file of predictions, matched with the images of the truth."""
 
 from __future__ import annotations
 

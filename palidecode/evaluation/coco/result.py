@@ -13,7 +13,6 @@ import numpy.typing as npt
 from palidecode import interop
 from palidecode.coco.skips import Skip
 from palidecode.evaluation.coco.bootstrap import (
-    RATES,
     Interval,
     centred,
     percentiles,
@@ -36,7 +35,7 @@ from palidecode.evaluation.coco.matches import (
     gallery_rows,
     match,
 )
-from palidecode.evaluation.coco.measures import Confusion, Curve, Rates, best_f1
+from palidecode.evaluation.coco.measures import RATES, Confusion, Curve, Rates, best_f1
 from palidecode.evaluation.coco.tables import Scene, Table
 from palidecode.wording import many
 
@@ -48,19 +47,19 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _CLASSES = 20  # shown in a notebook and a plot
-WORDS = {
-    "AP": "mean over the IoU thresholds",
-    "AP50": "a loose fit is enough",
-    "AP75": "a tight fit is needed",
-    "APs": "objects below 32² px",
-    "APm": "objects of 32² to 96² px",
-    "APl": "objects above 96² px",
-    "AR1": "with the best prediction of each image and class",
-    "AR10": "with their best ten",
-    "AR100": "with their best hundred",
-    "ARs": "objects below 32² px",
-    "ARm": "objects of 32² to 96² px",
-    "ARl": "objects above 96² px",
+MEANINGS = {
+    "AP": "mean over IoU 0.50 to 0.95: rewards tight outlines",
+    "AP50": "at IoU 0.5: rewards any rough match",
+    "AP75": "at IoU 0.75: rewards close matches",
+    "APs": "AP of objects below 32² px",
+    "APm": "AP of objects of 32² to 96² px",
+    "APl": "AP of objects above 96² px",
+    "AR1": "recall with the best prediction of each picture and class",
+    "AR10": "recall with the ten best predictions of each picture and class",
+    "AR100": "share of objects detected, mean over IoU 0.50 to 0.95",
+    "ARs": "AR100 of objects below 32² px",
+    "ARm": "AR100 of objects of 32² to 96² px",
+    "ARl": "AR100 of objects above 96² px",
 }
 """COCO's numbers in words."""
 
@@ -151,7 +150,7 @@ class CocoEvaluation:
         most = self.settings.max_detections or (1, 10, 100)
         every = f"{ious[0]:.2f}:{ious[-1]:.2f}"
         lines = []
-        for row, (name, words) in enumerate(WORDS.items()):
+        for row, (name, words) in enumerate(MEANINGS.items()):
             kind = "Precision  (AP)" if row < 6 else "Recall     (AR)"
             iou = {"AP50": "0.50", "AP75": "0.75"}.get(name, every)
             area = {"s": "small", "m": "medium", "l": "large"}.get(name[-1], "all")
@@ -189,7 +188,7 @@ class CocoEvaluation:
 
         numbers = [
             [name, _shown(_metric(value)), words]
-            for (name, words), value in zip(WORDS.items(), self.stats.tolist(), strict=True)
+            for (name, words), value in zip(MEANINGS.items(), self.stats.tolist(), strict=True)
         ]
         columns = ("category", "objects", "predictions", "AP", "AP50", "precision", "recall", "F1")
         rows = sorted(self.rows(), key=lambda row: -row["objects"])

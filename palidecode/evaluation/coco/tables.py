@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from palidecode.coco.categories import Category, CategoryMap, Match, check_unique, one_per_name
+from palidecode.coco.mask_reading import Mask, as_rle, empty_rle, read_masks
 from palidecode.coco.reading import (
     MAX_COORDINATE,
     MAX_SCORE,
@@ -29,7 +30,6 @@ from palidecode.coco.reading import (
     read_dataset,
     read_predictions,
 )
-from palidecode.coco.segmentations import Mask, as_rle, empty_rle, read_masks
 from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.sides import compare_sizes, index_by_name, note_units

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import msgspec
 
+from palidecode.coco.mask_reading import read_mask
 from palidecode.coco.reading import (
     Key,
     Outline,
@@ -28,7 +29,6 @@ from palidecode.coco.reading import (
     read_dataset,
     sized_images,
 )
-from palidecode.coco.segmentations import read_mask
 from palidecode.coco.skips import Skip, Skips
 from palidecode.errors import InputError
 from palidecode.files import read_json, regular

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from palidecode.answers.row_files import Problem, open_rows
 from palidecode.answers.rows import SIZE_KEYS, Picture, RowReader, candidates
+from palidecode.coco.mask_reading import read_mask
 from palidecode.coco.reading import RunLengths, read_outline
-from palidecode.coco.segmentations import read_mask
 from palidecode.errors import InputError
 from palidecode.evaluation.referring.refcoco import RefCoco, Truth, solid_box
 from palidecode.files import check_size

@@ -189,7 +189,7 @@ def test_the_summary_has_the_lines_of_pycocotools(sides, iou_type):
     assert summary[0].startswith("boxes: " if iou_type == "bbox" else "masks: ")
     for line, start in zip(summary[1:13], wanted, strict=True):
         assert line.startswith(start)
-    assert summary[2].endswith("  AP50: a loose fit is enough")
+    assert summary[2].endswith("  AP50: at IoU 0.5: rewards any rough match")
     assert summary[-1].startswith("at IoU 0.5: ")
 
 

@@ -1,4 +1,4 @@
-"""Polygons and RLE of COCO files to sound masks."""
+"""Read segmentations of COCO files: polygons and RLE to sound masks."""
 
 from __future__ import annotations
 

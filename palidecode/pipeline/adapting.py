@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from palidecode.errors import InputError
-from palidecode.pipeline.checkpoint import KEPT_FILES, NOTES, Place, find, read_notes
+from palidecode.pipeline.checkpoint import NOTES, Place, find, new_folder, read_notes
 from palidecode.runtime.adapters import AdaptedSource, is_adapter
-from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.opening import adapted
 from palidecode.runtime.weights import SINGLE, write_weights
@@ -47,8 +44,14 @@ class Adapters:
             place = Place(base.path, name, Path(folder))
             if not is_adapter(Path(folder)):
                 raise InputError(f"{folder}: holds no adapter (adapter_config.json)")
-            source = adapted(checkpoint, base.path, Path(folder)).source
+            made = adapted(checkpoint, base.path, Path(folder))
+            source = made.source
             assert isinstance(source, AdaptedSource)
+            if made.image_config != checkpoint.image_config:
+                raise InputError(
+                    f"{folder}: its pictures are prepared otherwise than the base's (size, filter, "
+                    "mean or std): load it by itself"
+                )
             its_codes, its_classes = read_notes(place.file(NOTES))
             if its_codes != codes:
                 raise InputError(
@@ -119,18 +122,6 @@ def merge(
     checkpoint = place.open()
     if not isinstance(checkpoint.source, AdaptedSource):
         raise InputError(f"{place.name}: is a whole model, not an adapter: nothing to merge")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        for name in KEPT_FILES:
-            if place.file(name).exists():
-                shutil.copyfile(place.file(name), part / name)
-        config = json.dumps(config_to_hf(checkpoint.config), indent=1)
-        (part / "config.json").write_text(config + "\n", encoding="utf-8")
+    with new_folder(target, place, checkpoint.config) as part:
         size = write_weights(part / SINGLE, checkpoint.source, checkpoint.source.stored_dtype)
-        part.rename(target)
-    except OSError as error:
-        raise InputError(f"{target}: can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Merged(target, len(checkpoint.source.changed), size)

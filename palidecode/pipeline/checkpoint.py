@@ -7,10 +7,13 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
+from uuid import uuid4
 
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
@@ -21,7 +24,7 @@ from palidecode.runtime.adapters import is_adapter, read_adapter_config
 from palidecode.runtime.config import PaliGemmaConfig, config_to_hf
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.exported import read_export, write_export
-from palidecode.runtime.image import ImageConfig, Resample
+from palidecode.runtime.image import PROCESSORS, ImageConfig, Resample
 from palidecode.runtime.onnx_weights import Precision
 from palidecode.runtime.opening import Checkpoint, open_checkpoint
 from palidecode.runtime.options import Quantize
@@ -39,7 +42,7 @@ NOTES = "palidecode.json"
 """File beside a model that differs from Google's: ``{"codes": "palidecode-demo", "classes":
 […]}``, the mask codec its seg tokens belong to, and the classes it knows."""
 _HUB_FILES = ["*.json", "*.safetensors", "onnx/*"]
-KEPT_FILES = ("preprocessor_config.json", "processor_config.json", TOKENIZER, NOTES)
+KEPT_FILES = (*PROCESSORS, TOKENIZER, NOTES)
 
 
 @dataclass(frozen=True)
@@ -206,12 +209,20 @@ def _quantized(checkpoint: Checkpoint, place: Place, quantize: Quantize | None) 
     folder = cache_dir() / "exports" / f"{stem}-{quantize}-{_key(place)}"
     if not folder.exists():
         warn(f"quantising {place.name} to {quantize}, once, into {folder}")
-        write_exported(checkpoint, place, folder, quantize)
+        try:
+            write_exported(checkpoint, place, folder, quantize)
+        except InputError:
+            if not folder.exists():  # it does where another process was faster
+                raise
     return checkpoint._replace(export=read_export(folder))
 
 
 def write_exported(
-    checkpoint: Checkpoint, place: Place, folder: Path, precision: Precision
+    checkpoint: Checkpoint,
+    place: Place,
+    folder: Path,
+    precision: Precision,
+    tokenizer: Path | None = None,
 ) -> None:
     """Write an exported folder: config, tokenizer, image settings, notes, graphs and weights.
 
@@ -229,16 +240,32 @@ def write_exported(
     from palidecode.runtime.onnx_loading import graphs_of  # loads onnxruntime
 
     graphs = graphs_of(checkpoint, precision)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with new_folder(folder, place, checkpoint.config) as part:
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, part / TOKENIZER)
+        write_export(part, checkpoint.source, checkpoint.config, precision, place.name, graphs)
+
+
+@contextmanager
+def new_folder(folder: Path, place: Place, config: PaliGemmaConfig) -> Iterator[Path]:
+    """Yield a folder that becomes `folder` when the block ends, and is deleted if it breaks off.
+
+    It holds the config, and a checkpoint's tokenizer, image settings and notes.
+
+    Raises
+    ------
+    InputError
+        If `folder` can't be written, or another process wrote it meanwhile.
+    """
+    part = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
-        text = json.dumps(config_to_hf(checkpoint.config), indent=1)
+        text = json.dumps(config_to_hf(config), indent=1)
         (part / "config.json").write_text(text + "\n", encoding="utf-8")
         for name in KEPT_FILES:
-            file = place.file(name)
-            if file.exists():
-                shutil.copyfile(file, part / name)
-        write_export(part, checkpoint.source, checkpoint.config, precision, place.name, graphs)
+            if place.file(name).exists():
+                shutil.copyfile(place.file(name), part / name)
+        yield part
         part.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: can't be written: {error.strerror or error}") from error
@@ -279,9 +306,13 @@ class Place(NamedTuple):
         return open_checkpoint(self.path, self.adapter)
 
     def file(self, name: str) -> Path:
-        """Return a file's path: the adapter's, where it has one of that name."""
+        """Return a file's path: the adapter's, where it has one of that name.
+
+        The two files of the preprocessing are one: those of base and adapter don't mix.
+        """
         folder = self.path if self.path.is_dir() else self.path.parent
-        if self.adapter is not None and (self.adapter / name).exists():
+        names = PROCESSORS if name in PROCESSORS else (name,)
+        if self.adapter is not None and any((self.adapter / each).exists() for each in names):
             return self.adapter / name
         return folder / name
 

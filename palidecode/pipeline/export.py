@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +10,7 @@ from typing import Literal, NamedTuple
 from palidecode.errors import InputError
 from palidecode.pipeline.checkpoint import find, tokenizer_path, write_exported
 from palidecode.runtime.onnx_weights import Precision
-from palidecode.runtime.tokenizer import FILE as TOKENIZER
+from palidecode.runtime.tokenizer import Tokenizer
 
 PRECISIONS: dict[str, Precision] = {"none": "float32", "int8": "int8", "int4": "int4"}
 
@@ -68,11 +67,10 @@ def export(
     target, start = Path(folder), time.perf_counter()
     if target.exists():
         raise InputError(f"{target} exists; name a new folder")
-    place = find(model, revision, base)
+    place, precision = find(model, revision, base), PRECISIONS[quantize]
+    checkpoint = place.open()
     words = tokenizer_path(place, None if tokenizer is None else os.fspath(tokenizer))
-    precision = PRECISIONS[quantize]
-    write_exported(place.open(), place, target, precision)
-    if not (target / TOKENIZER).exists() or tokenizer is not None:
-        shutil.copyfile(words, target / TOKENIZER)
+    Tokenizer.from_file(words, checkpoint.config.eos)  # refuses one that can't be used
+    write_exported(checkpoint, place, target, precision, words)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return Exported(target, precision, size, time.perf_counter() - start)

@@ -236,8 +236,8 @@ class AdaptedSource:
         touched = {_EMBEDDING, OWN_HEAD} & self._changes.keys()
         if not self.tied_head or not touched:
             return
-        if self._config.tied:
-            self._changes.pop(OWN_HEAD, None)
+        if self._config.tied and _EMBEDDING in touched:
+            self._changes.pop(OWN_HEAD, None)  # the same change again
         else:
             self.tied_head = False
             self._shapes[OWN_HEAD] = self._shapes[_EMBEDDING]
@@ -250,7 +250,8 @@ class AdaptedSource:
         if change.turned:
             delta = delta.T
         scale = change.alpha / (rank**0.5 if self._config.root else rank)
-        merged = weight + np.float32(scale) * delta.reshape(weight.shape)
+        # ONNX Runtime takes arrays in C order only, and a turned `delta` is in F order.
+        merged = np.add(weight, np.float32(scale) * delta.reshape(weight.shape), order="C")
         length = arrays.get("lora_magnitude_vector")
         if length is not None:
             rows = merged.reshape(len(merged), -1)

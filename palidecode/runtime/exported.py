@@ -64,7 +64,7 @@ def read_export(folder: Path) -> Export | None:
         return None
     data = read_json(inner / MANIFEST)
     precision = data.get("precision") if isinstance(data, dict) else None
-    if precision not in BITS:
+    if not isinstance(precision, str) or precision not in BITS:
         raise InputError(f"{inner / MANIFEST}: precision must be one of {', '.join(BITS)}")
     try:
         graphs = {name: (inner / f"{name}.onnx").read_bytes() for name in GRAPHS}

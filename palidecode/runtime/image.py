@@ -26,6 +26,9 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 _BY_NUMBER: dict[object, Resample] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _HALF: Colour = (0.5, 0.5, 0.5)
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files of a folder's preprocessing; the first goes before the second."""
+
 
 @dataclass(frozen=True)
 class ImageConfig:
@@ -44,9 +47,9 @@ def read_image_config(folder: Path, config: PaliGemmaConfig) -> ImageConfig:
     where newer transformers saves it.
     """
     size = config.vision.image_size
-    path, part = folder / "preprocessor_config.json", None
+    path, part = folder / PROCESSORS[0], None
     if not path.exists():
-        path, part = folder / "processor_config.json", "image_processor"
+        path, part = folder / PROCESSORS[1], "image_processor"
     data = read_json(path) if path.exists() else {}
     if part is not None and isinstance(data, dict):
         data = data.get(part, {})

@@ -11,7 +11,7 @@ from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.big_vision import BigVisionNpz
 from palidecode.runtime.config import PaliGemmaConfig, read_config, read_ends
 from palidecode.runtime.exported import Export, read_export
-from palidecode.runtime.image import ImageConfig, read_image_config
+from palidecode.runtime.image import PROCESSORS, ImageConfig, read_image_config
 from palidecode.runtime.onnx_weights import HEAD
 from palidecode.runtime.weights import SafetensorsFolder, Source
 
@@ -45,7 +45,10 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
 
 
 def adapted(base: Checkpoint, path: Path, adapter: Path) -> Checkpoint:
-    """Merge an adapter into a checkpoint, tensor by tensor when they are read."""
+    """Merge an adapter into a checkpoint, tensor by tensor when they are read.
+
+    Pictures are prepared as for the adapter, where its folder says how.
+    """
     if base.source is None:
         raise InputError(
             f"{path}: is an export without the model's own weights, so {adapter} can't be merged "
@@ -53,7 +56,10 @@ def adapted(base: Checkpoint, path: Path, adapter: Path) -> Checkpoint:
         )
     source = AdaptedSource(base.source, base.config.text.tied_head, adapter)
     text = replace(base.config.text, tied_head=source.tied_head)
-    return base._replace(source=source, config=replace(base.config, text=text))
+    config, image_config = replace(base.config, text=text), base.image_config
+    if any((adapter / name).exists() for name in PROCESSORS):
+        image_config = read_image_config(adapter, config)
+    return base._replace(source=source, config=config, image_config=image_config)
 
 
 def _open_base(path: Path) -> Checkpoint:

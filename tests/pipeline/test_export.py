@@ -4,6 +4,8 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -57,6 +59,21 @@ def test_quantize_exports_into_the_cache_once(folder, tmp_path, monkeypatch, bit
     ).read_bytes()
 
 
+def test_two_may_quantise_a_model_together(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PALIDECODE_CACHE", str(tmp_path))
+    ready = threading.Barrier(2)
+
+    def load(_):
+        ready.wait()
+        return PaliDecoder.from_pretrained(folder, quantize="int8", device="cpu")
+
+    with pytest.warns(UserWarning, match="to int8, once"), ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(load, range(2))
+    same_answers(answers_of(one), answers_of(other))
+    (kept,) = (tmp_path / "exports").iterdir()
+    assert not kept.name.startswith(".")
+
+
 def test_the_manifest_and_the_weights_are_what_others_read(folder, tmp_path):
     export(folder, tmp_path / "out", "int4")
     inner = tmp_path / "out" / "onnx"
@@ -74,6 +91,9 @@ def test_what_cannot_be_exported_is_refused_in_a_line(folder, tmp_path):
     with pytest.raises(InputError) as caught:
         export(folder, tmp_path / "there")
     assert line(caught).endswith("there exists; name a new folder")
+    with pytest.raises(InputError, match=r"other\.json: no such file"):
+        export(folder, tmp_path / "out", tokenizer=tmp_path / "other.json")
+    assert not (tmp_path / "out").exists()
     export(folder, tmp_path / "out", "int8")
     with pytest.raises(WeightsError, match="is an export itself"):
         export(tmp_path / "out", tmp_path / "again")

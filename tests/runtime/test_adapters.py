@@ -6,6 +6,7 @@ equal.
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,14 +140,38 @@ def test_answers_are_pefts(base, tmp_path, case):
         close(logprobs(answers), theirs(model, decoder, answers))
 
 
-def test_a_table_with_its_head_tied_to_it(base, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ATTENTION, "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+    ids=["table", "lora"],
+)
+def test_a_table_with_its_head_tied_to_it(base, tmp_path, options):
     # ensure_weight_tying: PEFT trains both as one.
-    options = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
-    model = trained(base, tmp_path, target_modules=ATTENTION, **options)
-    decoder = loaded(tmp_path)
-    assert decoder.engine.config.text.tied_head
-    answers = answers_of(decoder)
-    close(logprobs(answers), theirs(model, decoder, answers))
+    model = trained(base, tmp_path, ensure_weight_tying=True, **options)
+    for engine in ("torch", "onnx"):
+        decoder = loaded(tmp_path, engine)
+        assert decoder.engine.config.text.tied_head
+        answers = answers_of(decoder)
+        close(logprobs(answers), theirs(model, decoder, answers))
+
+
+def test_pictures_are_prepared_as_for_the_adapter(tmp_path):
+    whole = write_folder(tmp_path / "base", 2)
+    (whole / "preprocessor_config.json").write_text('{"resample": 3}')
+    trained(whole, tmp_path / "a", **CASES["attention"])
+    processor = {"image_processor": {"resample": 2, "image_mean": [0, 0, 0]}}
+    (tmp_path / "a" / "processor_config.json").write_text(json.dumps(processor))
+    base = loaded(whole, "onnx").image_config
+    assert base.resample == "bicubic"
+    wanted = replace(base, resample="bilinear", mean=(0.0, 0.0, 0.0))
+    assert loaded(tmp_path / "a", "onnx").image_config == wanted
+    merge(tmp_path / "a", tmp_path / "merged")
+    assert loaded(tmp_path / "merged", "onnx").image_config == wanted
+    with pytest.raises(InputError, match="prepared otherwise than the base's"):
+        loaded(whole, "onnx", adapters={"a": tmp_path / "a"})
 
 
 def rename(folder, old, new):

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from palidecode.errors import InputError
 
@@ -64,6 +64,7 @@ CREATE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 KEPT = "finished work is kept: free some space and run the same command again"
 
 _ORIENTATION = 0x0112
+_TIFF_SIDES = (0x0100, 0x0101)
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 
 
@@ -306,8 +307,9 @@ def png_names(names: Iterable[str]) -> dict[str, str]:
 
     Names that would collide keep their endings: ``a.jpg.png``, ``a.webp.png``.
     """
-    short = {name: f"{name.rpartition('.')[0] or name}.png" for name in names}
+    short = {name: f"{os.path.splitext(name)[0]}.png" for name in names}
     often = Counter(short.values())
+    often.update(f"{name}.png" for name in short if os.path.splitext(name)[1])
     return {name: new if often[new] == 1 else f"{name}.png" for name, new in short.items()}
 
 
@@ -328,6 +330,9 @@ def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tup
     """
     with _opened(path, data) as image:
         width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Pillow may have swapped these sides already, but not the tag that says so.
+            width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIDES)
         if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return width, height
@@ -380,7 +385,8 @@ def open_encoded(data: bytes, name: str) -> Image.Image:
 
 def check_size(size: object) -> tuple[int, int]:
     """Check a width and a height: positive whole numbers, at most `MAX_PIXELS` pixels."""
-    sides = list(size) if isinstance(size, (list, tuple)) else []
+    sides = list(size) if isinstance(size, (list, tuple, np.ndarray)) else []
+    sides = [side.item() if isinstance(side, np.generic) else side for side in sides]
     sides = [int(side) if isinstance(side, float) and side.is_integer() else side for side in sides]
     whole = len(sides) == 2 and all(type(side) is int for side in sides)
     if not whole or not all(0 < side <= MAX_SIDE for side in sides):

@@ -73,10 +73,8 @@ def check_name(name: str) -> None:
 
 def asked_for(prompt: str) -> str:
     """Return the one name that a prompt asks for, or ``""``: ``segment cat`` gives ``cat``."""
-    text = prompt.strip()
-    for verb in _VERBS:
-        text = text.removeprefix(f"{verb} ")
-    return "" if ";" in text else text.strip()
+    name = split_verb(prompt)[1] or prompt.strip()
+    return "" if ";" in name else name
 
 
 def plain_expression(prompt: str) -> str:

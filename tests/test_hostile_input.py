@@ -331,6 +331,8 @@ def test_drawn_pictures_never_share_a_name():
     found = png_names(["a.jpg", "a.webp", "b.jpg", "c/a.jpg", "noend"])
     wanted = {"a.jpg": "a.jpg.png", "a.webp": "a.webp.png", "b.jpg": "b.png", "c/a.jpg": "c/a.png"}
     assert found == wanted | {"noend": "noend.png"}
+    assert len(set(png_names(["a.jpg", "a.webp", "a.jpg.png"]).values())) == 3
+    assert png_names(["v1.0/noend"]) == {"v1.0/noend": "v1.0/noend.png"}
 
 
 def test_the_longest_name_there_is_can_be_written(tmp_path):

@@ -37,7 +37,8 @@ def test_what_a_prompt_asks_for(prompt, asked):
         ("detect a ; b", ""),
         ("the cat", "the cat"),
         ("detect", "detect"),
-        ("detect segment  x", "x"),
+        ("detect  x", "x"),
+        ("detect segment of pipe", "segment of pipe"),
     ],
 )
 def test_the_one_thing_a_prompt_asks_for(prompt, label):

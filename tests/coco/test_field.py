@@ -57,9 +57,17 @@ def test_empty_rings_are_no_segmentation(dataset, empty):
     assert detections.has_mask.tolist() == [True, False, True, True]
 
 
-def test_sizes_may_be_whole_floats(dataset):
+def test_sizes_may_be_whole_floats_and_numbers_of_numpy(dataset):
     assert check_size([640.0, np.float64(480)]) == (640, 480)
-    for wrong in ([640.5, 480], [True, 480], [float("nan"), 480], [float("inf"), 480]):
+    assert check_size((np.int64(640), np.float32(480))) == (640, 480)
+    assert check_size(np.array([640, 480])) == (640, 480)
+    for wrong in (
+        [np.True_, 480],
+        [640.5, 480],
+        [True, 480],
+        [float("nan"), 480],
+        [float("inf"), 480],
+    ):
         with pytest.raises(InputError, match="a size must be"):
             check_size(wrong)
 

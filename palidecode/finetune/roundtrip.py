@@ -40,9 +40,8 @@ class IouSums:
 class RoundTrip:
     """Decodes encoded objects and compares them with the originals.
 
-    Compares boxes in pixels, and masks at full resolution, pasted as by big_vision's evaluator
-    but without building images. Keeps only sums: `overall`, and `by_class` in order of
-    appearance.
+    Compares boxes in pixels, and masks at full resolution, pasted as `Detections.to_rle` does.
+    Keeps only sums: `overall`, and `by_class` in order of appearance.
     """
 
     def __init__(self, codec: MaskCodec | None = None, divisor: int = DEFAULT_DIVISOR) -> None:

@@ -185,8 +185,8 @@ def encode_images(
     """Encode images in blocks of about `chunk` objects (or images)."""
     drafts: list[_Draft] = []
     objects = 0
-    for index, image in enumerate(truth.images):
-        draft = _draft(image, truth, np.random.default_rng([truth.options.seed, index]))
+    for image in truth.images:
+        draft = _draft(image, truth, np.random.default_rng([truth.options.seed, image.position]))
         if draft is None:
             truth.report.images_without_objects += 1
             continue

@@ -119,6 +119,20 @@ def test_the_seed_settles_the_absent_classes(dataset):
     assert len(set(prefixes(1))) == 3
 
 
+def test_an_image_that_is_skipped_changes_no_other_row(dataset):
+    options = {"classes": "present+absent", "absent": 1, "order": "shuffled"}
+    whole = list(to_finetuning_rows(dataset, **options))
+    dataset["images"][0]["width"] = 0
+    assert list(to_finetuning_rows(dataset, **options)) == whole[1:]
+
+
+def test_ids_of_images_may_be_text_on_one_side(dataset):
+    whole = list(to_finetuning_rows(dataset))
+    for item in dataset["annotations"]:
+        item["image_id"] = str(item["image_id"])
+    assert list(to_finetuning_rows(dataset)) == whole
+
+
 def test_order(dataset):
     def first_row(**options):
         row = next(to_finetuning_rows(dataset, **options))

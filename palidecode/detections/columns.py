@@ -125,7 +125,7 @@ class ObjectColumns:
         given = list(parts)
         if not given:
             return cls.empty()
-        coded = [part for part in given if part._coded().any()] or given
+        coded = [part for part in given if part._coded().any()] or given[:1]
         codecs = {part.codec.id: part.codec for part in coded if part.codec is not None}
         weights = {part.codes_id for part in coded}
         if len(weights) > 1 or len(codecs) > 1:

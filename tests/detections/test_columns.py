@@ -138,6 +138,7 @@ def test_codes_of_different_weights_do_not_join(found):
     with pytest.raises(InputError, match="masks of google-oid and palidecode-demo can't be joined"):
         _ = found + google
     _ = found + google[[]]  # without masks there is nothing to decode
+    assert len(found[[1, 2]] + decode([answer("a")], (8, 8))) == 3
     rles = replace(google, codec=load_codec("palidecode-demo"), codes_id="palidecode-demo")
     assert len(found + replace(google, rles=rles.to_rle())) == 4
 

@@ -234,10 +234,12 @@ def _asked(
     asked: dict[int, set[int]] = {}
     if everywhere is not None:
         asked = {n: indices(everywhere) for n in range(len(scene.images))}
+    own: dict[int, set[int]] = {}
     for image in read.images.rows:
         if image.asked is not None and image.id in images:
-            asked[images[image.id]] = indices(image.asked)
-    return asked
+            # Several images may be one picture, asked about with several prompts.
+            own.setdefault(images[image.id], set()).update(indices(image.asked))
+    return asked | own
 
 
 def _empty() -> Table:

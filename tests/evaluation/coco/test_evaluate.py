@@ -463,6 +463,9 @@ def test_only_what_prompts_asked_for_is_evaluated():
     assert (result.objects, result.rates.right, result.rates.wrong) == (3, 3, 0)
     left_out = {(skip.side, skip.reason): skip.count for skip in result.skipped}
     assert left_out == {("truth", "not_asked"): 1, ("prediction", "not_asked"): 1}
+    again = {**truth["images"][0], "id": 99, "asked": ["dog"]}  # another prompt, the same picture
+    result = evaluate_coco(truth, {**said, "images": [*said["images"], again]})
+    assert (result.objects, result.rates.right, result.rates.wrong) == (4, 3, 1)
     said["images"], said["info"] = truth["images"], {"asked": ["dog"]}
     result = evaluate_coco(truth, said)
     assert [row["category"] for row in result.rows()] == ["dog"]

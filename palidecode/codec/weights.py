@@ -216,7 +216,7 @@ def _identify(path: Path, arrays: Arrays) -> str:
     digest = content_hash(arrays)
     if digest == manifest()["content_sha256"]:
         return DEMO_ID
-    return GOOGLE_ID if _verified(digest).is_file() else f"custom:{digest[:8]}"
+    return GOOGLE_ID if _was_verified(digest) else f"custom:{digest[:8]}"
 
 
 def remember(arrays: Arrays) -> None:
@@ -224,13 +224,19 @@ def remember(arrays: Arrays) -> None:
 
     Warns if the cache can't be written.
     """
-    path = _verified(content_hash(arrays))
     try:
+        path = _verified(content_hash(arrays))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    except OSError as error:
-        reason = error.strerror or error
-        warnings.warn(f"{path}: can't be written, so this is forgotten: {reason}", stacklevel=2)
+    except (OSError, WeightsError) as error:
+        warnings.warn(f"the cache can't be written, so this is forgotten: {error}", stacklevel=2)
+
+
+def _was_verified(digest: str) -> bool:
+    try:
+        return os.path.isfile(_verified(digest))
+    except WeightsError:  # no home directory
+        return False
 
 
 def _verified(digest: str) -> Path:

@@ -332,6 +332,22 @@ def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
     assert weights.cache_dir() == tmp_path / "home" / ".cache" / "palidecode"
 
 
+def test_weights_load_without_a_home_directory_and_with_a_closed_one(tmp_path, monkeypatch, arrays):
+    path = write(tmp_path / "w.npz", arrays)
+    monkeypatch.setenv("PALIDECODE_CACHE", f"{tmp_path}/{'x' * 300}")  # any OSError will do
+    assert load_weights(path).id.startswith("custom:")
+    monkeypatch.delenv("PALIDECODE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home():
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load_weights(path).id.startswith("custom:")
+    with pytest.warns(UserWarning, match="no home directory"):
+        remember(arrays)
+
+
 def test_the_manifest_stands_beside_the_shipped_weights(tmp_path, monkeypatch):
     (tmp_path / "manifest.json").write_text(json.dumps({"made": "here"}))
     monkeypatch.setattr(weights, "shipped_path", lambda: tmp_path / "w.safetensors")

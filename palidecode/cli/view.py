@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palidecode.answers.assembler import ParseIssue
-from palidecode.answers.rows import one_size
+from palidecode.answers.rows import holds_rows, one_size
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, SKIPPED, Output, skip_lines
 from palidecode.coco.detections import from_coco, from_coco_results
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     images = Path(args.images or source.parent)
     if not images.is_dir():
         raise InputError(f"{images}: no such directory of pictures")
-    if source.suffix == ".json":
+    if source.suffix == ".json" and not holds_rows(source):
         content = _from_json(source, args.dataset)
     else:
         content = _from_answers(source, fill(DecodeOptions, args, images=str(images)))

@@ -123,7 +123,7 @@ def _classes(path: Path) -> list[str]:
 def _objects(
     path: Path, picture: LabelledPicture, classes: list[str], report: ConvertReport
 ) -> Iterator[Labelled]:
-    """Read the rows of a file: a box, a box and a score, or an outline."""
+    """Read the rows of a file: a box or an outline, each with or without a score at its end."""
     sides = np.array([picture.width, picture.height], np.float64)
     try:
         lines = regular(path).read_text(encoding="utf-8-sig").splitlines()
@@ -140,15 +140,16 @@ def _objects(
             sound = False
         if not sound or len(numbers) < 4:
             report.skipped[BAD_ROWS] += 1
-        elif numbers.min() < 0 or numbers.max() > _MOST:  # pixels, for example
+            continue
+        score = float(numbers[-1]) if len(numbers) % 2 else None
+        if numbers.min() < 0 or numbers.max() > _MOST:  # pixels, for example
             report.skipped[FRACTIONS] += 1
         elif len(numbers) < 6:
             middle, size = numbers[:2] * sides, numbers[2:4] * sides
-            score = float(numbers[4]) if len(numbers) == 5 else None
             yield Labelled(label, _box(np.array([middle - size / 2, middle + size / 2])), score)
         else:
             points = numbers[: len(numbers) // 2 * 2].reshape(-1, 2) * sides
-            yield Labelled(label, _box(points), mask=[points.round(2).ravel().tolist()])
+            yield Labelled(label, _box(points), score, [points.round(2).ravel().tolist()])
 
 
 def _box(points: Points) -> Box:

@@ -107,13 +107,16 @@ def test_yolo_of_others_is_read(place, names):
     (place / "data.yaml").write_text(f"names: {names}\n")
     (place / "classes.txt").write_text("a\n")
     (place / "a.txt").write_text("1 0.5 0.5 0.5 0.5 0.25\n\n0 0 0 0.5 0 0.5 0.5\nx\n5 0 0 1 1\n")
+    (place / "b.txt").write_text("0 0 0 0.5 0 0.5 0.5 0.75\n")
     report = ConvertReport()
     read = read_yolo(place, place / "images", report)
     box, outline = read.pictures[0].objects
     assert (box.label, box.box, box.score) == ("b: c", (20, 15, 60, 45), 0.25)
     assert (outline.label, outline.mask) == ("a", [[0, 0, 40, 0, 40, 30]])
+    (scored,) = read.pictures[1].objects
+    assert (scored.mask, scored.score) == ([[0, 0, 25, 0, 25, 20]], 0.75)
     assert report.skipped == {"rows that can't be read": 2, "label files without a picture": 1}
-    assert [len(picture.objects) for picture in read.pictures] == [2, 0, 0]
+    assert [len(picture.objects) for picture in read.pictures] == [2, 1, 0]
 
 
 def test_voc_is_read_by_supervision_and_hotcoco(place):

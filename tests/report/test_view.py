@@ -103,6 +103,9 @@ def test_answers_are_shown_raw_with_their_issues(folder, capsys):
     assert pieces[0] == ["Sure!", True, ["stray_text"]]
     assert [kind for _, _, kinds in pieces for kind in kinds] == ["stray_text", "missing_space"]
     assert second["answers"] == [["", [[rows[1]["output"], False, []]]]]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    code, html = view(folder, folder / "rows.json")
+    assert (code, data_of(html)["kinds"]["view"]["pictures"]) == (0, [first, second])
 
 
 def test_token_ids_are_spelled_and_their_issues_marked():

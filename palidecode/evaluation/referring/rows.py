@@ -202,7 +202,7 @@ def own_pairs(
     for line, row in rows:
         try:
             yield _own_truth(line, row, reader, problems), _answer_of(line, row, reader)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             problems.append(Problem(line, str(error)))
 
 
@@ -269,7 +269,7 @@ def answers_by_id(
             if number in answers:
                 raise InputError(f"a second prediction for sent_id {number}; the first counts")
             answers[number] = _answer_of(line, row, reader)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             problems.append(Problem(line, str(error)))
     return answers
 

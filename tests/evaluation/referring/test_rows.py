@@ -110,6 +110,16 @@ def test_keys_that_are_not_clear_are_refused(tmp_path, capsys):
         evaluate_referring([{"suffix": BOX, "text": "the cat"} | TRUTH])
 
 
+def test_rows_without_an_answer_are_listed():
+    deep: object = BOX
+    for _ in range(3000):
+        deep = [deep]
+    rows = [{"output": BOX}, {"output": None}, {"output": 7}, {"output": deep}]
+    found = evaluate_referring([row | TRUTH for row in rows])
+    assert found.total == 1
+    assert [line for line, _ in found.problems] == [2, 3, 4]
+
+
 def test_answers_without_loc_tokens_are_named(tmp_path, capsys):
     path = tmp_path / "answers.jsonl"
     write([{"output": "cat"} | TRUTH, {"output": "", "size": [9, 9], "bbox": None}], path)

@@ -159,7 +159,9 @@ def run_ours(folder: Path, answers: Path, quantize: Any) -> dict[str, Any]:
     if not words.exists():
         build().save(str(words))
     start = time.perf_counter()
-    decoder = PaliDecoder.from_pretrained(folder, "bfloat16", DEVICE, quantize, tokenizer=words)
+    decoder = PaliDecoder.from_pretrained(
+        folder, "bfloat16", DEVICE, quantize, tokenizer=words, engine="torch"
+    )
     loaded = time.perf_counter() - start
     model, device = decoder.engine.model, torch.device(DEVICE)
     pixels = torch.randn(1, 3, 224, 224, device=device)
@@ -226,7 +228,6 @@ CONTENDERS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "transformers": run_transformers,
     "palidecode": lambda folder, answers: run_ours(folder, answers, None),
     "palidecode int8": lambda folder, answers: run_ours(folder, answers, "int8"),
-    "palidecode int4": lambda folder, answers: run_ours(folder, answers, "int4"),
 }
 
 
@@ -319,7 +320,6 @@ def tables(numbers: dict[str, dict[str, Any]]) -> tuple[list[Table], list[Target
         wanted = {
             "palidecode": (1.1, 1.1, 1.5, 1.4, 1.3),
             "palidecode int8": (None, None, 3.0, None, 2.3),
-            "palidecode int4": (None, None, 4.5, None, None),
         }
         for name, ratios in wanted.items():
             for work, ratio in zip(WORK, ratios, strict=True):

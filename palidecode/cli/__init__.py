@@ -85,7 +85,7 @@ _CHOICES = ("to", "origin", "format")
 _FILE, _FOLDER = (".json", ".jsonl"), ()
 _ENDINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("predict", "decode", "encode", "evaluate-referring"), _FILE),
-    **dict.fromkeys(("evaluate", "demo", "view"), _FOLDER),
+    **dict.fromkeys(("evaluate", "compare", "demo", "view"), _FOLDER),
     "draw": (".png", ".jpg", ".jpeg"),  # of one picture, with --text
 }
 """Endings of the formats that a command writes; one that isn't named here takes any."""

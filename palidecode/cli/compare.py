@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +20,12 @@ from palidecode.cli.output import (
     skip_lines,
 )
 from palidecode.coco.skips import DIFFER, needs_a_look
+from palidecode.errors import InputError
 from palidecode.evaluation.coco.comparison import compare
 from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
 from palidecode.evaluation.coco.measures import RATES
+from palidecode.files import replacing
 from palidecode.wording import aligned
 
 if TYPE_CHECKING:
@@ -30,16 +34,42 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode compare``."""
+    if args.images is not None and args.output is None:
+        raise InputError("--images is for the page that -o DIR writes; add -o DIR")
+    if args.images is not None and not args.images.is_dir():
+        raise InputError(f"{args.images}: no such directory of pictures")
     options = fill(EvaluateOptions, args)
-    results = {
+    results: dict[str, CocoComparison] = {
         kind: compare(args.gt, args.first, args.second, kind, options)
         for kind in IOU_TYPES[args.iou_type]
     }
-    tables = [_table(result, args.first, args.second) for result in results.values()]
+    lines = blocks(_table(result, args.first, args.second) for result in results.values())
     data = {kind: result.as_dict() for kind, result in results.items()}
-    fill(Output, args).result(data, blocks(tables))
+    if args.output is not None:
+        written = _write(args, results, data)
+        lines += ["", f"written: {', '.join(map(str, written))}"]
+    fill(Output, args).result(data, lines)
     sides = [side for result in results.values() for side in (result.first, result.second)]
     return SKIPPED if any(needs_a_look(s.skipped, s.noted) for s in sides) else DONE
+
+
+def _write(
+    args: argparse.Namespace, results: Mapping[str, CocoComparison], data: object
+) -> list[Path]:
+    from palidecode.report import made_with, write_comparison  # loads jinja2
+
+    numbers, page = args.output / "metrics.json", args.output / "index.html"
+    with replacing(numbers) as file:
+        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
+    write_comparison(
+        page,
+        results,
+        images=args.images,
+        truth_name=args.gt.name,
+        names=(str(args.first), str(args.second)),
+        facts=[made_with(args.first), made_with(args.second)],
+    )
+    return [numbers, page]
 
 
 def _table(result: CocoComparison, first: Path, second: Path) -> list[str]:

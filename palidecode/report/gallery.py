@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +41,10 @@ MOST_BYTES = 20_000_000
 """Most bytes of small copies and outlines in all galleries of a page."""
 
 SIDE = 320
-"""Longest side of a small copy, in pixels."""
+"""Longest side of a small copy, in pixels; also of the canvas that shapes are drawn on."""
+
+_SHARPER = 640
+_FEW = 60  # pictures, whose copies may be sharper
 
 _OF_EACH = 3  # pictures for each class and kind of error, if there are as many
 _EXAMPLES = 5
@@ -111,6 +115,11 @@ class Thumbnails:
         return notices
 
 
+def copy_side(pictures: int) -> int:
+    """Return the side of small copies on a page with so many pictures."""
+    return _SHARPER if pictures <= _FEW else SIDE
+
+
 def _webp(picture: Image.Image, side: int) -> bytes:
     small = picture.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -138,8 +147,8 @@ class Gallery:
 def gallery(result: CocoEvaluation, thumbnails: Thumbnails, bytes_left: int) -> Gallery:
     """Prepare the pictures to show, the worst first, in at most `bytes_left`."""
     shown, skipped, used, clipped = {}, 0, 0, 0
-    truths = _by_image(result.scene.truths.image, result.images)
-    predictions = _by_image(result.predicted.image, result.images)
+    truths = by_image(result.scene.truths.image, result.images)
+    predictions = by_image(result.predicted.image, result.images)
     wanted = choose(result)
     for index in wanted:
         if used > bytes_left:
@@ -215,7 +224,7 @@ def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
     return [*((image, category, "missed") for image, category in missed), *cases]
 
 
-def _by_image(of: Ints, count: int) -> list[Ints]:
+def by_image(of: Ints, count: int) -> list[Ints]:
     order = np.argsort(of, kind="stable")
     return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
 
@@ -232,11 +241,9 @@ def _picture(
     """
     image, matches = result.scene.images[index], result.matches
     truths, predictions = result.scene.truths, result.predicted
-    objects_drawn = objects[np.argsort(-truths.area[objects], kind="stable")][:MOST_DRAWN]
-    score = np.where(np.isnan(predictions.score[rows]), 1.0, predictions.score[rows])
-    rows_drawn = rows[np.argsort(-score, kind="stable")][:MOST_DRAWN]
+    objects_drawn, rows_drawn = largest(truths, objects), best_rows(predictions, rows)
     thumb = thumbnails.of(image)
-    size = _canvas(image, thumb, truths.box[objects_drawn], predictions.box[rows_drawn])
+    size = canvas(image, thumb, truths.box[objects_drawn], predictions.box[rows_drawn])
     scale = SIDE / max(size)
     index_of = {row: number for number, row in enumerate(objects_drawn.tolist())}
     state = np.where(truths.crowd, 2, matches.missed.astype(np.int64))
@@ -256,29 +263,48 @@ def _picture(
         "truths": [
             [int(truths.category[row]), int(state[row]), *shape]
             for row, shape in zip(
-                objects_drawn.tolist(), _shapes(truths, objects_drawn, image, scale), strict=True
+                objects_drawn.tolist(), shapes(truths, objects_drawn, image, scale), strict=True
             )
         ],
-        "predictions": [
-            [
-                int(predictions.category[row]),
-                KINDS.index(str(matches.kind[row])),
-                None
-                if np.isnan(predictions.score[row])
-                else round(float(predictions.score[row]), 4),
-                round(float(matches.iou[row]), 4),
-                index_of.get(int(matches.truth[row]), -1),
-                *shape,
-            ]
-            for row, shape in zip(
-                rows_drawn.tolist(), _shapes(predictions, rows_drawn, image, scale), strict=True
-            )
-        ],
+        "predictions": prediction_rows(result, rows_drawn, image, scale, index_of),
     }
     return picture, len(objects) + len(rows) - len(objects_drawn) - len(rows_drawn)
 
 
-def _canvas(
+def best_rows(table: Table, rows: Ints) -> Ints:
+    """Return the rows to draw: the best scored, and those without a score first."""
+    score = np.where(np.isnan(table.score[rows]), 1.0, table.score[rows])
+    return rows[np.argsort(-score, kind="stable")][:MOST_DRAWN]
+
+
+def prediction_rows(
+    result: CocoEvaluation,
+    rows: Ints,
+    image: ImageRow,
+    scale: float,
+    index_of: Mapping[int, int],
+) -> list[list[object]]:
+    """List class, kind, score, IoU, index in ``truths``, and shape; `index_of` maps their rows."""
+    table, matches = result.predicted, result.matches
+    return [
+        [
+            int(table.category[row]),
+            KINDS.index(str(matches.kind[row])),
+            None if np.isnan(table.score[row]) else round(float(table.score[row]), 4),
+            round(float(matches.iou[row]), 4),
+            index_of.get(int(matches.truth[row]), -1),
+            *shape,
+        ]
+        for row, shape in zip(rows.tolist(), shapes(table, rows, image, scale), strict=True)
+    ]
+
+
+def largest(table: Table, rows: Ints) -> Ints:
+    """Return the objects to draw: the largest."""
+    return rows[np.argsort(-table.area[rows], kind="stable")][:MOST_DRAWN]
+
+
+def canvas(
     image: ImageRow, thumb: tuple[int, tuple[int, int]] | None, *boxes: Floats
 ) -> tuple[float, float]:
     """The picture's size or, if it is unknown, the extent of the boxes."""
@@ -291,7 +317,7 @@ def _canvas(
     return width, height
 
 
-def _shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[list[object]]:
+def shapes(table: Table, rows: Ints, image: ImageRow, scale: float) -> list[list[object]]:
     """List x, y, width, height and outline of each row, in canvas pixels."""
     boxes = np.round(table.box[rows] * scale, 1).tolist()
     if table.masks is None or not image.width:

@@ -4,6 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const KINDS = ["ok", "localisation", "class", "both", "duplicate", "background", "ignored", "missed", "found"];
   const STATES = ["", "missed", "crowd"];
+  const [NEITHER, ONLY_A, ONLY_B] = [1, 3, 4];  // states of an object of a comparison
   const CHUNK = 24;
   const CROWDED = 12;  // objects; from there on, cards leave out the labels of tiny ones
   const COLOURS = ["#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#e0560b", "#8c6bd1", "#4fd1c5", "#ff8fa3", "#a3d65c"];
@@ -171,8 +172,34 @@
 
   const score = (value) => (value === null ? "" : value.toFixed(2));
 
+  // A and B side by side, each with its predictions and the objects that it misses.
+  function comparedPair(picture, classes, fits) {
+    const two = make("div", "two");
+    const groups = { truths: [], predictions: [], others: [] };
+    for (const [word, list, lost] of [["A", "predictions", [NEITHER, ONLY_B]], ["B", "others", [NEITHER, ONLY_A]]]) {
+      const [outer, view, svg] = frame(picture, "predicted");
+      picture.truths.forEach((row, index) => {
+        if (!lost.includes(row[1])) return;
+        const look = `missed ${fits.truths.has(index) ? "" : "dim"}`;
+        (groups.truths[index] ??= []).push(drawObject(svg, row, look, 2, `missed: ${classes[row[0]]}`));
+        tag(view, `${classes[row[0]]} missed`, look, picture, row.slice(2));
+      });
+      picture[list].forEach((row, index) => {
+        const look = `${KINDS[row[1]]} ${fits[list].has(index) ? "" : "dim"}`;
+        const text = `${classes[row[0]]} ${score(row[2])}`.trim();
+        groups[list].push([drawObject(svg, row, look, 5, `${text}: ${KINDS[row[1]]}`)]);
+        tag(view, text, look, picture, row.slice(5));
+      });
+      const half = make("div", "half");
+      half.append(make("span", "side", word), outer);
+      two.append(half);
+    }
+    return [two, groups];
+  }
+
   // Truth and prediction side by side; `fits` holds the rows that match the filters.
   function pair(picture, classes, fits) {
+    if (data.compare) return comparedPair(picture, classes, fits);
     const crowded = picture.predictions.length > CROWDED ? "crowded" : "";
     const two = make("div", `two ${data.plain ? "single" : ""} ${crowded}`);
     const [left, leftView, leftSvg] = frame(picture, "truth");
@@ -185,7 +212,7 @@
     picture.truths.forEach((row, index) => {
       const dim = fits.truths.has(index) || about.has(index) ? "" : "dim";
       const look = `${STATES[row[1]]} ${dim}`;
-      groups.truths.push(drawObject(leftSvg, row, look, 2, classes[row[0]]));
+      groups.truths.push([drawObject(leftSvg, row, look, 2, classes[row[0]])]);
       tag(leftView, classes[row[0]], look, picture, row.slice(2));
     });
     picture.predictions.forEach((row, index) => {
@@ -194,7 +221,7 @@
       const group = drawObject(rightSvg, row, look, 5, data.plain ? text : `${text}: ${KINDS[row[1]]}`);
       const label = tag(rightView, text, look, picture, row.slice(5));
       if (data.plain) for (const part of [group, label]) part.style.setProperty("--c", colour(row[0]));
-      groups.predictions.push(group);
+      groups.predictions.push([group]);
     });
     for (const [word, drawn] of data.plain ? [["", right]] : [["truth", left], ["prediction", right]]) {
       const half = make("div", "half");
@@ -230,6 +257,7 @@
       const odd = picture.issues ? `, ${counted(picture.issues, "parse issue")}` : "";
       return `${counted(picture.predictions.length, "object")}${odd}`;
     }
+    if (data.compare) return `right in A alone ${picture.only[0]}, in B alone ${picture.only[1]}`;
     return `${picture.right} right, ${picture.wrong} wrong, ${picture.missed} missed`;
   }
 
@@ -261,8 +289,26 @@
       !want || want === kind || (want === "wrong" && kind !== "ok" && kind !== "ignored");
     const between = (value, [from, to]) => value >= from && value <= to;
 
+    // The rows of a picture that match the filters of a comparison.
+    function comparedFitting(picture, want) {
+      const state = { a: ONLY_A, b: ONLY_B, neither: NEITHER }[want.kind];
+      const named = (number) => !want.class || classes[number] === want.class;
+      const truths = new Set();
+      picture.truths.forEach((row, index) => {
+        if (named(row[0]) && (!want.kind || row[1] === state)) truths.add(index);
+      });
+      const fits = { truths, predictions: new Set(), others: new Set() };
+      for (const list of ["predictions", "others"]) {
+        picture[list].forEach((row, index) => {
+          if (want.kind ? truths.has(row[4]) : named(row[0]) || truths.has(row[4])) fits[list].add(index);
+        });
+      }
+      return fits;
+    }
+
     // The rows of a picture that match the filters.
     function fitting(picture, want) {
+      if (data.compare) return comparedFitting(picture, want);
       const scored = want.score[0] === -Infinity && want.score[1] === Infinity;
       const predictions = new Set();
       const truths = new Set();
@@ -288,7 +334,7 @@
       shown = [];
       pictures.forEach((picture, rank) => {
         const fits = fitting(picture, want);
-        if (!everything && !fits.predictions.size && !fits.truths.size) return;
+        if (!everything && !fits.truths.size && (want.kind && data.compare || !fits.predictions.size && !fits.others?.size)) return;
         if (!picture.name.toLowerCase().includes(want.name) || (want.odd && !picture.issues)) return;
         let mistake = -Infinity;
         for (const index of fits.predictions) {
@@ -333,12 +379,17 @@
       shot.tabIndex = index === 0 ? 0 : -1;
       shot.setAttribute("role", "button");
       const f1 = picture.f1 == null ? "no objects" : `F1 ${picture.f1.toFixed(2)}`;
-      shot.setAttribute("aria-label", `${picture.name}: ${data.plain ? "" : `${f1}, `}${describe(picture)}`);
+      const rated = data.plain || data.compare ? "" : `${f1}, `;
+      shot.setAttribute("aria-label", `${picture.name}: ${rated}${describe(picture)}`);
       const caption = make("div", "caption");
       const name = make("span", "name", picture.name);
       name.title = picture.name;
       const tally = make("span", "tally");
       if (data.plain) tally.textContent = describe(picture);
+      else if (data.compare) {
+        const [a, b] = picture.counts.map(([right, wrong]) => `${right} ✓ ${wrong} ✗`);
+        tally.append(make("b", "", "A "), `${a}   `, make("b", "", "B "), b);
+      }
       else tally.append(make("b", "", f1), ` · ${picture.right} ✓  ${picture.wrong} ✗  ${picture.missed} missed`);
       caption.append(name, tally);
       shot.append(pair(picture, classes, fits)[0], caption);
@@ -442,38 +493,98 @@
     let shown = [], index = 0, classes = [], back = () => {};
 
     // `cells` are texts; numbers stand right.
-    function line(dot, word, cells, group) {
+    function line(dot, word, cells, group) {  // `group`: the shapes that the row lights up
       const row = make("tr");
       const head = make("th");
       head.scope = "row";
       head.append(dot, word);
       row.append(head, ...cells.map((text) => make("td", /^[–0-9]/.test(text) ? "n" : "", text)));
-      row.addEventListener("mouseenter", () => group.classList.add("hot"));
-      row.addEventListener("mouseleave", () => group.classList.remove("hot"));
+      const light = (on) => () => { for (const part of group) part.classList.toggle("hot", on); };
+      row.addEventListener("mouseenter", light(true));
+      row.addEventListener("mouseleave", light(false));
       body.append(row);
+    }
+
+    // Zoom into all frames alike, around the point that is in their middle or at `share`.
+    const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
+    let zoom = 1;
+    const frames = () => all(".viewer-pair .frame", dialog);
+    function zoomTo(next, share) {
+      const [first] = frames();
+      const at = share ?? {
+        x: (first.scrollLeft + first.clientWidth / 2) / first.scrollWidth,
+        y: (first.scrollTop + first.clientHeight / 2) / first.scrollHeight,
+      };
+      zoom = next;
+      one(".viewer-pair", dialog).style.setProperty("--zoom", zoom);
+      one("[data-zoomed]", dialog).textContent = `${zoom * 100}%`;
+      for (const frame of frames()) {
+        frame.classList.toggle("zoomed", zoom > 1);
+        frame.tabIndex = zoom > 1 ? 0 : -1;  // its own keys scroll it
+        frame.scrollLeft = at.x * frame.scrollWidth - frame.clientWidth / 2;
+        frame.scrollTop = at.y * frame.scrollHeight - frame.clientHeight / 2;
+      }
+    }
+    function zoomBy(by, share) {
+      zoomTo(ZOOMS[Math.min(Math.max(ZOOMS.indexOf(zoom) + by, 0), ZOOMS.length - 1)], share);
+    }
+    function pointed(frame, event) {
+      const box = frame.getBoundingClientRect();
+      return {
+        x: (frame.scrollLeft + event.clientX - box.left) / frame.scrollWidth,
+        y: (frame.scrollTop + event.clientY - box.top) / frame.scrollHeight,
+      };
+    }
+    function zoomable(frame) {
+      let from = null;
+      frame.setAttribute("role", "group");
+      frame.setAttribute("aria-label", "Picture; when zoomed, drag or use its scroll keys");
+      frame.addEventListener("scroll", () => {
+        for (const other of frames()) {
+          other.scrollTo(frame.scrollLeft, frame.scrollTop);
+        }
+      });
+      frame.addEventListener("dblclick", (event) => zoomBy(zoom > 1 ? -ZOOMS.length : 2, pointed(frame, event)));
+      frame.addEventListener("wheel", (event) => {
+        if (!event.ctrlKey && !event.metaKey) return;  // pinching a touchpad is Ctrl and the wheel
+        event.preventDefault();
+        zoomBy(event.deltaY < 0 ? 1 : -1, pointed(frame, event));
+      }, { passive: false });
+      frame.addEventListener("pointerdown", (event) => {
+        if (zoom === 1 || event.pointerType !== "mouse") return;  // a finger scrolls by itself
+        from = [event.clientX + frame.scrollLeft, event.clientY + frame.scrollTop];
+        frame.setPointerCapture(event.pointerId);
+      });
+      frame.addEventListener("pointermove", (event) => {
+        if (from) frame.scrollTo(from[0] - event.clientX, from[1] - event.clientY);
+      });
+      frame.addEventListener("pointerup", () => { from = null; });
     }
 
     function show() {
       const { picture, fits } = shown[index];
       const [two, groups] = pair(picture, classes, fits);
       one(".viewer-pair", dialog).replaceChildren(two);
+      frames().forEach(zoomable);
+      zoomTo(1);
       one("[data-name]", dialog).textContent = picture.name;
       one("[data-place]", dialog).textContent = `${index + 1} of ${shown.length} · ${describe(picture)}`;
       body.replaceChildren();
       const dot = (kind) => make("i", `dot ${kind}`);
-      picture.predictions.forEach((row, n) => {
+      for (const [list, side] of [["predictions", data.compare ? "A " : ""], ["others", "B "]]) (picture[list] ?? []).forEach((row, n) => {
         const [kind, value] = [KINDS[row[1]], score(row[2]) || "–"];
         if (data.plain) {
           const mark = dot("");
           mark.style.background = colour(row[0]);
-          line(mark, classes[row[0]], [value], groups.predictions[n]);
+          line(mark, classes[row[0]], [value], groups[list][n]);
           return;
         }
         const truth = row[4] >= 0 ? classes[picture.truths[row[4]][0]] : "–";
-        line(dot(kind), kind === "ok" ? "right" : kind, [classes[row[0]], value, truth, row[3].toFixed(2)], groups.predictions[n]);
+        line(dot(kind), side + (kind === "ok" ? "right" : kind), [classes[row[0]], value, truth, row[3].toFixed(2)], groups[list][n]);
       });
       picture.truths.forEach((row, n) => {
-        if (row[1] === 1) line(dot("missed"), "missed", ["–", "–", classes[row[0]], "–"], groups.truths[n]);
+        const side = data.compare ? { [NEITHER]: "A, B ", [ONLY_A]: "B ", [ONLY_B]: "A " }[row[1]] : row[1] === 1 ? "" : undefined;
+        if (side !== undefined) line(dot("missed"), `${side}missed`, ["–", "–", classes[row[0]], "–"], groups.truths[n]);
       });
       one(".answers", dialog).replaceWith(answers(picture));
       setPicture(picture.name);
@@ -485,9 +596,16 @@
     for (const button of all("[data-step]", dialog)) {
       button.addEventListener("click", () => step(Number(button.dataset.step)));
     }
+    for (const button of all("[data-zoom]", dialog)) {
+      button.addEventListener("click", () => zoomBy(Number(button.dataset.zoom)));
+    }
     one("[data-close]", dialog).addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
     dialog.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
+      const closer = { "+": 1, "=": 1, "-": -1, "0": -ZOOMS.length }[event.key];
+      if (closer) zoomBy(closer);
+      if (zoom > 1 && event.target.closest(".frame")) return;
       const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (by) { step(by); event.preventDefault(); }
     });

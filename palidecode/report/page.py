@@ -23,7 +23,7 @@ from palidecode.coco.reading import read_info
 from palidecode.evaluation.coco.measures import Confusion, Curve
 from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.files import replacing
-from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, gallery
+from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, copy_side, gallery
 from palidecode.version import __version__
 from palidecode.wording import many
 
@@ -68,7 +68,8 @@ def write_report(
     pictures, boxes are drawn on blank canvases. `below` describes the numbers below their limit,
     `facts` says how the predictions were made; see `made_with`.
     """
-    thumbnails = Thumbnails(images)
+    most = max((result.images for result in results.values()), default=0)
+    thumbnails = Thumbnails(images, copy_side(most))
     share = MOST_BYTES // max(len(results), 1)
     galleries = {kind: gallery(result, thumbnails, share) for kind, result in results.items()}
     notices = thumbnails.notices()
@@ -152,7 +153,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "count": _count, "many": many}
+    environment.filters |= {"number": _number, "count": _count, "many": many, "signed": _signed}
     return environment.get_template(name)
 
 
@@ -280,6 +281,10 @@ def _confusion(confusion: Confusion) -> dict[str, object]:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _count(value: int) -> str:

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from palidecode import evaluate_coco
+from palidecode import compare_coco, evaluate_coco
 from palidecode.cli import main
-from palidecode.report import write_report
+from palidecode.report import write_comparison, write_report
 from palidecode.report.gallery import KINDS
 from tests.report.example import drawn_truth, noisy_predictions
 
@@ -59,6 +60,19 @@ def report(tmp_path_factory):
     found = noisy_predictions(truth, 3)
     results = {kind: evaluate_coco(truth, found, kind, bootstrap=20) for kind in ("bbox", "segm")}
     write_report(folder / "index.html", results, images=folder)
+    return folder / "index.html", results
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A page of two predictions of 40 pictures, and what it compares."""
+    folder = tmp_path_factory.mktemp("compared")
+    truth, pictures = drawn_truth(40)
+    for image, picture in zip(truth["images"], pictures, strict=True):
+        Image.fromarray(picture).save(folder / image["file_name"])
+    sides = noisy_predictions(truth, 3), noisy_predictions(truth, 5)
+    results = {kind: compare_coco(truth, *sides, kind, bootstrap=20) for kind in ("bbox", "segm")}
+    write_comparison(folder / "index.html", results, images=folder)
     return folder / "index.html", results
 
 
@@ -473,3 +487,83 @@ def test_a_phone_names_each_of_the_two_stacked_pictures(page):
         side, frame = half.locator(".side"), half.locator(".frame")
         assert side.inner_text() == word
         assert 0 <= frame.bounding_box()["y"] - side.bounding_box()["y"] < 40
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("made", ["report", "compared", "viewed"])
+def test_axe_finds_nothing_serious(opened, request, made, width, scheme):
+    path = request.getfixturevalue(made)
+    page = opened(path if made == "viewed" else path[0])
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    for opened_picture in (False, True):
+        if opened_picture:
+            page.locator(".panel:not([hidden]) .shot").first.click()
+            page.keyboard.press("+")
+        violations = Axe().run(page).response["violations"]
+        assert [(found["id"], found["nodes"][0]["html"]) for found in violations] == []
+
+
+def test_zoom_enlarges_both_pictures_alike_and_the_keyboard_scrolls_them(page):
+    page.locator("#panel-bbox .shot").first.click()
+    dialog = page.locator("#viewer")
+    views, frames = dialog.locator(".view"), dialog.locator(".frame")
+    before = [view.bounding_box()["width"] for view in views.all()]
+    label = dialog.locator(".tag").first.bounding_box()["height"]
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    assert dialog.locator("[data-zoomed]").inner_text() == "200%"
+    after = [view.bounding_box()["width"] for view in views.all()]
+    assert after == pytest.approx([2 * width for width in before], abs=1)
+    assert dialog.locator(".tag").first.bounding_box()["height"] == label  # it covers less
+    frames.first.focus()
+    start = frames.first.evaluate("frame => frame.scrollLeft")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    scrolled = "frames => frames.map((frame) => Math.round(frame.scrollLeft))"
+    for _ in range(100):  # scrolling is smooth
+        first, second = frames.evaluate_all(scrolled)
+        if first == second > start:
+            break
+        page.wait_for_timeout(50)
+    assert first == second > start
+    assert dialog.locator("[data-place]").inner_text().startswith("1 of 40")
+    page.keyboard.press("0")
+    assert dialog.locator("[data-zoomed]").inner_text() == "100%"
+    box = frames.first.bounding_box()
+    page.mouse.dblclick(box["x"] + 10, box["y"] + box["height"] / 2)
+    assert dialog.locator("[data-zoomed]").inner_text() == "200%"
+    assert frames.first.evaluate("frame => frame.scrollLeft") == 0
+
+
+def test_the_page_of_a_comparison_shows_who_is_right(opened, compared):
+    path, results = compared
+    page = opened(path)
+    panel = page.locator("#panel-bbox")
+    result = results["bbox"]
+    change = f"{result.differences[0]:+.3f}".replace("-", "−")
+    assert panel.locator(".hero .value").inner_text() == change
+    low = f"{result.intervals['AP'].low:+.3f}".replace("-", "−")
+    assert low in panel.locator(".hero .hint").inner_text()
+    only = [
+        int((a.matches.missed < b.matches.missed).sum())
+        for a, b in ((result.first, result.second), (result.second, result.first))
+    ]
+    options = panel.locator("[data-filter=kind] option").all_inner_texts()
+    assert options[1:3] == [f"A right, B wrong ({only[0]})", f"B right, A wrong ({only[1]})"]
+    assert count(page) == "40 pictures"
+    look(page, "kind", "a")
+    assert page.url.endswith("kind=a")
+    lit = panel.locator(".shot .half:nth-child(2) g.missed:not(.dim)").count()
+    right = panel.locator(".shot .half:nth-child(1) g.ok:not(.dim)").count()
+    assert (lit, right) == (only[0], only[0])
+    panel.locator(".shot").first.click()
+    assert page.locator("#viewer .side").all_inner_texts() == ["A", "B"]
+    rows = page.locator("#viewer tbody th").all_inner_texts()
+    assert "B missed" in rows
+    page.locator("#viewer tbody tr").first.hover()
+    assert page.locator("#viewer g.hot").count() == 1
+    page.keyboard.press("Escape")
+    panel.locator("[data-look-class=bar]").click()
+    assert panel.locator("[data-filter=class]").input_value() == "bar"

@@ -5,8 +5,11 @@ import doctest
 import importlib
 import importlib.util
 import io
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,26 @@ def test_python_blocks_run(page):
             first = said.split("  ")[0]
             if not first.startswith(("boxes in", "cat (")):
                 assert first in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("page", "written"),
+    [
+        ("to_label_studio.md", ("page/index.html", "tasks.json", "tasks.json.config.xml")),
+        ("folder_to_yolo.md", ("page/index.html", "dataset/data.yaml", "dataset/images")),
+    ],
+)
+def test_the_commands_of_a_job_run(page, written, tmp_path):
+    """As in a clone: one shell runs all blocks, and stops at the first exit code that isn't 0."""
+    (tmp_path / "palidecode").symlink_to(ROOT / "palidecode")
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euc", "".join(blocks)], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True
+    )
+    for name in written:
+        assert (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from palidecode.evaluation.coco.comparison import CocoComparison
 from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.measures import RATES
-from palidecode.evaluation.coco.result import CocoEvaluation
+from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.report.gallery import (
     MOST_PICTURES,
     SIDE,
@@ -25,7 +25,7 @@ from palidecode.report.gallery import (
     prediction_rows,
     shapes,
 )
-from palidecode.report.page import MEANINGS, TABS, write_page
+from palidecode.report.page import TABS, write_page
 
 _BOTH, _NEITHER, _CROWD, _FIRST, _SECOND = range(5)
 """States of an object: detected by both, by neither, a crowd, by the first or second alone."""

@@ -160,7 +160,8 @@ class CategoryMap:
         if self._unmapped == "drop" and self._given:
             return None
         new = 1 + max((item["id"] for item in self.categories), default=0)
-        self.categories.append(Category(id=new, name=name, supercategory=""))
+        self.categories.append(Category(id=new, name=alias or name, supercategory=""))
+        self._ids[alias or name] = new
         return new
 
 

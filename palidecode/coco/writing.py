@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from palidecode.answers.rows import other_size
 from palidecode.coco.categories import CategoryMap, Match, Unmapped, check_categories
 from palidecode.coco.skips import Skip
 from palidecode.detections import Detections, ImageId
@@ -163,7 +164,7 @@ def to_coco(
     drop_empty: bool = False,
     report: CocoReport | None = None,
 ) -> Dataset:
-    """Detections to a COCO dataset: info, images, annotations, categories.
+    """Convert detections to a COCO dataset: info, images, annotations, categories.
 
     Parameters
     ----------
@@ -242,7 +243,7 @@ def to_coco_results(
     drop_empty: bool = False,
     report: CocoReport | None = None,
 ) -> list[Dataset]:
-    """Detections to a COCO results list, as evaluators load it.
+    """Convert detections to a COCO results list, as evaluators load it.
 
     Parameters
     ----------
@@ -366,7 +367,7 @@ def annotations_of(
     report_of: Callable[[int], CocoReport],
     drop_empty: bool = False,
 ) -> Iterator[Annotation]:
-    """Objects in order; those that COCO can't represent are skipped and counted.
+    """Yield the objects in order; those that COCO can't represent are skipped and counted.
 
     `category_of` a label is None where its objects are skipped. `report_of` an image counts what
     is skipped or changed in it. Inverted and empty boxes lose the sides that they lack, and their
@@ -500,6 +501,7 @@ class CocoWriter:
         self._form, self._drop_empty = form or MaskFormat(), drop_empty
         self.categories = CategoryMap(categories, match=match, unmapped=unmapped, aliases=aliases)
         self.ids: dict[str, ImageId] = {}
+        self._sizes: dict[str, Sequence[int]] = {}  # of the images that `add` wrote
         self._given: set[ImageId] = set()  # ids that images brought along
         self._last = 0  # of the ids that were counted
         # On the disk of the output, and without a name: only one disk can be full.
@@ -544,14 +546,19 @@ class CocoWriter:
         Raises
         ------
         InputError
-            For an id that another image has, and names of another number than the images.
+            For an id that another image has, names of another number than the images, and an image
+            that had another size before.
         """
         names = file_names or detections.names
         if len(names) != len(detections.sizes):
             raise InputError(
                 f"file_names ({len(names)}) must be as many as the images ({len(detections.sizes)})"
             )
-        columns = zip(names, detections.sizes.tolist(), detections.image_ids, strict=True)
+        columns = list(zip(names, detections.sizes.tolist(), detections.image_ids, strict=True))
+        for name, size, _ in columns:
+            first = self._sizes.setdefault(name, size) if name else size
+            if size != first:
+                raise InputError(other_size(name, size, first))
         ids = [json_line(self.add_image(name, size, number)) for name, size, number in columns]
         of, drop = self.categories.id_of, self._drop_empty
         for found in annotations_of(detections, of, self._form, lambda image: self.report, drop):

@@ -76,6 +76,13 @@ def test_given_categories_are_not_changed():
     assert given == [{"id": 1, "name": "cat"}]
 
 
+@pytest.mark.parametrize("labels", [("kitty", "cat"), ("cat", "kitty")])
+def test_an_alias_names_a_new_category_in_any_order(labels):
+    mapping = CategoryMap(aliases={"kitty": "cat"})
+    assert [mapping.id_of(label) for label in labels] == [1, 1]
+    assert [item["name"] for item in mapping.categories] == ["cat"]
+
+
 def test_own_aliases_work_with_exact_too():
     assert CategoryMap(["cat"], unmapped="drop", aliases={"kitty": "cat"}).id_of("kitty") == 1
 

@@ -259,6 +259,8 @@ def test_writer_makes_one_image_of_answers_about_one_picture(tmp_path):
     found = decode([answer("a"), answer("b"), answer("c")], (8, 8))
     with CocoWriter(path) as writer:
         writer.add(found, ["x.png", "y.png", "x.png"])
+        with pytest.raises(InputError, match=r"'y\.png' is 9×8 here but 8×8 in an earlier"):
+            writer.add(decode([answer("d")], (9, 8)), ["y.png"])
     written = json.loads(path.read_text())
     assert [(image["id"], image["file_name"]) for image in written["images"]] == [
         (1, "x.png"),

@@ -144,9 +144,8 @@ class RowFile:
         text = io.TextIOWrapper(self._file, "utf-8-sig", newline="")
         try:
             header = text.readline()
-            marks = [mark for mark in "\t;" if mark in header and "," not in header]
             text.seek(0)
-            rows = csv.reader(text, delimiter=marks[0] if marks else ",", strict=True)
+            rows = csv.reader(text, delimiter=max(",\t;", key=header.count), strict=True)
             columns = next(rows, [])
             if len(set(columns)) < len(columns):
                 raise InputError(f"{self.path}: two columns have the same name")

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -166,7 +166,7 @@ def holds_rows(path: str | os.PathLike[str]) -> bool:
     return bool(_ANY_KEY.search(head)) and not _COCO_KEY.search(head)
 
 
-def other_size(name: str, size: Size, first: Size) -> str:
+def other_size(name: str, size: Sequence[int], first: Sequence[int]) -> str:
     """Return why a row is skipped whose picture had another size in an earlier row."""
     return f"{name!r} is {size[0]}×{size[1]} here but {first[0]}×{first[1]} in an earlier row"
 
@@ -319,7 +319,8 @@ class RowReader:
         InputError
             If it is no size, or the picture can't be read.
         """
-        given, name = row.get("size") or row.get("image_size_wh"), picture.name
+        given, name = row.get("size"), picture.name
+        given = row.get("image_size_wh") if given is None else given
         if row.get("width") is not None or row.get("height") is not None:
             given = [row.get("width"), row.get("height")]
         path = None if name is None or self.images is None else inside(self.images, name)

@@ -757,7 +757,7 @@ def _typed(values: Mapping[str, object], name: str, output_key: str | None) -> d
     """Return the columns of an answer; no size where the answer has none but its picture may."""
     reader = RowReader.of(None, (1, 1), output_key, None)
     found = _columns(reader.read(1, {**values, "image": name}))
-    if values.keys().isdisjoint(SIZE_KEYS):
+    if all(values.get(key) is None for key in SIZE_KEYS):
         del found["width"], found["height"]
     del found["line"]
     return found

@@ -51,6 +51,7 @@ KINDS = {
     "rows.csv": lambda folder: as_csv(folder, ROWS),
     "semicolons.csv": lambda folder: as_csv(folder, ROWS, ";"),
     "rows.tsv": lambda folder: as_csv(folder, ROWS, "\t"),
+    "comma.tsv": lambda folder: as_csv(folder, [{**row, "a, b": ""} for row in ROWS], "\t"),
     "rows.csv.gz": lambda folder: gzip.compress(as_csv(folder, ROWS)),
     "rows.parquet": lambda folder: as_parquet(folder, ROWS),
 }

@@ -259,7 +259,8 @@ def test_webdataset_of_answers(place, tmp_path):
             if number % 2:
                 add(tar, f"{key}.txt", row["output"].encode())
             else:
-                add(tar, f"{key}.json", json.dumps({"output": row["output"]}).encode())
+                plain = {"output": row["output"], "width": None, "height": None}
+                add(tar, f"{key}.json", json.dumps(plain).encode())
         add(tar, "broken.json", b"[")
     written = ray_data.write_coco(decoded(place, tmp_path / "answers.tar"), tmp_path / "coco.json")
     assert (tmp_path / "coco.json").read_bytes() == wanted

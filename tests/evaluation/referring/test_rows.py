@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from palidecode import InputError, evaluate_referring
@@ -82,6 +83,12 @@ def test_the_expression_finds_its_sentence():
         row = {"ref_id": 5, key: "The cat", "output": BOX}
         found = evaluate_referring([row], REFS, INSTANCES, missing="skip")
         assert found.samples[0].id == 17
+
+
+@pytest.mark.parametrize("name", ["size", "image_size_wh"])
+def test_sizes_may_be_arrays(name):
+    row = {"output": BOX, "bbox": TRUTH["bbox"], name: np.array(TRUTH["size"])}
+    assert evaluate_referring([row]).boxacc[0.75] == 1
 
 
 def test_sizes_come_from_the_picture(tmp_path):

@@ -56,6 +56,8 @@ class EvaluateOptions:
             raise InputError(f"scores must be 'file' or 'ignore', got {self.scores!r}")
         if self.orders < 1:
             raise InputError(f"orders must be at least 1, got {self.orders}")
+        if self.seed < 0:
+            raise InputError(f"a seed is a whole number from 0, got {self.seed}")
         if self.bootstrap and self.settings != STANDARD:
             raise InputError(
                 "bootstrap resamples COCO's own numbers; leave out iou_thresholds, max_detections "

@@ -80,6 +80,11 @@ def test_intervals_hold_the_ap_of_such_pictures():
     )
 
 
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(InputError, match="a seed is a whole number from 0, got -1"):
+        evaluate_coco({}, [], seed=-1)
+
+
 def test_seeded(shared_data):
     folder = shared_data / "coco100"
     result = evaluate_coco(folder / GT, folder / RESULTS, bootstrap=30, seed=4)

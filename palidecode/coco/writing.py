@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -352,7 +353,7 @@ class Annotation(NamedTuple):
     def text(self) -> str:
         """JSON of `fields` and ``iscrowd``, without the opening brace: ids go before it."""
         x, y, width, height = self.bbox
-        segmentation = json_line(self.segmentation) if self.segmentation else "[]"
+        segmentation = _segmentation_text(self.segmentation) if self.segmentation else "[]"
         score = "" if self.score is None else f', "score": {self.score!r}'
         return (
             f'"bbox": [{x!r}, {y!r}, {width!r}, {height!r}], "area": {self.area!r}, '
@@ -392,16 +393,17 @@ def annotations_of(
         part = detections.select(rows)
         part = replace(part, has_mask=part.has_mask & solid[rows])
         masks, areas = _segmentations(part, form, report_of)
-        corners = np.round(part.xyxy.astype(np.float64), 3).tolist()
+        corners = np.round(part.xyxy.astype(np.float64), 3)
+        sides = np.round(np.maximum(corners[:, 2:] - corners[:, :2], 0.0), 3)
+        boxes = np.concatenate([corners[:, :2], sides], axis=1).tolist()
         images, scores = part.image_index.tolist(), part.scores.tolist()
-        columns = zip(images, rows.tolist(), corners, masks, areas, scores, strict=True)
-        for image, row, (x1, y1, x2, y2), mask, area, score in columns:
-            width, height = round(max(x2 - x1, 0.0), 3), round(max(y2 - y1, 0.0), 3)
+        columns = zip(images, rows.tolist(), boxes, masks, areas, scores, strict=True)
+        for image, row, box, mask, area, score in columns:
             yield Annotation(
                 image,
                 ids[row],
-                [x1, y1, width, height],
-                round(width * height, 3) if area is None else area,
+                box,
+                round(box[2] * box[3], 3) if area is None else area,
                 mask,
                 score if math.isfinite(score) else None,
             )
@@ -646,6 +648,14 @@ class CocoWriter:
 def _start(number: int) -> str:
     """Return what goes before the element of a list with this number, from 1."""
     return ",\n" if number > 1 else "\n"
+
+
+def _segmentation_text(segmentation: object) -> str:
+    """JSON of polygons or RLE without spaces; msgspec writes floats ten times as fast as json."""
+    text = msgspec.json.encode(segmentation).decode()
+    if isinstance(segmentation, list) and "n" in text:  # null, as msgspec writes NaN
+        raise ValueError("a segmentation holds a number that is not finite")
+    return text
 
 
 def json_line(value: object) -> str:

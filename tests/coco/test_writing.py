@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from palidecode import (
     CocoReport,
     CocoWriter,
+    Detections,
     InputError,
     MaskFormat,
     decode,
@@ -26,6 +27,7 @@ from palidecode import (
     to_coco,
     to_coco_results,
 )
+from palidecode.coco.writing import Annotation
 from tests.samples import CODES, answer
 
 TEXTS = [
@@ -316,3 +318,41 @@ def test_a_full_tmpdir_is_not_needed_or_named(full_disk, tmp_path, monkeypatch, 
     ):
         writer.add(detections, ["a.jpg"])
     assert [path.name for path in full_disk.iterdir()] == ["data"]
+
+
+def test_annotations_are_the_same_json_as_before():
+    rings = [[0.01, 1234567.89, 1e-05, -0.0, 5.0, 1e16, 123.45], [1.0, 2.0, 3.3]]
+    for segmentation in (rings, [], {"size": [4, 6], "counts": 'a"\\b'}):
+        found = Annotation(0, 1, [1.5, 2.0, 3.125, 0.0], 9.5, segmentation, 0.25)
+        assert json.loads("{" + found.text()) == {
+            "bbox": found.bbox,
+            "area": 9.5,
+            "segmentation": segmentation,
+            "score": 0.25,
+            "iscrowd": 0,
+        }
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_ring_that_is_not_finite_is_refused(number):
+    with pytest.raises(ValueError, match="not finite"):
+        Annotation(0, 1, [0.0] * 4, 0.0, [[0.0, number]], None).text()
+
+
+def test_sides_of_boxes_are_rounded_as_python_does():
+    rng = np.random.default_rng(0)
+    low, more = rng.uniform(0, 900, (500, 2)), rng.uniform(0, 300, (500, 2))
+    corners = np.concatenate([low, low + more], axis=1).astype(np.float32)
+    found = Detections(
+        xyxy=corners,
+        labels=["cat"] * 500,
+        scores=np.ones(500, np.float32),
+        image_index=np.zeros(500, np.int64),
+        sizes=np.array([(1280, 960)]),
+        codes=np.zeros((500, 16), np.uint8),
+        has_mask=np.zeros(500, bool),
+    )
+    for row, box in zip(to_coco(found)["annotations"], corners.astype(float), strict=True):
+        x1, y1, x2, y2 = (round(value, 3) for value in box.tolist())
+        assert row["bbox"] == [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
+        assert row["area"] == round(row["bbox"][2] * row["bbox"][3], 3)

@@ -196,6 +196,8 @@ def boxes(rng, count):
 def test_masks_are_decoded_in_float32(demo_codec, monkeypatch):
     monkeypatch.setenv("PALIDECODE_WEIGHTS", "palidecode-demo")
     rows, _ = problem(np.random.default_rng(3), 24, demo_codec)
+    for row in rows:
+        row["codec"] = "palidecode-demo"
     exact = load_codec("palidecode-demo", precision="float32")
     by_default, wanted, rough = (
         [sample.iou for sample in evaluate_referring(rows, codec=codec).samples]
@@ -323,6 +325,8 @@ def test_a_bad_row_is_listed_and_the_others_count(row, reason, demo_codec):
 @pytest.mark.slow
 def test_many_samples_are_counted_as_few_are(demo_codec):
     rows, _ = problem(np.random.default_rng(3), 24, demo_codec)
+    for row in rows:
+        row["codec"] = "palidecode-demo"
     once = evaluate_referring(rows, codec=demo_codec)
     many = [dict(row) for row in rows * 50]
     many[1150]["segmentation"] = {**many[1150]["segmentation"], "counts": "01"}

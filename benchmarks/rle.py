@@ -106,14 +106,11 @@ def run_lengths(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Targ
     rows[2] += [rate["as big_vision"] / rate["demo"], f"{same / COUNT:.1%}"]
     columns = ("way", "masks/s", "÷ the demo's", "equal to big_vision's paste, byte for byte")
     note = "Whole-image ways are timed on the first 100 of the same masks."
-    targets = [
-        at_least("fields to RLE", rate["ours"], 6000, "masks/s"),
-        at_least("masks equal to big_vision's paste", 100 * same / COUNT, 100, "%"),
-    ]
+    targets = [at_least("masks equal to big_vision's paste", 100 * same / COUNT, 100, "%")]
     return Table(f"{COUNT:,} masks on {WIDTH}×{HEIGHT} to RLE", columns, rows, note), targets
 
 
-def rings(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Target]]:
+def rings(fields: np.ndarray, boxes: np.ndarray) -> Table:
     """Measure polygons of the same masks."""
     crops: list[MaskCrop] = [
         paste_subpixel(*pair, SIZE) for pair in zip(fields, boxes, strict=True)
@@ -147,15 +144,15 @@ def rings(fields: np.ndarray, boxes: np.ndarray) -> tuple[Table, list[Target]]:
         "supervision's rings pass through pixel centres of the whole image and fill holes; our "
         "smooth ones are sub-pixel, valid and keep holes, our exact ones rasterise to the mask."
     )
-    targets = [at_least("smooth polygons", rate["smooth"], 30_000, "masks/s")]
-    return Table("Polygons", columns, rows, note), targets
+    return Table("Polygons", columns, rows, note)
 
 
 def main() -> None:
     """Measure and print."""
     fields, boxes = scene()
-    parts = [run_lengths(fields, boxes), rings(fields, boxes)]
-    report("rle", [table for table, _ in parts], [t for _, targets in parts for t in targets])
+    # The codec takes several times as long as either, so they have no targets of their own.
+    masks, targets = run_lengths(fields, boxes)
+    report("rle", [masks, rings(fields, boxes)], targets)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from answers import texts
 from masks import choose_weights, shapes_of_things
-from measure import Cell, Table, Target, at_most, report
+from measure import Cell, Table, Target, at_least, at_most, report
 
 from palidecode.codec import load_codec
 from palidecode.codec.weights import save_safetensors
@@ -32,6 +32,8 @@ LARGEST = 100_000
 FILES = (1_000, 10_000, LARGEST)  # objects
 SIZE = {"width": 1280, "height": 960}
 LIMIT_MB = 1000
+FORMATS = {"polygons": (4_000, 1_800), "rle": (4_000, 2_000), "none": (100_000, 100_000)}
+"""Objects, and wanted objects/s, by `--segmentation`."""
 
 
 def wall(code: str) -> float:
@@ -75,19 +77,23 @@ def imports() -> tuple[Table, list[Target]]:
     return Table("Starting", columns, rows, note), targets
 
 
-def write_answers(path: Path, objects: int, codes: np.ndarray) -> None:
-    """Write answers with masks, ten objects a line, repeating the same thousand lines."""
+def write_answers(path: Path, objects: int, codes: np.ndarray | None) -> None:
+    """Write answers, ten objects a line, repeating the same thousand lines; masks need `codes`."""
     lines = min(1000, objects // OBJECTS_PER_ANSWER)
-    answers = texts(11, lines, OBJECTS_PER_ANSWER, masks=True, codes_of=codes)
+    masks = codes is not None
+    answers = texts(11, lines, OBJECTS_PER_ANSWER, masks=masks, codes_of=codes)
     with path.open("w", encoding="utf-8") as file:
         for line in range(objects // OBJECTS_PER_ANSWER):
             row = {"image": f"{line:06d}.jpg", **SIZE, "output": answers[line % len(answers)]}
             file.write(json.dumps(row) + "\n")
 
 
-def decode_file(answers: Path, out: Path, weights: Path) -> tuple[float, float]:
+def decode_file(
+    answers: Path, out: Path, weights: Path, segmentation: str = "polygons"
+) -> tuple[float, float]:
     """Measure seconds and peak megabytes of the command on one file."""
     command = [sys.executable, "-m", "palidecode", "decode", str(answers), "-o", str(out)]
+    command += ["--segmentation", segmentation, "--restart"]
     start = time.perf_counter()
     with (out.with_suffix(".log")).open("w") as log:
         environment = {**os.environ, "PALIDECODE_WEIGHTS": str(weights)}
@@ -123,7 +129,7 @@ def memory() -> tuple[Table, list[Target]]:
     codes = load_codec(chosen, "onnx").encode(shapes_of_things(256))
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "weights.safetensors")
-        save_safetensors(chosen.arrays, chosen.id, weights)
+        save_safetensors(chosen.arrays, weights)
         for objects in FILES:
             source, out = Path(folder, f"{objects}.jsonl"), Path(folder, f"{objects}.json")
             write_answers(source, objects, codes)
@@ -144,9 +150,34 @@ def memory() -> tuple[Table, list[Target]]:
     return Table(title, columns, rows, note), targets
 
 
+def formats() -> tuple[Table, list[Target]]:
+    """Measure the command's speed by format; medians of three runs, in turns."""
+    chosen, which = choose_weights()
+    codes = load_codec(chosen, "onnx").encode(shapes_of_things(256))
+    taken: dict[str, list[float]] = {name: [] for name in FORMATS}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "weights.safetensors")
+        save_safetensors(chosen.arrays, weights)
+        for name, (objects, _) in FORMATS.items():
+            write_answers(Path(folder, f"{name}.jsonl"), objects, None if name == "none" else codes)
+        for _ in range(3):
+            for name, seconds in taken.items():
+                source, out = Path(folder, f"{name}.jsonl"), Path(folder, f"{name}.json")
+                seconds.append(decode_file(source, out, weights, name)[0])
+    rows: list[list[Cell]] = []
+    targets = []
+    for name, (objects, wanted) in FORMATS.items():
+        median = statistics.median(taken[name])
+        rows.append([f"`--segmentation {name}`", objects, median, objects / median])
+        targets.append(at_least(f"decode, {name}", objects / median, wanted, "objects/s"))
+    note = f"Whole processes. Masks are decoded with {which}."
+    columns = ("format", "objects", "seconds", "objects/s")
+    return Table("`palidecode decode` by format", columns, rows, note), targets
+
+
 def main() -> None:
     """Measure and print."""
-    parts = [imports(), memory()]
+    parts = [imports(), memory(), formats()]
     report("startup", [table for table, _ in parts], [t for _, targets in parts for t in targets])
 
 

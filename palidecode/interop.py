@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageShow
+from PIL import Image
 
 from palidecode.errors import InputError
 
@@ -144,7 +144,7 @@ def show_picture(picture: Image.Image) -> None:
     """
     if in_notebook():
         load("IPython.display").display(picture)
-    elif not ImageShow.show(picture):
+    elif not load("PIL.ImageShow").show(picture):  # it imports IPython
         raise InputError("no program shows pictures here; plot().savefig(…) writes them to a file")
 
 

@@ -217,6 +217,11 @@ def test_torch_is_imported_only_where_it_belongs():
     )
 
 
+def test_evaluate_loads_no_notebook():
+    code = "import palidecode.cli.evaluate"
+    assert not loaded_after(code) & {"IPython", "matplotlib", "torch"}
+
+
 def test_the_pipeline_loads_torch_when_a_model_is_loaded():
     for name in ("pipeline", "pipeline.checkpoint", "runtime.grammar"):
         heavy = {"torch", "tokenizers", "transformers", "huggingface_hub", "onnxruntime"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -129,6 +130,7 @@ class OnnxEngine:
                 )
             except Exception as error:  # onnxruntime's exceptions share no other base
                 raise WeightsError(f"onnxruntime can't start {graph}.onnx: {error}") from error
+            _drop_pages(arrays.values())
         return self._sessions[graph]
 
     def _of(self, graph: str) -> Mapping[str, Array]:
@@ -148,6 +150,24 @@ class OnnxEngine:
             for name, array in self._arrays.items()
             if name.startswith(rooms) and not name.startswith(tables)
         }
+
+
+def _drop_pages(arrays: Iterable[Array]) -> None:
+    """Take a mapped file's pages out of this process; they come back when they are read.
+
+    A session reads all its weights when it starts. Without this the next session's start adds
+    to them, and the peak of memory is a fifth higher.
+    """
+    maps: dict[int, mmap.mmap] = {}
+    for array in arrays:
+        base: object = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap):
+            maps[id(base)] = base
+    for mapped in maps.values():
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class OnnxBatch:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -116,3 +118,13 @@ def test_transparent_parts_are_white():
 def test_what_can_not_be_drawn_is_said(picture, options, message):
     with pytest.raises(InputError, match=message):
         draw(picture, decode([answer("a")], (320, 240)), **options)
+
+
+def test_boxes_that_are_no_numbers_are_not_drawn_and_far_ones_are_clipped():
+    found = decode([" ; ".join([answer("cat")] * 3)], [(100, 100)])
+    far = [[np.nan] * 4, [-1e38, -1e38, 1e38, 1e38], [20, 20, 60, 60]]
+    found = dataclasses.replace(found, xyxy=np.array(far, np.float32))
+    canvas = np.zeros((100, 100, 3), np.uint8)
+    drawn = np.asarray(draw(canvas, found, labels=False))
+    assert drawn.any()
+    np.testing.assert_array_equal(drawn, draw(canvas, found[2:], labels=False))

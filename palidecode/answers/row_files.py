@@ -35,6 +35,7 @@ ROWS = (*LINES, ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 _LONGEST_LINE = 1 << 24
 _LONGEST_CELL = 1 << 24
+_LONGEST_ARRAY = 1 << 30
 _BATCH = 1024  # rows of Parquet
 _UTF16 = (BOM_UTF16_BE, BOM_UTF16_LE)
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
@@ -132,8 +133,11 @@ class RowFile:
         return _lines(self._file)
 
     def _array(self) -> Iterator[tuple[int, Object] | Problem]:
+        text = self._file.read(_LONGEST_ARRAY + 1 if self.packed else -1)
+        if self.packed and len(text) > _LONGEST_ARRAY:
+            raise InputError(f"{self.path}: unpacks to over 1 GiB; write JSON Lines instead")
         try:
-            items = json.loads(self._file.read().decode("utf-8-sig"))
+            items = json.loads(text.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path}: not JSON: {error}") from error
         for number, item in enumerate(items, 1):
@@ -143,9 +147,10 @@ class RowFile:
         csv.field_size_limit(_LONGEST_CELL)
         text = io.TextIOWrapper(self._file, "utf-8-sig", newline="")
         try:
-            header = text.readline()
+            header = text.readline(_LONGEST_LINE)
             text.seek(0)
-            rows = csv.reader(text, delimiter=max(",\t;", key=header.count), strict=True)
+            delimiter = max(",\t;", key=header.count)
+            rows = csv.reader(_short(text), delimiter=delimiter, strict=True)
             columns = next(rows, [])
             if len(set(columns)) < len(columns):
                 raise InputError(f"{self.path}: two columns have the same name")
@@ -228,6 +233,14 @@ def _head(file: IO[bytes]) -> bytes:
     head = file.read(4096)
     file.seek(0)
     return head.removeprefix(BOM_UTF8).lstrip()[:4]
+
+
+def _short(text: io.TextIOWrapper) -> Iterator[str]:
+    """Yield the lines of a table, none of them endless."""
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+            raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
+        yield line
 
 
 def _table(rows: CsvReader, columns: Sequence[str]) -> Iterator[tuple[int, Object] | Problem]:

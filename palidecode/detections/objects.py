@@ -623,8 +623,10 @@ def draw(
     if color_by not in get_args(ColorBy):
         raise InputError(f"color_by must be 'class' or 'instance', got {color_by!r}")
     part = detections.image(index)
+    part = part.select(np.flatnonzero(~np.isnan(part.xyxy).any(axis=1)))
     # Large objects first, so that small ones stay visible.
-    sides = np.maximum(part.xyxy[:, 2:] - part.xyxy[:, :2], 0)
+    corners = part.xyxy.astype(np.float64)
+    sides = np.maximum(corners[:, 2:] - corners[:, :2], 0)
     part = part.select(np.argsort(-sides.prod(axis=1), kind="stable"))
     kind: Literal["smooth", "exact"] = "smooth" if check_paste(paste) == DEFAULT_PASTE else "exact"
     rows = zip(part.labels, part.scores.tolist(), strict=True)

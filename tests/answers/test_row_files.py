@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from palidecode import InputError
+from palidecode.answers import row_files
 from palidecode.answers.row_files import Problem
 from palidecode.answers.rows import read_rows
 from tests.samples import answer
@@ -159,3 +160,19 @@ def test_parquet_that_holds_no_text_is_one_error(tmp_path):
     pq.write_table(pa.table({"output": array}), tmp_path / "rows.parquet")
     with pytest.raises(InputError, match=r"rows.parquet: can't be read: .*utf-8"):
         list(read_rows(tmp_path / "rows.parquet"))
+
+
+def test_what_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    with gzip.open(tmp_path / "line.csv.gz", "wb") as file:
+        file.write(b"output,width,height\n" + b"a" * ((1 << 24) + 1))
+    with pytest.raises(InputError, match="a line of more than 16,777,216 characters"):
+        list(read_rows(tmp_path / "line.csv.gz"))
+    monkeypatch.setattr(row_files, "_LONGEST_ARRAY", 1000)
+    for size, refused in ((900, False), (1100, True)):
+        text = json.dumps([ROWS[0]]).encode()
+        (tmp_path / "rows.json.gz").write_bytes(gzip.compress(text + b" " * (size - len(text))))
+        if refused:
+            with pytest.raises(InputError, match="unpacks to over 1 GiB; write JSON Lines"):
+                list(read_rows(tmp_path / "rows.json.gz"))
+        else:
+            assert len(list(read_rows(tmp_path / "rows.json.gz"))) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,7 +46,7 @@ class Machine:
         words = ["-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
         # Two machines of one network must not ask for the same ports.
         words += ["--min-worker-port", "0", "--max-worker-port", "0"]
-        words += ["--dashboard-agent-listen-port", "0"]
+        words += ["--dashboard-agent-listen-port", "0", "--include-log-monitor", "false"]
         words += ["--object-store-memory", str(100 << 20), "--node-ip-address", ip]
         if head is None:
             self.address = f"{ip}:{port or free_port()}"
@@ -55,7 +56,7 @@ class Machine:
             self.address = head
             words += ["--address", head]
         self._log = folder.with_suffix(f".{number}.log" if number else f".{len(words)}.log")
-        with self._log.open("ab") as log:
+        with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*self.inside, sys.executable, *words],
                 stdout=log,
@@ -176,6 +177,8 @@ class Command:
         assert self.process.poll() is None
 
     def end(self):
-        """Its exit code, and what it says on stderr."""
+        """Its exit code, and what it says on stderr, without the progress of a slow machine."""
         _, said = self.process.communicate(timeout=200)
-        return self.process.returncode, said
+        lines = said.splitlines(keepends=True)
+        lines = [line for line in lines if not re.search(r": (decod|segment)ing: \d", line)]
+        return self.process.returncode, "".join(lines)

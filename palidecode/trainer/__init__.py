@@ -1,0 +1,1 @@
+"""Fine-tune a model on rows of prompts and answers."""

@@ -1,0 +1,381 @@
+"""The loop of a training, its state on disk, and what it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from palidecode.codec import load_codec
+from palidecode.codec.weights import GOOGLE_ID
+from palidecode.errors import InputError
+from palidecode.files import replacing
+from palidecode.pipeline.checkpoint import NOTES, Place, find, read_notes, tokenizer_path
+from palidecode.pipeline.decoder import PaliDecoder
+from palidecode.prompts import asked_names
+from palidecode.runtime.config import config_to_hf
+from palidecode.runtime.tokenizer import Tokenizer
+from palidecode.runtime.torch_engine import TorchEngine
+from palidecode.runtime.torch_loading import find_device
+from palidecode.runtime.torch_weights import load_weights, state_to_hf
+from palidecode.runtime.weights import SINGLE
+from palidecode.trainer.examples import Batch, Example, Examples, make_batch, read_examples
+from palidecode.trainer.lora import Adapted, add_adapters, write_adapter
+from palidecode.trainer.loss import answer_loss
+from palidecode.trainer.settings import Settings
+from palidecode.trainer.validation import check_validation, validate
+from palidecode.trainer.weights import Weights, recompute_layers, thaw
+from palidecode.version import __version__
+
+STATE, LOG, CARD = "checkpoint.safetensors", "log.jsonl", "README.md"
+Report = Callable[[Mapping[str, float]], None]
+
+
+class Training:
+    """A training of a model on rows.
+
+    Parameters
+    ----------
+    model : str
+        As for `PaliDecoder.from_pretrained`, but no adapter.
+    rows : Path
+        See `read_examples`.
+    out : Path
+        The folder to write. A training in it with the same settings and rows is resumed.
+    images : Path, optional
+    val : Path, optional
+        Rows to evaluate on; the weights with the best AP are kept.
+    settings : Settings, optional
+    device : str, optional
+    tokenizer : str, optional
+
+    Attributes
+    ----------
+    step, total : int
+        Steps done, and of the whole training.
+    examples, held_back : Examples
+        The rows to train on, and to evaluate on.
+    best : dict of str to float
+        Numbers of the evaluation whose weights are kept.
+
+    Raises
+    ------
+    InputError, WeightsError
+        For a model, rows or a folder that can't be used.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        rows: Path,
+        out: Path,
+        images: Path | None = None,
+        val: Path | None = None,
+        settings: Settings | None = None,
+        *,
+        device: str | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        self.settings, self.out = settings, out
+        self._rows, self._val = rows, val
+        self._place = _whole_model(model)
+        checkpoint = self._place.open()
+        if checkpoint.source is None:
+            raise InputError(f"{model}: is an export; train the model that it was made from")
+        self.tokenizer = Tokenizer.from_file(
+            tokenizer_path(self._place, tokenizer), checkpoint.config.eos
+        )
+        self._codes, self._classes = read_notes(self._place.file(NOTES))
+        longest = settings.longest
+        read = (self.tokenizer, longest, self._codes)
+        self.examples = read_examples(rows, images, *read)
+        self.held_back = Examples() if val is None else read_examples(val, images, *read)
+        check_validation(self.held_back.rows)
+        self.total = settings.total(len(self.examples.rows))
+        self._refuse_finished()
+        self._device = find_device(device)
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.model = load_weights(checkpoint.source, checkpoint.config, dtype, self._device)
+        self._adapted = self._prepare()
+        self.weights = Weights(self.model)
+        self._optimizer = torch.optim.AdamW(
+            self.weights.values, lr=settings.peak, betas=(0.9, 0.999), weight_decay=settings.decay
+        )
+        self._image_config = checkpoint.image_config
+        self._decoder = self._make_decoder()
+        self.step, self.best = 0, dict[str, float]()
+        out.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def _prepare(self) -> list[Adapted]:
+        """Choose what is trained, with factors that the seed gives."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        adapted: list[Adapted] = []
+        if settings.full:
+            thaw(self.model, settings.targets)
+        else:
+            adapted = add_adapters(self.model, settings.targets, settings.rank, settings.weight)
+        recompute_layers(self.model, settings.recompute)
+        return adapted
+
+    def _make_decoder(self) -> PaliDecoder:
+        masks = any(split.suffix.find("<seg") >= 0 for split in self.held_back.rows)
+        codec = load_codec(None if self._codes == GOOGLE_ID else self._codes) if masks else None
+        return PaliDecoder(
+            TorchEngine(self.model),
+            self.tokenizer,
+            self._image_config,
+            codec=codec,
+            codes_id=self._codes,
+            source=self._place.name,
+        )
+
+    # --- The loop -------------------------------------------------------------------------------
+
+    def run(self, report: Report, check: Callable[[], None] = lambda: None) -> None:
+        """Train to the last step, and write the result.
+
+        Parameters
+        ----------
+        report : callable
+            Called with the numbers of each step: step, loss, rate, seconds; and of evaluations.
+        check : callable
+            Called after each step; what it raises ends the training, with a checkpoint.
+
+        Raises
+        ------
+        InputError
+            If the loss is no number, or a file can't be written.
+        """
+        settings = self.settings
+        try:
+            while self.step < self.total:
+                line = self.update()
+                if self.step % settings.evaluate_every == 0 or self.step == self.total:
+                    line |= self._evaluate()
+                self._write_log(line)
+                report(line)
+                if self.step % settings.save_every == 0 and self.step < self.total:
+                    self.save()
+                check()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if not self.held_back.rows:
+            self._keep()
+        (self.out / STATE).unlink(missing_ok=True)
+
+    def update(self) -> dict[str, float]:
+        """Train one step; return its numbers."""
+        settings, began = self.settings, time.perf_counter()
+        batches = [self._batch(number) for number in range(settings.accumulate)]
+        count = sum(batch.targets() for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss = answer_loss(self.model, batch, self.tokenizer.vocabulary, settings.soft_loc)
+            loss = loss / count
+            if not bool(torch.isfinite(loss)):
+                names = ", ".join(example.name for example in self._examples_of(0))
+                raise InputError(
+                    f"step {self.step + 1}: the loss is {float(loss.detach())} ({names} …): lower "
+                    "the rate (--rate), or train in float32"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        self.weights.collect()
+        norm = nn.utils.clip_grad_norm_(self.weights.values, settings.clip)
+        rate = settings.rate_at(self.step, self.total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self.weights.publish()
+        self.step += 1
+        seconds = time.perf_counter() - began
+        return {
+            "step": self.step,
+            "loss": round(total, 5),
+            "rate": rate,
+            "norm": round(float(norm), 4),
+            "seconds": round(seconds, 3),
+        }
+
+    def _batch(self, number: int) -> Batch:
+        examples = self._examples_of(number)
+        pad = self.model.config.pad
+        return make_batch(examples, self._image_config, pad, self._device)
+
+    def _examples_of(self, number: int) -> list[Example]:
+        """Return the rows of a batch of this step: each epoch has its own order."""
+        settings, rows = self.settings, self.examples.rows
+        first = (self.step * settings.accumulate + number) * settings.batch_size
+        chosen = []
+        for place in range(first, first + settings.batch_size):
+            epoch, index = divmod(place, len(rows))
+            order = np.random.default_rng([settings.seed, epoch]).permutation(len(rows))
+            chosen.append(rows[int(order[index])])
+        return chosen
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate on the rows that are held back; keep the weights if they are the best."""
+        rows = self.held_back.rows
+        if not rows:
+            return {}
+        self._decoder.forget_pictures()
+        numbers = validate(self._decoder, rows, self._decoder.codec, self.settings.batch_size)
+        kind = "segm AP" if "segm AP" in numbers else "bbox AP"
+        if not self.best or numbers[kind] > self.best[kind]:
+            self.best = {"step": self.step, **numbers}
+            self.save()  # a result without a checkpoint is a finished training
+            self._keep()
+        return numbers
+
+    # --- Files ----------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Write the weights as the result: an adapter, or a whole model."""
+        place, settings = self._place, self.settings
+        if settings.full:
+            recompute_layers(self.model, False)
+            tensors = {name: value.cpu() for name, value in state_to_hf(self.model).items()}
+            recompute_layers(self.model, settings.recompute)
+            with replacing(self.out / SINGLE, "wb") as file:
+                file.write(save(tensors))
+            with replacing(self.out / "config.json") as file:
+                json.dump(config_to_hf(self.model.config), file, indent=1)
+            for name in ("preprocessor_config.json", "processor_config.json", "tokenizer.json"):
+                if place.file(name).exists():
+                    with replacing(self.out / name, "wb") as file:
+                        file.write(place.file(name).read_bytes())
+        else:
+            base = place.name if not os.path.exists(place.name) else os.path.abspath(place.name)
+            write_adapter(self.out, self._adapted, base, settings.rank, settings.weight)
+        if self._classes or self._codes != GOOGLE_ID:
+            with replacing(self.out / NOTES) as file:
+                json.dump({"codes": self._codes, "classes": self._known()}, file, indent=1)
+        with replacing(self.out / CARD) as file:
+            file.write(self._card())
+
+    def _known(self) -> list[str]:
+        """Return the classes that the model lists, and those that the rows ask for."""
+        found = dict.fromkeys(self._classes)
+        if self._classes:
+            for example in self.examples.rows:
+                asked = asked_names(example.prefix) if example.suffix else None
+                found |= dict.fromkeys(asked[1] if asked else ())
+        return list(found)
+
+    def _card(self) -> str:
+        settings, what = self.settings, "weights" if self.settings.full else "adapter"
+        lines = [
+            f"# {self.out.name}",
+            "",
+            f"A PaliGemma {what}, trained with palidecode {__version__} from `{self._place.name}`.",
+            "",
+            f"- {len(self.examples.rows):,} rows of `{self._rows.name}` (sha256 "
+            f"`{_sha256(self._rows)}`), {self.step:,} of {self.total:,} steps",
+        ]
+        if self._val is not None:
+            lines.append(f"- held back: {len(self.held_back.rows):,} rows of `{self._val.name}`")
+        numbers = [f"{name} {value:.3f}" for name, value in self.best.items() if name != "step"]
+        if numbers:
+            lines.append(f"- on them: {', '.join(numbers)}")
+        lines += ["", "| setting | |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in asdict(settings).items()]
+        return "\n".join(lines) + "\n"
+
+    def _write_log(self, line: Mapping[str, float]) -> None:
+        with (self.out / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _facts(self) -> str:
+        """Return what a checkpoint belongs to, as JSON."""
+        files = [self._rows, *([] if self._val is None else [self._val])]
+        return json.dumps(
+            {
+                "settings": {**asdict(self.settings), "targets": list(self.settings.targets)},
+                "model": self._place.name,
+                "rows": [_sha256(file) for file in files],
+            },
+            sort_keys=True,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint: weights, the optimizer's moments, the step and the best numbers."""
+        tensors: dict[str, Tensor] = {}
+        moments = self._optimizer.state_dict()["state"]
+        for number, value in enumerate(self.weights.values):
+            tensors[f"value.{number}"] = value.detach().cpu().contiguous()
+            for name, moment in moments.get(number, {}).items():
+                tensors[f"moment.{number}.{name}"] = moment.cpu().contiguous()
+        state = {"step": str(self.step), "best": json.dumps(self.best), "facts": self._facts()}
+        with replacing(self.out / STATE, "wb") as file:
+            file.write(save(tensors, metadata=state))
+
+    def _refuse_finished(self) -> None:
+        """Refuse a folder with a result, and no checkpoint to go on from."""
+        if not (self.out / STATE).exists() and (self.out / CARD).exists():
+            raise InputError(f"{self.out}: holds a finished training; name a new folder")
+
+    def _resume(self) -> None:
+        path = self.out / STATE
+        if not path.exists():
+            (self.out / LOG).unlink(missing_ok=True)
+            return
+        try:
+            with safe_open(path, "pt") as file:
+                state = file.metadata()
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: can't be read ({error}); delete it to begin anew") from error
+        if state["facts"] != self._facts():
+            raise InputError(
+                f"{self.out}: holds a training with other settings, rows or model; name a new "
+                "folder"
+            )
+        self.step, self.best = int(state["step"]), json.loads(state["best"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for key, value in tensors.items():
+                kind, number, *name = key.split(".")
+                if kind == "value":
+                    self.weights.values[int(number)].copy_(value)
+                else:
+                    moments.setdefault(int(number), {})[name[0]] = value
+        self.weights.publish()
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Drop the log's lines of steps that are done again."""
+        path = self.out / LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        with replacing(path) as file:
+            for line in lines:
+                if line.endswith("}") and json.loads(line)["step"] <= self.step:
+                    file.write(line + "\n")
+
+
+def _whole_model(model: str) -> Place:
+    place = find(model)
+    if place.adapter is not None:
+        raise InputError(
+            f"{model}: is an adapter; train from its base, or merge it first (palidecode merge)"
+        )
+    return place
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -26,8 +26,8 @@ from palidecode.answers.rows import (
 from palidecode.coco.shards import Result, key_of
 from palidecode.codec import MaskCodec, Precision, load_codec
 from palidecode.codec.weights import GOOGLE_ID, find_weights
-from palidecode.detections import Detections, decode
-from palidecode.errors import InputError, WeightsError
+from palidecode.detections import CodecMismatchWarning, Detections, decode
+from palidecode.errors import InputError, WeightsError, warn
 from palidecode.files import regular
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.prompts import asked_for
@@ -159,6 +159,13 @@ class AnswerDecoder:
             codes_id=codecs.pop() if len(codecs) == 1 else self.codes_id,
             detokenize=self.detokenize,
         )
+        if len(codecs) > 1 and found.has_mask.any():
+            warn(
+                f"rows name different mask codecs ({', '.join(sorted(codecs))}) and one decodes "
+                "them all: the mask shapes of the other rows are NOT right; decode the rows of "
+                "each codec apart, with its --weights",
+                CodecMismatchWarning,
+            )
         if self.label_from_prompt:
             for index, label in enumerate(found.labels):
                 if not label:

@@ -1,6 +1,9 @@
 import math
 
+import pytest
+
 from palidecode.answers.rows import read_rows
+from palidecode.detections import CodecMismatchWarning
 from palidecode.runs.answers import AnswerDecoder, by_picture, decode_rows
 from tests.samples import CODES, answer, written
 
@@ -45,8 +48,11 @@ def test_rows_say_which_codec_their_codes_belong_to(tmp_path):
     decoder = AnswerDecoder(codes_id="google-oid")
     chunks = decode_rows(read_rows(written(tmp_path, rows)), decoder, chunk=2)
     assert [found.codes_id for _, found, _ in chunks] == ["x", "y"]
-    ((_, mixed, _),) = decode_rows(read_rows(written(tmp_path, rows)), decoder)
-    assert mixed.codes_id == "google-oid"
+    for mixing in (decoder, AnswerDecoder()):
+        with pytest.warns(CodecMismatchWarning, match=r"different mask codecs \(x, y\)"):
+            list(decode_rows(read_rows(written(tmp_path, rows)), mixing))
+    boxes = [{**row, "output": answer("a")} for row in rows]
+    list(decode_rows(read_rows(written(tmp_path, boxes)), decoder))  # no mask, no warning
 
 
 def test_unlabelled_objects_can_take_the_prompt(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save
 
 from palidecode.codec.weights import SHAPES, load_weights
-from palidecode.pipeline.checkpoint import _notes
+from palidecode.pipeline.checkpoint import NOTES, read_notes
 from palidecode.runtime.big_vision import BigVisionNpz
 from palidecode.runtime.config import (
     PaliGemmaConfig,
@@ -126,7 +126,7 @@ def run_config(data: bytes) -> None:
     for name, text in texts.items():
         (place / name).write_text(text, encoding="utf-8", errors="surrogatepass")
     refused(SafetensorsFolder, place)
-    refused(_notes, place)
+    refused(read_notes, place / NOTES)
     if refused(read_config, place / "config.json") is None:
         config = read_config(place / "config.json")
         refused(read_image_config, place, config)

@@ -19,13 +19,16 @@ from functools import cache
 from importlib import resources
 from itertools import count, takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 
 from palidecode.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 try:
     import fcntl
@@ -330,9 +333,10 @@ def picture_size(path: str | os.PathLike[str], data: bytes | None = None) -> tup
     """
     with _opened(path, data) as image:
         width, height = image.size
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.format == "TIFF":
             # Pillow may have swapped these sides already, but not the tag that says so.
-            width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIDES)
+            tags = cast("TiffImageFile", image).tag_v2
+            width, height = (int(tags[tag]) for tag in _TIFF_SIDES)
         if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return width, height

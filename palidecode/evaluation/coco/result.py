@@ -288,7 +288,7 @@ class CocoEvaluation:
         """The confusion matrix of the classes."""
         cells = self.engine.confusion(self.predicted, self._order)
         background = len(self.scene.categories)
-        used = np.union1d(cells[:, :2], background)
+        used = np.flatnonzero(np.bincount(np.append(cells[:, :2].ravel(), background)))
         names = [self.scene.categories[index]["name"] for index in used[:-1].tolist()]
         cells[:, :2] = np.searchsorted(used, cells[:, :2])
         return Confusion([*names, "background"], cells)

@@ -103,6 +103,12 @@ CODES = """
 0 evaluate-referring some.jsonl --refs refs.json --instances coco.json --missing skip
 2 evaluate-referring nowhere.jsonl
 2 evaluate-referring good.jsonl
+0 finetune train.jsonl --images pictures --model demo --steps 1 --batch-size 1 -o new
+1 finetune train_broken.jsonl --images pictures --model demo --steps 1 --batch-size 1 -o new
+2 finetune train.jsonl --images one_picture --model nowhere -o new
+2 finetune missing.jsonl --images pictures --model demo -o new
+2 merge nowhere -o new
+2 merge demo -o new
 2 export nowhere -o new
 2 export demo -o pictures
 0 weights list
@@ -188,8 +194,11 @@ def inputs(tmp_path_factory):
     nothing = {"output": answer("cat"), "size": SIZE, "segmentation": None}
     sentences = [{"sent_id": n, "sent": "the cat"} for n in (1, 2)]
     ref = {"ref_id": 1, "split": "val", "image_id": 1, "ann_id": 1, "sentences": sentences}
+    train = {"image": "1.png", "prefix": "detect cat", "suffix": answer("cat")}
     for name, content in {
         "good": rows,
+        "train": [train],
+        "train_broken": [train, "{"],
         "inverted": [*rows, {**rows[0], "output": answer("cat", (700, 800, 100, 200))}],
         "masks": [masked],
         "broken": [*rows, "{"],

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError, WeightsError
-from palidecode.files import read_json, regular
+from palidecode.files import read_json
 from palidecode.runtime.weights import (
     INDEX,
     OWN_HEAD,
@@ -85,7 +85,7 @@ def is_adapter(folder: Path) -> bool:
     """
     if not (folder / CONFIG).exists():
         return False
-    regular(folder / CONFIG)
+    read_json(folder / CONFIG)  # refuses what is no file
     if any((folder / name).exists() for name in (SINGLE, INDEX)):
         raise InputError(
             f"{folder}: an adapter ({CONFIG}) is beside weights of a whole model, which may or may "

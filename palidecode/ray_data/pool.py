@@ -26,14 +26,16 @@ _DEATHS = 3  # actors that a shard may cost
 _STARTS = 10  # actors in a row that may die before they are ready
 _SECOND = 1.0
 _LOOK = 2.0  # seconds between two looks at the cluster
+_SILENCE = 60.0  # seconds without a result after which an idle actor does another's shards, too
 _MACHINE_DIED = "node has died"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Shard:
     number: int
     parts: ObjectRef[Any]
     deaths: int = 0
+    doubled: bool = False
 
 
 @dataclass(eq=False)
@@ -76,6 +78,8 @@ class Pool:
         self._again: deque[_Shard] = deque()
         self._number, self._ended = 0, False
         self._failed_starts = 0
+        self._heard = time.monotonic()  # of the last result
+        self._finished: set[int] = set()  # numbers of shards that were doubled
 
     def __enter__(self) -> Pool:
         self._workers.note(spare=self._spare)
@@ -105,16 +109,37 @@ class Pool:
                     shard = self._next()
                     if shard is None:
                         break
-                    task = member.actor.write.remote(shard.parts)
-                    member.tasks[task] = shard
-                    self._owner[task] = member
+                    self._hand(member, shard)
+            self._double()
             yield self._wait()
+
+    def _hand(self, member: _Member, shard: _Shard) -> None:
+        task = member.actor.write.remote(shard.parts)
+        member.tasks[task] = shard
+        self._owner[task] = member
+
+    def _double(self) -> None:
+        """After a long silence give the last shards to an idle actor, too.
+
+        The answer of a machine whose cable was out may never come, and Ray doesn't say so. The
+        shards of slow actors are done twice, which changes nothing: the first report counts.
+        """
+        if not self._ended or self._again or time.monotonic() - self._heard < _SILENCE:
+            return
+        held = [shard for one in self._members for shard in one.tasks.values()]
+        late = [shard for shard in held if not shard.doubled][:_QUEUE]
+        for idle in [one for one in self._members if one.ready and not one.tasks][:1]:
+            for shard in late:
+                shard.doubled = True
+                self._hand(idle, shard)
 
     def _next(self) -> _Shard | None:
         import ray
 
-        if self._again:
-            return self._again.popleft()
+        while self._again:
+            shard = self._again.popleft()
+            if shard.number not in self._finished:
+                return shard
         parts = None if self._ended else next(self._shards, ())
         self._ended = self._ended or parts == ()
         if not parts:
@@ -140,7 +165,15 @@ class Pool:
         if not member.ready:
             member.ready, self._failed_starts = True, 0
             return None
-        return member.tasks.pop(done[0]).number, value
+        shard, self._heard = member.tasks.pop(done[0]), time.monotonic()
+        if shard.doubled:
+            if shard.number in self._finished:
+                return None
+            self._finished.add(shard.number)
+            for other in [one for one in self._members if shard in one.tasks.values()]:
+                other.tasks = {ref: held for ref, held in other.tasks.items() if held is not shard}
+                self._dismiss(other)
+        return shard.number, value
 
     def _lost(self, member: _Member, error: RayError) -> None:
         """Give the shards of a lost actor to the others; one that killed it too often is named."""

@@ -20,6 +20,7 @@ from palidecode import ray_data
 from palidecode.cli import main
 from palidecode.coco.writing import CocoOptions, MaskFormat
 from palidecode.errors import InputError
+from palidecode.ray_data import pool
 from palidecode.ray_data.running import write
 from palidecode.runs.journal import FAILURES, HEADER, shards_folder
 from palidecode.runs.local import Watch
@@ -65,6 +66,31 @@ def test_an_actor_that_is_killed_costs_nothing(cluster, place, tmp_path, name):
     assert len(killed) == 2
     assert written.kept == 0
     same(place, tmp_path, name)
+
+
+def test_shards_of_an_actor_that_never_answers_are_done_by_another(
+    cluster, place, tmp_path, monkeypatch
+):
+    # As of a machine whose cable was out: nothing says that it won't answer any more.
+    monkeypatch.setattr(pool, "_SILENCE", 2)
+    stopped = []
+
+    def stop(_):
+        left = [pid for pid in actors(cluster) if pid not in stopped]
+        if len(left) > 1 and not stopped:
+            os.kill(left[0], signal.SIGSTOP)
+            stopped.append(left[0])
+
+    found = MAKE["decoded"](place)
+    options = CocoOptions(list(found.job.names) or None, form=MaskFormat("rle"))
+    try:
+        written = write(found, tmp_path / "decoded.json", options, watch=Watch(rows=stop))
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+    assert len(stopped) == 1
+    assert written.kept == 0
+    same(place, tmp_path, "decoded")
 
 
 def session_of(command):

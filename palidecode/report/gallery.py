@@ -225,6 +225,7 @@ def _cases(result: CocoEvaluation) -> list[tuple[int, int, str]]:
 
 
 def by_image(of: Ints, count: int) -> list[Ints]:
+    """Return the rows of each of `count` images; `of` is the index of each row's image."""
     order = np.argsort(of, kind="stable")
     return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
 

@@ -220,12 +220,12 @@ class Training:
         """Return the rows of a batch of this step: each epoch has its own order."""
         settings, rows = self.settings, self.examples.rows
         first = (self.step * settings.accumulate + number) * settings.batch_size
-        chosen = []
-        for place in range(first, first + settings.batch_size):
-            epoch, index = divmod(place, len(rows))
-            order = np.random.default_rng([settings.seed, epoch]).permutation(len(rows))
-            chosen.append(rows[int(order[index])])
-        return chosen
+        places = [divmod(first + n, len(rows)) for n in range(settings.batch_size)]
+        orders = {
+            epoch: np.random.default_rng([settings.seed, epoch]).permutation(len(rows))
+            for epoch, _ in places
+        }
+        return [rows[int(orders[epoch][index])] for epoch, index in places]
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the rows that are held back; keep the weights if they are the best."""

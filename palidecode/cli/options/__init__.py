@@ -336,3 +336,17 @@ def add_base(group: argparse._ActionsContainer) -> None:
         metavar="MODEL",
         help="base model, if MODEL is an adapter (default: the one that its config names)",
     )
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that write a page of numbers and pictures."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="directory for metrics.json and the page index.html (default: print only)",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="directory of the pictures, for the page of -o"
+    )

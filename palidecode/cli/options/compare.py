@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_evaluation, add_messages
+from palidecode.cli.options import add_evaluation, add_messages, add_page
 
 EXAMPLES = """\
 palidecode compare before.json after.json --gt instances.json
@@ -22,15 +22,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "second", type=Path, metavar="B.json", help="other predictions; differences are B minus A"
     )
     parser.add_argument("--gt", type=Path, required=True, metavar="GT.json", help="a COCO dataset")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="directory for metrics.json and the page index.html (default: print only)",
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="directory of the pictures, for the page of -o"
-    )
+    add_page(parser)
     add_evaluation(parser, 1000)
     add_messages(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from palidecode.cli.options import add_evaluation, add_keys, add_messages, add_min
+from palidecode.cli.options import add_evaluation, add_keys, add_messages, add_min, add_page
 
 EXAMPLES = """\
 palidecode evaluate instances.json coco.json
@@ -26,16 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a COCO results list, a file that `palidecode decode` or `predict` wrote, or rows of "
         "answers, which are decoded with decode's defaults",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="directory for metrics.json and the page index.html (default: print only)",
-    )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="directory of the pictures, for the page of -o"
-    )
+    add_page(parser)
     add_min(
         parser,
         "AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, precision, recall, F1",

@@ -429,11 +429,28 @@ def _rgb(image: Image.Image) -> Image.Image:
         layered = upright.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
         return _bare(Image.alpha_composite(white, layered).convert("RGB"))
-    if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+    if upright.mode == "F":
+        return Image.fromarray(_grey(np.asarray(upright))).convert("RGB")
+    if upright.mode.startswith("I;16") or upright.mode == "I":
         # Pillow would clip 16 bits to 8 instead of scaling them.
-        scale = 1 / 257 if upright.mode != "F" else 1.0
-        upright = upright.convert("F").point(lambda value: value * scale).convert("L")
+        upright = upright.convert("F").point(lambda value: value / 257).convert("L")
     return _bare(upright.convert("RGB"))
+
+
+def _grey(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Convert floats to grey levels: those in [0, 1] are scaled, as of arrays, others in [0, 255].
+
+    Raises
+    ------
+    InputError
+        For other numbers, whose black and white aren't known.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= 255:
+        raise InputError(
+            f"a picture of floats must be in [0, 1] or [0, 255], got {low:g} … {high:g}; scale it"
+        )
+    return np.rint(values * (255.0 if high <= 1 else 1.0)).astype(np.uint8)
 
 
 def _bare(image: Image.Image) -> Image.Image:

@@ -146,6 +146,22 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert np.abs(np.asarray(found).astype(int) - level).max() <= 1
 
 
+@pytest.mark.parametrize(("values", "level"), [([0, 0.5, 1], 128), ([0, 127.6, 255], 128)])
+def test_grey_floats_are_scaled(values, level):
+    image = Image.fromarray(np.array([values], np.float32))
+    assert image.mode == "F"
+    assert np.asarray(open_picture(image))[0, :, 0].tolist() == [0, level, 255]
+
+
+@pytest.mark.parametrize("value", [-0.5, 256.0, 65_535.0, np.nan, np.inf])
+def test_grey_floats_of_another_scale_are_refused(tmp_path, value):
+    image = Image.fromarray(np.array([[0, 0.5, value]], np.float32))
+    image.save(tmp_path / "x.tif")
+    for picture in (image, tmp_path / "x.tif"):
+        with pytest.raises(InputError, match=r"floats must be in \[0, 1\] or \[0, 255\], got "):
+            open_picture(picture)
+
+
 def test_transparent_pixels_become_white(tmp_path):
     Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "x.png")
     assert open_picture(tmp_path / "x.png").getpixel((0, 0)) == (255, 255, 255)

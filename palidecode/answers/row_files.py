@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,6 +48,12 @@ class Problem(NamedTuple):
 
     line: int
     reason: str
+
+
+class Twice(NamedTuple):
+    """An object of JSON that has a key twice, so that nothing says which value is meant."""
+
+    key: str
 
 
 @contextmanager
@@ -137,11 +144,16 @@ class RowFile:
         if self.packed and len(text) > _LONGEST_ARRAY:
             raise InputError(f"{self.path}: unpacks to over 1 GiB; write JSON Lines instead")
         try:
-            items = json.loads(text.decode("utf-8-sig"))
+            items = _JSON.decode(text.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path}: not JSON: {error}") from error
         for number, item in enumerate(items, 1):
-            yield (number, item) if isinstance(item, dict) else Problem(number, "not a JSON object")
+            if isinstance(item, Twice):
+                yield Problem(number, f"has the key {item.key!r} twice")
+            elif isinstance(item, dict):
+                yield number, item
+            else:
+                yield Problem(number, "not a JSON object")
 
     def _csv(self) -> Iterator[tuple[int, Object] | Problem]:
         csv.field_size_limit(_LONGEST_CELL)
@@ -219,12 +231,24 @@ def _lines(
 def read_object(text: bytes) -> Object:
     """Parse the JSON object of a line."""
     try:
-        row = json.loads(text.decode("utf-8-sig"))
+        row = _JSON.decode(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON ({error})") from error
+    if isinstance(row, Twice):
+        raise InputError(f"has the key {row.key!r} twice")
     if not isinstance(row, dict):
         raise InputError("not a JSON object with 'output' or 'token_ids'")
     return row
+
+
+def _object(pairs: list[tuple[str, object]]) -> Object | Twice:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    return Twice(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _head(file: IO[bytes]) -> bytes:
@@ -270,7 +294,7 @@ def _cell(key: str, text: str) -> object:
             return float(text)
         if text.startswith(("[", "{")):
             try:
-                return json.loads(text)
+                return _JSON.decode(text)
             except ValueError:
                 return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -448,9 +448,11 @@ def _read_answer(value: object, key: str) -> tuple[Answer, list[float] | None]:
 def _chat_scores(answer: Answer, logprobs: object) -> list[float] | None:
     """Return the scores by ``logprobs.content`` of a chat completion, if there is one."""
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    if not isinstance(tokens, list) or not isinstance(answer, str):
+    if tokens is None or not isinstance(answer, str):
         return None
-    return scores_of_text(answer, [token for token in tokens if isinstance(token, Mapping)])
+    if not isinstance(tokens, list) or not all(isinstance(token, Mapping) for token in tokens):
+        tokens = []  # the scores are unknown, which is listed
+    return scores_of_text(answer, tokens)
 
 
 def _scores_of(scores: object) -> list[float] | None:

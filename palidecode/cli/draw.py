@@ -55,15 +55,19 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("name the directory of the pictures: --images DIR")
     _check_crops(args.crops, args.output, Path(args.images))
     problems: list[_Problem] = []
+    lines: list[int] = []
     report = CocoReport()
     if args.source.suffix == ".json" and not holds_rows(args.source):
         detections = from_coco(args.source, report=report)
         names = detections.names
     else:
-        detections, names, problems = _from_answers(args.source, fill(DecodeOptions, args))
+        detections, names, lines, problems = _from_answers(args.source, fill(DecodeOptions, args))
     pictures = Path(args.images)
     failed = _draw_all(detections, names, pictures, args.output, args.crops, style, output)
     written = len(names) - len(failed)
+    if lines:  # of the first answer about each picture
+        problems = sorted([*problems, *((lines[number - 1], reason) for number, reason in failed)])
+        failed = []
     data = {
         "output": str(args.output),
         "written": written,
@@ -84,14 +88,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _from_answers(
     path: Path, options: DecodeOptions
-) -> tuple[Detections, list[str], list[_Problem]]:
-    """Decode answers; return their objects, the names of the pictures, and what was skipped."""
+) -> tuple[Detections, list[str], list[int], list[_Problem]]:
+    """Decode answers; return their objects, the pictures' names and lines, and what was skipped."""
     rows = list(one_size(DecodeJob(options).items(path)))
     if not rows:
         raise InputError(f"{path}: no answers in this file")
     ((answers, decoded, skipped),) = decode_rows(rows, AnswerDecoder.load(options), len(rows))
     detections, names = by_picture(answers, decoded)
-    return detections, names, [(problem.line, problem.reason) for problem in skipped]
+    lines = {row.name: row.line for row in reversed(answers)}
+    problems = [(problem.line, problem.reason) for problem in skipped]
+    return detections, names, [lines[name] for name in names], problems
 
 
 def _draw_all(

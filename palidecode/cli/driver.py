@@ -73,8 +73,9 @@ class _Watch:
             message(f"stopped; {RESUMABLE}")
             return 128 + self._signal
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        why = "its process was killed" if killed else "Ray lost its head, or that of this machine"
-        message(f"the run broke off: {why}; what is finished is kept: {RESUMABLE}")
+        why = "its process was killed" if killed else "Ray stopped on this machine or on the head"
+        way = "" if killed else "start the cluster again if it isn't running, then "
+        message(f"the run broke off: {why}; what is finished is kept: {way}{RESUMABLE}")
         return FAILED
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     skipped: Counter[str] = Counter()
     pictures = find_pictures(args.images, skipped) if ray.ray is None else []
     job = _job(args)
+    if ray.ray is None:
+        job = job.with_engine()
     coco = fill(CocoOptions, args, categories=list(job.names) or None, form=fill(MaskFormat, args))
     overlay = None if args.overlay is None else _Overlay(args.overlay, pictures, args.paste)
     with target(args.output, args.format, list(map(Path, args.images))) as goal:

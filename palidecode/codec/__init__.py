@@ -45,8 +45,8 @@ def load_codec(
         the processor. ``"bfloat16"`` needs torch. ``"auto"`` is ``"int8"`` in onnxruntime,
         ``"float32"`` in torch.
     threads : int, optional
-        Threads of onnxruntime, by default one for each core available to this process. torch
-        has its own setting for the whole process.
+        Of decoding and encoding, by default one for each core available to this process. In
+        torch they are a setting of the whole process, which stays as it is by default.
 
     Returns
     -------
@@ -59,8 +59,8 @@ def load_codec(
     WeightsError
         If the weights can't be found or used.
     InputError
-        For an unknown backend or precision, an option that the backend lacks, or if torch isn't
-        installed.
+        For an unknown backend or precision, an option that the backend lacks, less than one
+        thread, or if torch isn't installed.
 
     Examples
     --------
@@ -73,6 +73,8 @@ def load_codec(
     if precision not in get_args(Precision):
         known = ", ".join(map(repr, get_args(Precision)))
         raise InputError(f"precision must be one of {known}, got {precision!r}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
     wants_torch = precision == "bfloat16" or device is not None
     if backend == "onnx" and wants_torch:
         raise InputError("device and precision='bfloat16' need backend='torch'")
@@ -87,7 +89,7 @@ def load_codec(
                 "backend='torch' needs torch; run: pip install 'palidecode[runtime]'"
             ) from error
         try:
-            return TorchCodec(loaded, device or "cpu", bfloat16=precision == "bfloat16")
+            return TorchCodec(loaded, device or "cpu", threads, bfloat16=precision == "bfloat16")
         except (RuntimeError, AssertionError) as error:  # how torch reports an unknown device
             reason = str(error).partition("\n")[0]
             raise InputError(f"device {device!r} can't be used: {reason}") from error

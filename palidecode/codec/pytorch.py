@@ -24,6 +24,8 @@ class TorchCodec:
     weights : CodecWeights
     device : str
         A torch device.
+    threads : int, optional
+        Set for the whole process.
     bfloat16 : bool
         Decode in bfloat16: about twice as fast on CPUs that have it, and few pixels change
         (``benchmarks/results.md`` has the share). Encoding stays in float32, as rounding a
@@ -31,8 +33,15 @@ class TorchCodec:
     """
 
     def __init__(
-        self, weights: CodecWeights, device: str = "cpu", *, bfloat16: bool = False
+        self,
+        weights: CodecWeights,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        bfloat16: bool = False,
     ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.id = weights.id
         self._device = torch.device(device)
         self._chunk = _CPU_CHUNK if self._device.type == "cpu" else _GPU_CHUNK

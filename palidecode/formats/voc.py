@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from palidecode.errors import InputError
+from palidecode.errors import InputError, warn
 from palidecode.formats.folder import write_folder
 from palidecode.formats.objects import (
     BAD_ROWS,
@@ -29,12 +30,18 @@ def write_voc(dataset: Dataset, folder: str | os.PathLike[str], report: ConvertR
     """Write ``Annotations/``, the list of pictures and the classes; crowds are ``difficult``.
 
     The first pixel has the number 1, as in the devkit: a box from 0 to 10 is written as 1 … 10.
-    hotcoco reads the classes from ``labels.txt``, CVAT and datumaro from ``labelmap.txt``.
+    hotcoco reads the classes from ``labels.txt``, CVAT and datumaro from ``labelmap.txt``, which
+    has no class with a colon: they would split it there, and a warning names it.
+
+    Raises
+    ------
+    InputError
+        For a class with a line break: both are lists of lines.
     """
-    names = stems(dataset)
+    names, mapped = stems(dataset), _without_colons(dataset.classes)
     files = {
         _LABELS: "".join(f"{name}\n" for name in dataset.classes),
-        "labelmap.txt": _LABELMAP + "".join(f"{name}:::\n" for name in dataset.classes),
+        "labelmap.txt": _LABELMAP + "".join(f"{name}:::\n" for name in mapped),
         "ImageSets/Main/default.txt": "".join(f"{name}\n" for name in names),
     }
     for stem, picture in zip(names, dataset.pictures, strict=True):
@@ -57,6 +64,21 @@ def write_voc(dataset: Dataset, folder: str | os.PathLike[str], report: ConvertR
                 add(corners, name, value)
         files[f"Annotations/{stem}.xml"] = xml_text(root)
     report.stale += write_folder(folder, "voc", files, "Annotations")
+
+
+def _without_colons(classes: Sequence[str]) -> list[str]:
+    for name in classes:
+        if name.splitlines() not in ([], [name]):
+            raise InputError(
+                f"the class {name!r} has a line break, and VOC lists classes in lines; rename it"
+            )
+    split = [name for name in classes if ":" in name]
+    if split:
+        warn(
+            f"not in labelmap.txt, whose fields colons separate: {', '.join(map(repr, split))}; "
+            "rename them for CVAT and datumaro"
+        )
+    return [name for name in classes if name not in split]
 
 
 def _whole(box: Box) -> tuple[int, int, int, int]:

@@ -128,6 +128,15 @@ def describe(
     return ModelNotes(place.name, codes_id, tuple(classes), place.revision)
 
 
+def with_engine(options: ModelOptions, *, accelerator: bool | None = None) -> ModelOptions:
+    """Return the options with the engine that ``"auto"`` stands for.
+
+    `accelerator` says if the model may run on one; by default this machine is asked.
+    """
+    checkpoint = find(options.model, options.revision, options.base).open()
+    return replace(options, engine=_engine_for(options, checkpoint, accelerator))
+
+
 def load(
     options: ModelOptions, codec: MaskCodec | None = None, *, threads: int | None = None
 ) -> LoadedModel:
@@ -179,7 +188,9 @@ def _load_engine(
     )
 
 
-def _engine_for(options: ModelOptions, checkpoint: Checkpoint) -> Literal["torch", "onnx"]:
+def _engine_for(
+    options: ModelOptions, checkpoint: Checkpoint, accelerator: bool | None = None
+) -> Literal["torch", "onnx"]:
     """Choose onnx for exported folders, on a CPU for int8 and int4, and without torch."""
     if options.engine != "auto":
         return options.engine
@@ -187,8 +198,10 @@ def _engine_for(options: ModelOptions, checkpoint: Checkpoint) -> Literal["torch
         return "torch"
     if find_spec("torch") is None or checkpoint.export is not None:
         return "onnx"
-    on_cpu = options.device == "cpu" or not _has_accelerator()
-    return "onnx" if options.quantize is not None and on_cpu else "torch"
+    if options.quantize is None:
+        return "torch"
+    there = _has_accelerator() if accelerator is None else accelerator
+    return "onnx" if options.device == "cpu" or not there else "torch"
 
 
 def _has_accelerator() -> bool:

@@ -125,6 +125,7 @@ def found_in(
         num_gpus = float(gpus_there() and job.options.model.device != "cpu")
     workers = Workers(concurrency, num_cpus, num_gpus)
     rows = source_of(source, images)
+    job = job.with_engine(accelerator=num_gpus > 0)
     return Found(rows, job, workers, PREDICTED if shard_size is None else shard_size)
 
 
@@ -184,7 +185,8 @@ def _run(found: Found, plan: ShardPlan, watch: Watch) -> tuple[list[Segment], in
     except RayError as error:
         reason = str(error).strip().splitlines()
         raise PalidecodeError(
-            f"Ray broke off: {reason[-1] if reason else type(error).__name__}; what is finished "
-            "is kept: run the same command again to resume"
+            f"the run broke off, Ray says: {reason[-1] if reason else type(error).__name__}; what "
+            "is finished is kept: start the cluster again if it isn't running, then run the same "
+            "command again to resume"
         ) from error
     return [segment for number in sorted(segments) for segment in segments[number]], kept

@@ -329,10 +329,6 @@ class DecodeJob(Job[AnswerRow | Problem]):
         return key_of(*(item if isinstance(item, Problem) else vars(item).values()))
 
     def load(self, threads: int | None = None) -> Worker[AnswerRow | Problem]:
-        if threads is not None and self.options.backend == "torch":
-            import torch
-
-            torch.set_num_threads(threads)
         return _Decoder(AnswerDecoder.load(self.options, threads))
 
 

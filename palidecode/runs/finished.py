@@ -56,7 +56,8 @@ class Finished:
         keys: list[npt.NDArray[np.bytes_]] = []
         failed: list[npt.NDArray[np.bool_]] = []
         with ThreadPoolExecutor(max_workers=4) as pool:
-            for path, found in zip(files, pool.map(read_keys, files), strict=True):
+            read = map if len(files) == 1 else pool.map  # a thread costs more than one file
+            for path, found in zip(files, read(read_keys, files), strict=True):
                 if found is None:
                     continue
                 names.append(path.name.encode())

@@ -13,7 +13,7 @@ from palidecode.coco.shards import Result, key_of
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.errors import InputError
 from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder
-from palidecode.pipeline.checkpoint import describe, find
+from palidecode.pipeline.checkpoint import describe, find, with_engine
 from palidecode.prompts import Task, what_to_ask
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 from palidecode.runs.rows import detections_of
@@ -116,6 +116,14 @@ class PredictJob(Job[PictureFile | Unread]):
     @property
     def names(self) -> tuple[str, ...]:
         return self.options.names
+
+    def with_engine(self, *, accelerator: bool | None = None) -> PredictJob:
+        """Return the job with the engine that ``"auto"`` stands for, so that all machines use it.
+
+        `accelerator` says if workers have one; by default this machine is asked.
+        """
+        model = with_engine(self.options.model, accelerator=accelerator)
+        return replace(self, options=replace(self.options, model=model))
 
     def settings(self) -> dict[str, Any]:
         settings = asdict(self.options)

@@ -135,6 +135,18 @@ def test_broken_rows_are_problems_with_their_number(tmp_path):
     assert (good.line, good.size) == (3, (4, 3))
 
 
+def test_a_key_twice_is_a_problem_of_its_row(tmp_path):
+    row = json.dumps(ROWS[0])
+    twice = f'{row[:-1]}, "prediction": ""}}'
+    aside = f'{row[:-1]}, "more": {{"a": 1, "a": 2}}}}'  # in a key that nothing reads
+    (tmp_path / "rows.jsonl").write_text("\n".join([row, twice, aside]))
+    (tmp_path / "rows.json").write_text(f"[{row}, {twice}, {aside}]")
+    for name in ("rows.jsonl", "rows.json"):
+        good, broken, other = read_rows(tmp_path / name)
+        assert broken == Problem(2, "has the key 'prediction' twice")
+        assert (good.answer, other.answer) == (CAT, CAT)
+
+
 @pytest.mark.parametrize(
     ("last", "reason"),
     [

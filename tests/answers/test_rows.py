@@ -184,10 +184,14 @@ def test_log_probabilities_of_a_chat_completion_become_scores(tmp_path):
         [*TOKENS[:-1], "r"],
         [*CAT],  # loc tokens in pieces
         [],
+        "no list",
+        {"0": "no list"},
+        [5, 6],
     ],
 )
 def test_log_probabilities_of_other_tokens_are_no_scores(tmp_path, tokens):
-    row = {"response": batch(CAT, logprobs=logprobs(tokens))}
+    plain = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+    row = {"response": batch(CAT, logprobs=logprobs(tokens) if plain else {"content": tokens})}
     (found,) = read_rows(written(tmp_path, [row]), size=(64, 48))
     assert len(found.scores) == 1
     assert isnan(found.scores[0])

@@ -224,6 +224,20 @@ def test_draw_a_folder_from_answers_and_from_coco(capsys, folder):
         assert 0.01 < (before != after).any(axis=2).mean() < 0.6
 
 
+def test_draw_names_the_line_of_a_picture_that_is_gone(capsys, folder):
+    rows = [
+        {"image": name, "width": 20, "height": 24, "output": answer("cat")}
+        for name in ("gone.png", "deep/b.png", "gone.png", "lost.png")
+    ]
+    (folder / "few.jsonl").write_text("\n".join(["{", *map(json.dumps, rows)]))
+    words = ["draw", folder / "few.jsonl", "--images", folder / "pictures", "-o", folder / "few"]
+    code, _, err = run(capsys, *words)
+    assert code == 1
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["line 1", "line 2", "line 5"]
+    _, said, _ = run(capsys, *words, "--json")
+    assert [problem["line"] for problem in json.loads(said)["problems"]] == [1, 2, 5]
+
+
 @pytest.mark.filterwarnings("default::palidecode.coco.skips.SkippedRowsWarning")
 def test_draw_skips_annotations_that_can_not_be_read(capsys, folder):
     decode_folder(capsys, folder)

@@ -255,6 +255,24 @@ def test_no_threads_for_cores_that_are_not_for_this_process():
     assert done.stdout.split() == ["0"]
 
 
+def test_threads_of_torch_are_those_that_were_asked_for():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            load_codec("palidecode-demo", "torch", threads=threads)
+            assert torch.get_num_threads() == threads
+        load_codec("palidecode-demo", "torch")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_no_thread_is_too_few(backend):
+    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+        load_codec("palidecode-demo", backend, threads=0)
+
+
 def test_onnxruntime_reports_nothing(tmp_path):
     """Its telemetry writes an id of the device into the user's cache before it sends anything."""
     code = "import palidecode, os; palidecode.load_codec('palidecode-demo').decode([[1] * 16]); "

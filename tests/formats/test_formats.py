@@ -20,6 +20,7 @@ from tests.formats.samples import CLASSES, RING, dataset, frame, write_samples
 
 BOXES = [[10, 5, 40, 30], [23, 12, 58, 38], [4, 6, 14, 26]]
 LABELS = [CLASSES[2], CLASSES[0], CLASSES[1]]
+COLON = pytest.mark.filterwarnings("default:not in labelmap.txt:UserWarning")  # of CLASSES[2]
 
 
 @pytest.fixture
@@ -119,8 +120,12 @@ def test_yolo_of_others_is_read(place, names):
     assert [len(picture.objects) for picture in read.pictures] == [2, 1, 0]
 
 
-def test_voc_is_read_by_supervision_and_hotcoco(place):
+@COLON
+def test_voc_is_read_by_supervision_and_hotcoco(place, capsys):
     assert convert("coco.json", "--to", "voc", "-o", "out") == 0
+    assert f"not in labelmap.txt, whose fields colons separate: {CLASSES[2]!r}; " in (
+        capsys.readouterr().err
+    )
     read = sv.DetectionDataset.from_pascal_voc(
         images_directory_path=str(place / "images"),
         annotations_directory_path=str(place / "out/Annotations"),
@@ -133,9 +138,23 @@ def test_voc_is_read_by_supervision_and_hotcoco(place):
     assert corners == BOXES
     assert [image["file_name"] for image in other["images"]] == ["a.png", "b.png", "c.png"]
     assert (place / "out/ImageSets/Main/default.txt").read_text() == "a\nb\nc\n"
-    assert (place / "out/labelmap.txt").read_text().splitlines()[1] == "cat:::"
+    assert (place / "out/labelmap.txt").read_text().splitlines()[1:] == [
+        *(f"{name}:::" for name in CLASSES if ":" not in name)
+    ]
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\u2028b"])
+def test_voc_has_no_class_with_a_line_break(place, capsys, name):
+    changed = dataset()
+    changed["categories"][1]["name"] = name
+    (place / "coco.json").write_text(json.dumps(changed))
+    assert convert("coco.json", "--to", "voc", "-o", "out") == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "has a line break, and VOC lists classes in lines; rename it" in said
+    assert not (place / "out").exists()
+
+
+@COLON
 def test_voc_is_read_back_and_of_hotcoco(place):
     assert convert("coco.json", "--to", "voc", "-o", "out") == 0
     read = read_voc("out", ConvertReport())

@@ -113,8 +113,8 @@ def test_a_head_that_is_killed_ends_the_run_which_resumes(work, machines, tmp_pa
         code, said = command.end()
         assert code == 2, said
         assert re.fullmatch(
-            r"palidecode: [^\n]*Ray [^\n]*is finished is kept: run the same command again to "
-            r"resume\n",
+            r"palidecode: the run broke off[^\n]*Ray [^\n]*is finished is kept: start the cluster "
+            r"again if it isn't running, then run the same command again to resume\n",
             said,
         ), said
         assert not output.exists()

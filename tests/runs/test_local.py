@@ -252,6 +252,23 @@ def predicted(model, pictures, output, run=KEEP, batch_size=3):
     return written, [item.name for item in log.worked]
 
 
+def test_the_engine_of_a_run_is_the_one_that_auto_stands_for(model):
+    def engine_of(options, **more):
+        job = PredictJob(predict_options(options, prompt="detect cat")).with_engine(**more)
+        return job.settings()["model"]["engine"]
+
+    assert engine_of(ModelOptions(str(model))) == "torch"
+    for quantize, accelerator, engine in (
+        ("int8", False, "onnx"),
+        ("int4", False, "onnx"),
+        ("int8", True, "torch"),
+        (None, False, "torch"),
+    ):
+        options = ModelOptions(str(model), quantize=quantize)
+        assert engine_of(options, accelerator=accelerator) == engine
+    assert engine_of(ModelOptions(str(model), engine="onnx"), accelerator=True) == "onnx"
+
+
 def names_in(output):
     return [image["file_name"] for image in json.loads(output.read_text())["images"]]
 

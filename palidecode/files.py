@@ -450,7 +450,8 @@ def _grey(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         raise InputError(
             f"a picture of floats must be in [0, 1] or [0, 255], got {low:g} … {high:g}; scale it"
         )
-    return np.rint(values * (255.0 if high <= 1 else 1.0)).astype(np.uint8)
+    scaled: npt.NDArray[np.uint8] = np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    return scaled
 
 
 def _bare(image: Image.Image) -> Image.Image:

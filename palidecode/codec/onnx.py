@@ -111,8 +111,8 @@ def phases(
     ndarray of float32, shape (4 · outer, inner, 2, 2), and its bias (4 · outer,)
         The four phases (odd or even row, odd or even column), each with all its channels.
     """
-    taps = ([2, 0], [3, 1])
-    parts = [weight[:, :, rows][:, :, :, columns] for rows in taps for columns in taps]
+    taps = (slice(2, None, -2), slice(3, None, -2))
+    parts = [weight[:, :, rows, columns] for rows in taps for columns in taps]
     stacked = np.concatenate([part.transpose(1, 0, 2, 3) for part in parts])
     return np.ascontiguousarray(stacked), np.tile(bias, 4)
 

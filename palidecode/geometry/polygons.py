@@ -274,7 +274,8 @@ def _with_holes(outlines: list[Ring], holes: Holes) -> Polygon:
 
 def _cut_to(exterior: Ring, hole: Ring) -> Ring:
     """Join two rings to one by a cut at their closest points: a hole, or another part."""
-    apart = ((exterior[:, None] - hole[None]) ** 2).sum(axis=2)
+    dx, dy = (np.subtract.outer(exterior[:, axis], hole[:, axis]) for axis in (0, 1))
+    apart = dx * dx + dy * dy
     outer, inner = np.unravel_index(int(apart.argmin()), apart.shape)
     walk = np.roll(hole, -int(inner), axis=0)
     return np.concatenate([exterior[: outer + 1], walk, walk[:1], exterior[outer:]])

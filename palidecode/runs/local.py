@@ -21,6 +21,7 @@ from palidecode.runs.finished import Finished, Segment
 from palidecode.runs.jobs import Item, Job, Worker
 from palidecode.runs.journal import Header, Journal, hash_files, write_failures
 
+_APART = 1.0  # seconds; writing and deleting a file may take as long as a batch of boxes
 _SHOWN: dict[str | tuple[str, type[Warning], int], int] = {}  # warnings that shards don't keep
 
 
@@ -231,8 +232,8 @@ def work(
 class _Saver:
     """Saves shards in a thread, so that the disk isn't waited for.
 
-    A shard is saved after every batch, unless the one before is still being saved: then the next
-    batch shares it.
+    A shard is saved after a batch, unless the one before was begun less than `_APART` seconds ago
+    or is still being saved: then the next batch shares it.
     """
 
     def __init__(self, builder: ShardBuilder, journal: Journal | None) -> None:
@@ -240,6 +241,7 @@ class _Saver:
         self._journal = journal
         self._saved: Future[None] = Future()
         self._saved.set_result(None)
+        self._due = 0.0  # on the clock of time.monotonic
 
     def __enter__(self) -> _Saver:
         self._thread = ThreadPoolExecutor(max_workers=1)
@@ -249,7 +251,8 @@ class _Saver:
         """Save the shard, or let it grow."""
         if self._journal is None:
             self.builder.take()
-        elif self._saved.done():
+        elif self._saved.done() and time.monotonic() >= self._due:
+            self._due = time.monotonic() + _APART
             self._save(self._journal.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

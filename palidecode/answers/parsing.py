@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -221,7 +222,7 @@ def _parse_clean(text: str) -> tuple[ParsedObject, ...] | None:
             label_start, seg = _LOC_BLOCK, None
             if segment.startswith(_SEG_START, _LOC_BLOCK):
                 digits = segment[_DIGITS].split(_SEG_STOP + _SEG_START)
-                seg = tuple([codes[code] for code in digits])
+                seg = itemgetter(*digits)(codes)
                 label_start += _SEG_BLOCK
                 if segment[label_start - 1 : label_start] != _SEG_STOP:
                     return None

@@ -116,6 +116,19 @@ class Tokenizer:
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
         return max(number for number in ids if number != self.image)
 
+    def token(self, text: str) -> int:
+        """Return the id of a token by its exact text.
+
+        Raises
+        ------
+        InputError
+            If there is no such token.
+        """
+        number = self._tokenizer.token_to_id(text)
+        if number is None:
+            raise InputError(f"{self._name}: has no token {text!r}")
+        return int(number)
+
     def encode(self, text: str) -> list[int]:
         """Convert text to ids; loc, seg and control tokens in it become their ids."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

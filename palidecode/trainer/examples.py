@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from palidecode.answers.row_files import Problem, open_rows
@@ -33,6 +34,12 @@ class Example:
     prefix, suffix : str
     prompt, answer : tuple of int
         Their tokens: ``<bos>``, prompt, newline; answer, ``<eos>``.
+    silent : tuple of bool
+        The tokens of the answer that aren't in the loss; empty for none.
+    window : tuple of 4 int, optional
+        The part of the picture that is used: x1, y1, x2, y2 in pixels.
+    flipped : bool
+        The picture is mirrored.
     """
 
     line: int
@@ -43,6 +50,16 @@ class Example:
     suffix: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    silent: tuple[bool, ...] = ()
+    window: tuple[int, int, int, int] | None = None
+    flipped: bool = False
+
+    def open(self) -> Image.Image:
+        """Open the picture, cut and mirrored."""
+        image = open_picture(self.picture)
+        if self.window is not None:
+            image = image.crop(self.window)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
 
 
 @dataclass
@@ -132,16 +149,19 @@ class Batch:
         Prompts and answers.
     prefix, lengths : Tensor of int64, shape (B,)
         Tokens of each prompt, and of prompt and answer.
+    in_loss : Tensor of bool, shape (B, T)
+        Tokens that the loss is of: the answers', ``<eos>`` included, without silent ones.
     """
 
     pixels: Tensor
     ids: Tensor
     prefix: Tensor
     lengths: Tensor
+    in_loss: Tensor
 
     def targets(self) -> int:
-        """Count the tokens of the answers, ``<eos>`` included."""
-        return int((self.lengths - self.prefix).sum())
+        """Count the tokens in the loss."""
+        return int(self.in_loss.sum())
 
 
 def make_batch(
@@ -154,14 +174,18 @@ def make_batch(
     InputError
         If a picture can't be read.
     """
-    pixels = np.stack([shrink(open_picture(e.picture), image_config).pixels for e in examples])
+    pixels = np.stack([shrink(e.open(), image_config).pixels for e in examples])
     lengths = [len(example.prompt) + len(example.answer) for example in examples]
     ids = torch.full((len(examples), max(lengths)), pad)
+    in_loss = torch.zeros(ids.shape, dtype=torch.bool)
     for row, example in enumerate(examples):
         ids[row, : lengths[row]] = torch.tensor((*example.prompt, *example.answer))
+        silent = example.silent or (False,) * len(example.answer)
+        in_loss[row, len(example.prompt) : lengths[row]] = ~torch.tensor(silent)
     return Batch(
         torch.from_numpy(pixels).to(device),
         ids.to(device),
         torch.tensor([len(example.prompt) for example in examples], device=device),
         torch.tensor(lengths, device=device),
+        in_loss.to(device),
     )

@@ -34,10 +34,9 @@ def answer_loss(
     whole = model.embed_prefix(model.encode_image(batch.pixels), batch.ids, batch.lengths)
     images = model.config.vision.tokens
     hidden = model.language(whole.embeddings, whole.position, batch.prefix + images)[:, images:]
-    column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    in_loss = (column >= batch.prefix[:, None] - 1) & (column < batch.lengths[:, None] - 1)
-    logits = model.language.logits(hidden[in_loss])
-    target = batch.ids.roll(-1, 1)[in_loss]
+    # Each token is predicted from the one before it; a prompt begins with <bos>.
+    logits = model.language.logits(hidden[batch.in_loss.roll(-1, 1)])
+    target = batch.ids[batch.in_loss]
     if not soft_loc:
         return F.cross_entropy(logits, target, reduction="sum")
     bins = slice(vocabulary.loc_offset, vocabulary.loc_offset + LOC_COUNT)

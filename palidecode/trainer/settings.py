@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from palidecode.errors import InputError
 from palidecode.pipeline.checkpoint import DTYPES
 from palidecode.trainer.lora import TARGETS
+from palidecode.trainer.variation import Variation
 
 _LORA_RATE, _FULL_RATE = 2e-4, 1e-5
 
@@ -47,6 +48,8 @@ class Settings:
         Weight decay.
     evaluate_every, save_every : int
         Steps between two evaluations, and two checkpoints.
+    flip, crop, order, noise, noise_token
+        See `Variation`.
     """
 
     epochs: float = 3.0
@@ -68,6 +71,11 @@ class Settings:
     seed: int = 0
     evaluate_every: int = 200
     save_every: int = 200
+    flip: bool = False
+    crop: float | None = None
+    order: str = "given"
+    noise: int = 0
+    noise_token: str = Variation.noise_token
 
     def __post_init__(self) -> None:
         above = ("batch_size", "accumulate", "rank", "longest", "evaluate_every", "save_every")
@@ -93,11 +101,17 @@ class Settings:
             raise InputError(f"targets must be some of {', '.join(TARGETS)}, got {unknown}")
         if self.dtype not in DTYPES[:2]:
             raise InputError(f"dtype must be one of {', '.join(DTYPES[:2])}, got {self.dtype!r}")
+        _ = self.variation  # which checks its own values
 
     @property
     def peak(self) -> float:
         """The peak of the learning rate."""
         return self.rate or (_FULL_RATE if self.full else _LORA_RATE)
+
+    @property
+    def variation(self) -> Variation:
+        """How rows vary."""
+        return Variation(self.flip, self.crop, self.order, self.noise, self.noise_token)
 
     @property
     def weight(self) -> float:

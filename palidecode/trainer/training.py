@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from palidecode.codec import load_codec
+from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.errors import InputError
 from palidecode.files import replacing
@@ -34,6 +35,7 @@ from palidecode.trainer.lora import Adapted, add_adapters, write_adapter
 from palidecode.trainer.loss import answer_loss
 from palidecode.trainer.settings import Settings
 from palidecode.trainer.validation import check_validation, validate
+from palidecode.trainer.variation import Varying
 from palidecode.trainer.weights import Weights, recompute_layers, thaw
 from palidecode.version import __version__
 
@@ -113,6 +115,7 @@ class Training:
             self.weights.values, lr=settings.peak, betas=(0.9, 0.999), weight_decay=settings.decay
         )
         self._image_config = checkpoint.image_config
+        self._varying = self._make_varying()
         self._decoder = self._make_decoder()
         self.step, self.best = 0, dict[str, float]()
         out.mkdir(parents=True, exist_ok=True)
@@ -130,14 +133,25 @@ class Training:
         recompute_layers(self.model, settings.recompute)
         return adapted
 
+    def _codec_for(self, rows: Sequence[Example]) -> MaskCodec | None:
+        """Load the model's codec, if any of the rows has masks."""
+        masks = any("<seg" in row.suffix for row in rows)
+        return load_codec(None if self._codes == GOOGLE_ID else self._codes) if masks else None
+
+    def _make_varying(self) -> Varying | None:
+        variation = self.settings.variation
+        if not variation.active:
+            return None
+        moves = variation.flip or variation.crop is not None
+        codec = self._codec_for(self.examples.rows) if moves else None
+        return Varying(variation, self.tokenizer, codec)
+
     def _make_decoder(self) -> PaliDecoder:
-        masks = any(split.suffix.find("<seg") >= 0 for split in self.held_back.rows)
-        codec = load_codec(None if self._codes == GOOGLE_ID else self._codes) if masks else None
         return PaliDecoder(
             TorchEngine(self.model),
             self.tokenizer,
             self._image_config,
-            codec=codec,
+            codec=self._codec_for(self.held_back.rows),
             codes_id=self._codes,
             source=self._place.name,
         )
@@ -217,7 +231,7 @@ class Training:
         return make_batch(examples, self._image_config, pad, self._device)
 
     def _examples_of(self, number: int) -> list[Example]:
-        """Return the rows of a batch of this step: each epoch has its own order."""
+        """Return the rows of a batch of this step: each epoch has its own order and versions."""
         settings, rows = self.settings, self.examples.rows
         first = (self.step * settings.accumulate + number) * settings.batch_size
         places = [divmod(first + n, len(rows)) for n in range(settings.batch_size)]
@@ -225,7 +239,13 @@ class Training:
             epoch: np.random.default_rng([settings.seed, epoch]).permutation(len(rows))
             for epoch, _ in places
         }
-        return [rows[int(orders[epoch][index])] for epoch, index in places]
+        chosen = [rows[int(orders[epoch][index])] for epoch, index in places]
+        if self._varying is None:
+            return chosen
+        return [
+            self._varying.vary(row, np.random.default_rng([settings.seed, epoch, index]))
+            for row, (epoch, index) in zip(chosen, places, strict=True)
+        ]
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the rows that are held back; keep the weights if they are the best."""

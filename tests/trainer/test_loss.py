@@ -18,6 +18,7 @@ from palidecode.runtime.weights import OLDER_PREFIXES, parts
 from palidecode.trainer.examples import make_batch, read_examples
 from palidecode.trainer.lora import add_adapters, factors, write_adapter
 from palidecode.trainer.loss import answer_loss
+from palidecode.trainer.variation import Variation, Varying
 from palidecode.trainer.weights import recompute_layers, thaw
 from tests.runtime.tiny_models import PICTURES, one_thread, write_folder
 
@@ -81,6 +82,25 @@ def for_transformers(batch, config):
         "token_type_ids": suffix.long(),
         "labels": torch.where(suffix, ids, -100),
     }
+
+
+def test_noise_boxes_are_in_the_loss_as_labels_say(folder, ours, tmp_path):
+    model, _, vocabulary = ours
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    rows = read_examples(write_rows(tmp_path), None, tokenizer, 512, "google-oid").rows[:2]
+    varying = Varying(Variation(noise=5, noise_token="<unk>"), tokenizer, None)
+    rows = [varying.vary(row, np.random.default_rng(n)) for n, row in enumerate(rows)]
+    batch = make_batch(rows, ImageConfig(28), model.config.pad, torch.device("cpu"))
+    theirs = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    given = for_transformers(batch, model.config)
+    ids = given["input_ids"]
+    # The four tokens before each noise token have the label -100.
+    for row, column in (ids == tokenizer.token("<unk>")).nonzero().tolist():
+        given["labels"][row, column - 4 : column] = -100
+    assert int((given["labels"] == -100).sum()) > 2 * model.config.vision.tokens + 28
+    assert int((given["labels"] != -100).sum()) == batch.targets()
+    with torch.no_grad():
+        close(answer_loss(model, batch, vocabulary) / batch.targets(), theirs(**given).loss)
 
 
 def close(found, wanted, largest=0.0):

@@ -104,7 +104,8 @@ def test_the_same_seed_gives_the_same_adapter(model, rows, tmp_path):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_stopped_training_goes_on_to_the_same_bits(model, rows, tmp_path, full):
-    settings = {"full": full, "dtype": "bfloat16", "accumulate": 2}
+    settings = {"full": full, "dtype": "bfloat16", "accumulate": 2, "flip": True, "crop": 0.5}
+    settings |= {"order": "random", "noise": 3, "noise_token": "<unk>"}
     whole = trained(model, rows, tmp_path / "whole", **settings)
     training = Training(
         str(model), rows, tmp_path / "parts", settings=Settings(**QUICK | settings), device="cpu"

@@ -125,14 +125,15 @@ def scene(seed: int, index: int, size: int) -> Scene:
         masks.append(mask)
     return Scene(
         np.clip(np.rint(image), 0, 255).astype(np.uint8),
-        np.array([_box(mask) for mask in masks], np.float32).reshape(-1, 4),
+        np.array([box_of(mask) for mask in masks], np.float32).reshape(-1, 4),
         masks,
         [item.label for item in items],
         [item.color for item in items],
     )
 
 
-def _box(mask: Mask) -> tuple[int, int, int, int]:
+def box_of(mask: Mask) -> tuple[int, int, int, int]:
+    """Return the tight box of a mask, xyxy."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     return left, top, left + width, top + height
 
@@ -315,7 +316,7 @@ def write_scenes(folder: Path, seed: int, count: int, size: int, first: int = 0)
         with replacing(folder / name, "wb") as file:
             file.write(buffer.getvalue())
         images.append({"id": number + 1, "file_name": name, "width": size, "height": size})
-        for annotation in _annotations(drawn):
+        for annotation in annotations_of(drawn):
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **annotation})
     dataset = {
         "info": {
@@ -334,13 +335,14 @@ def write_scenes(folder: Path, seed: int, count: int, size: int, first: int = 0)
     return dataset
 
 
-def _annotations(drawn: Scene) -> Iterator[dict[str, Any]]:
+def annotations_of(drawn: Scene, classes: Sequence[str] = CLASSES) -> Iterator[dict[str, Any]]:
+    """Yield COCO's annotations of a scene, without ids."""
     for label, color, box, mask in zip(
         drawn.labels, drawn.colors, drawn.boxes.tolist(), drawn.masks, strict=True
     ):
         rle = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
         yield {
-            "category_id": CLASSES.index(label) + 1,
+            "category_id": classes.index(label) + 1,
             "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
             "area": int(mask.sum()),
             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},

@@ -115,9 +115,12 @@ CLASSES = tuple(SHAPES)
 
 
 def posed(
-    rng: np.random.Generator, label: str, color: str, side: float
+    rng: np.random.Generator, label: str, color: str, side: float, shape: Shape | None = None
 ) -> tuple[Item, npt.NDArray[np.float32]]:
-    """Make an object around 0 in a random pose and style; also return its half extents."""
+    """Make an object around 0 in a random pose and style; also return its half extents.
+
+    `shape` is by default that of the class.
+    """
     turn = np.radians(rng.uniform(-25, 25))
     aspect = rng.uniform(0.85, 1.18) ** 0.5
     stretch = np.array([aspect, 1 / aspect]) * side
@@ -125,7 +128,7 @@ def posed(
         stretch[0] = -stretch[0]
     cos, sin = np.cos(turn), np.sin(turn)
     matrix = (np.array([[cos, sin], [-sin, cos]]) * stretch[:, None]).astype(np.float32)
-    shape = SHAPES[label]
+    shape = shape or SHAPES[label]
     outline = tuple(ring @ matrix for ring in shape.outline)
     details = tuple(ring @ matrix for ring in shape.details)
     corners = np.concatenate(outline)

@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rows to evaluate on; the best weights are kept",
     )
     _add_training(parser)
+    _add_variation(parser)
     _add_weights(parser)
     add_messages(parser)
 
@@ -70,6 +71,41 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="peak of the learning rate (default: 2e-4 for adapters, 1e-5 with --full)",
+    )
+
+
+def _add_variation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("variation of the rows, new at each use")
+    group.add_argument(
+        "--flip",
+        action="store_true",
+        help="mirror every second picture, its boxes and masks, unless its text has left or right",
+    )
+    group.add_argument(
+        "--crop",
+        type=float,
+        metavar="SHARE",
+        help="cut out a random window with at least this share of each side (default: none)",
+    )
+    group.add_argument(
+        "--order",
+        choices=("given", "left-to-right", "random"),
+        default="given",
+        help="order of the objects in an answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--noise",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fill answers up to N objects with random boxes that aren't in the loss, but their "
+        "class is (PaliGemma 2's recipe; default: %(default)s)",
+    )
+    group.add_argument(
+        "--noise-token",
+        default="<unused0>",
+        metavar="TOKEN",
+        help="class of those boxes: a token that no class needs (default: %(default)s)",
     )
 
 

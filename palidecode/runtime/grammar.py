@@ -220,8 +220,10 @@ class AnswerState:
     def _allow_loc(self, mask: npt.NDArray[np.bool_]) -> None:
         g, written = self.grammar, len(self._box)
         if written == 0 and self._objects == 0:
-            mask[g.indices([g.vocabulary.eos])] = True  # no object at all
-            if self.left < g.object_cost:
+            room = self.left >= g.object_cost
+            # No object at all:
+            mask[g.indices([g.vocabulary.eos])] = not (room and g.options.fill)
+            if not room:
                 return
         # A corner at the last bin leaves no room for the other one.
         lowest = 0 if written < 2 else self._box[written - 2] + 1
@@ -259,12 +261,14 @@ class AnswerState:
         """Return the tokens that may follow a node of the trie, with `left` tokens to go."""
         g = self.grammar
         used = 0 if g.options.repeats else self._written.get(tuple(self._box), 0)
-        choices = [g.vocabulary.eos] if node.complete & ~used else []
-        return choices + [
+        following = [
             token
             for token, child in node.next.items()
             if child.labels & ~used and self._can_finish(child, left)
         ]
+        more = any(node.next[token].to_end is None for token in following)
+        ends = node.complete & ~used and not (more and g.options.fill)
+        return [g.vocabulary.eos, *following] if ends else following
 
     def _allow_free(self, mask: npt.NDArray[np.bool_]) -> None:
         g = self.grammar
@@ -276,11 +280,11 @@ class AnswerState:
         if self._space:
             mask[g.inner] = True
             return
-        mask[g.indices([g.vocabulary.eos])] = True
         if self._free < g.options.max_label_tokens and self.left > 1:
             mask[g.later] = True
         after = [t for t, child in g.separator.next.items() if self._can_finish(child, self.left)]
         mask[g.indices(after)] = True
+        mask[g.indices([g.vocabulary.eos])] = not (after and g.options.fill)
 
     def _can_finish(self, node: _Node, left: int) -> bool:
         """Return True if an answer of `left` more tokens could end once this node is entered."""

@@ -29,12 +29,17 @@ class GrammarOptions:
         can't come again, whatever its label.
     max_label_tokens : int
         Of a free label.
+    fill : bool
+        End an answer only where no further object fits. PaliGemma 2's report (appendix C) detects
+        so with a model that learned to label boxes without an object; see `Variation` of the
+        trainer.
     """
 
     labels: Labels = "prompt"
     max_objects: int | None = None
     repeats: bool = False
     max_label_tokens: int = 16
+    fill: bool = False
 
     def __post_init__(self) -> None:
         if self.labels not in ("prompt", "free", "none"):

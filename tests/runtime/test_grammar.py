@@ -284,6 +284,10 @@ def every_answer(tokenizer, names, masks, options, limit):
             if len(ids) < limit:
                 found.add((*ids, v.eos))
                 going.append((ids, (*seen, (box, name))))
+    if options.fill:
+        longer = {ids[:end] for ids in found for end in range(len(ids))}
+        found = {ids for ids in found if (*ids[:-1], *separator) not in longer}
+        found -= {(v.eos,)} if len(found) > 1 else set()
     return found
 
 
@@ -295,6 +299,9 @@ SMALL = {
     "masks": (["cat", "cat fish"], True, GrammarOptions(), (6, 7, 8, 9, 15, 16)),
     "no label": ([""], False, GrammarOptions("none"), (4, 5, 6, 11, 12, 17)),
     "free": (None, False, GrammarOptions("free", max_label_tokens=2), (5, 6, 7, 8, 9, 12, 13)),
+    "fill": (["cat", "cat fish"], False, GrammarOptions(fill=True), (1, 5, 6, 7, 13, 14, 15, 16)),
+    "fill to two": (["cat", "fish"], False, GrammarOptions(max_objects=2, fill=True), (7, 14, 30)),
+    "fill, free": (None, False, GrammarOptions("free", max_label_tokens=2, fill=True), (7, 13)),
     "long free": (None, False, GrammarOptions("free", max_label_tokens=4), (7, 8, 9, 11)),
 }
 

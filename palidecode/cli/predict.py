@@ -87,8 +87,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace) -> PredictJob:
     """Return the job that the options ask for."""
-    grammar = False if args.no_grammar else GrammarOptions(max_objects=args.max_objects)
-    over = "vocabulary" if args.no_grammar else "allowed"
+    if args.fill and args.no_grammar:
+        raise InputError("--fill is a rule of the grammar; leave --no-grammar out")
+    rules = GrammarOptions(max_objects=args.max_objects, fill=args.fill)
+    grammar = False if args.no_grammar else rules
+    # With --fill the probability that a box has no object counts against its label.
+    over = "vocabulary" if args.no_grammar or args.fill else "allowed"
     options = predict_options(
         fill(ModelOptions, args, codec=args.weights),
         prompt=args.prompt,

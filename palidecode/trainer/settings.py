@@ -110,7 +110,7 @@ class Settings:
 
     @property
     def variation(self) -> Variation:
-        """How rows vary."""
+        """The ways in which rows vary."""
         return Variation(self.flip, self.crop, self.order, self.noise, self.noise_token)
 
     @property

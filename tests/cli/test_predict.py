@@ -50,3 +50,27 @@ def test_a_device_that_does_not_exist_is_refused_before_the_model_is_loaded(caps
     assert main([*words, "--task", "detect", "--device", "foo"]) == 2
     err = capsys.readouterr().err
     assert err == "palidecode: --device must be cpu, cuda, cuda:1, mps …, got 'foo'\n"
+
+
+def test_fill_detects_up_to_the_limit(capsys, tmp_path):
+    out = tmp_path / "full.json"
+    words = ["predict", SCENE, "--model", "demo", "--dtype", "float32", "-o", out, "--no-journal"]
+    words += ["--task", "detect", "--max-objects", "6", "--score", "label"]
+    found = []
+    for more in ([], ["--fill"]):
+        assert main(list(map(str, [*words, *more]))) == 0
+        found.append(json.loads(out.read_text())["annotations"])
+    plain, full = found
+    assert len(plain) < len(full) == 6
+    # The boxes that it also detects by itself come first, and are surer than the others.
+    assert [row["bbox"] for row in full[: len(plain)]] == [row["bbox"] for row in plain]
+    known, forced = (
+        [row["score"] for row in part] for part in (full[: len(plain)], full[len(plain) :])
+    )
+    assert min(known) > max(forced)
+
+
+def test_fill_is_a_rule_of_the_grammar(capsys, tmp_path):
+    words = ["predict", str(SCENE), "--model", "demo", "-o", str(tmp_path / "x.json"), "--fill"]
+    assert main([*words, "--task", "detect", "--no-grammar"]) == 2
+    assert "leave --no-grammar out" in capsys.readouterr().err

@@ -5,19 +5,19 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from palidecode.answers.parsing import parse
 from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
-from palidecode.files import data_folder
 from palidecode.finetune.encoding import encode_boxes, encode_masks
 from palidecode.geometry.boxes import loc_to_xyxy
 from palidecode.geometry.masks import paste_subpixel
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.trainer.examples import read_examples
 from palidecode.trainer.variation import Variation, Varying
-from training.scenes.draw import scene
+from tests.samples import DEMO
 
 SIZE = (640, 480)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -26,7 +26,7 @@ BOXES = {"red": (0, 10, 203, 181), "green": (250, 33, 391, 471), "blue": (411, 9
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.from_file(data_folder("palidecode.demo") / "model" / "tokenizer.json")
+    return Tokenizer.from_file(DEMO / "model" / "tokenizer.json")
 
 
 @pytest.fixture(scope="module")
@@ -102,30 +102,38 @@ def test_the_picture_moves_with_its_boxes(tmp_path, tokenizer, variation):
             assert image.getpixel((int(x1 + x2) // 2, int(y1 + y2) // 2)) == COLOURS[item.label]
 
 
+def true_masks():
+    """The masks and boxes of each of the demo's scenes, as arrays."""
+    truth = json.loads((DEMO / "scenes" / "instances.json").read_text())
+    for image in truth["images"]:
+        rows = [row for row in truth["annotations"] if row["image_id"] == image["id"]]
+        masks = [coco_mask.decode(row["segmentation"]).astype(bool) for row in rows]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in rows)]
+        yield np.stack(masks), np.array(boxes, float), (image["width"], image["height"])
+
+
 @pytest.mark.parametrize("crop", [None, 0.6])
 def test_masks_move_with_their_boxes(tmp_path, tokenizer, codec, crop):
     """Against the true masks: the codes of codes lose little more than codes do."""
     ious, direct = [], []
-    for index in range(20):
-        drawn = scene(11, index, 224)
-        codes = encode_masks(np.stack(drawn.masks), drawn.boxes, codec)
+    for masks, boxes, size in true_masks():
         words = []
-        for loc, seg in zip(encode_boxes(drawn.boxes, (224, 224)), codes, strict=True):
+        codes = encode_masks(masks, boxes, codec)
+        for loc, seg in zip(encode_boxes(boxes, size), codes, strict=True):
             tokens = [*(f"<loc{n:04d}>" for n in loc), *(f"<seg{n:03d}>" for n in seg)]
             words.append("".join(tokens) + f" {len(words)}")
-        example = example_of(tmp_path, tokenizer, " ; ".join(words), "segment a", (224, 224))
+        example = example_of(tmp_path, tokenizer, " ; ".join(words), "segment a", size)
         for version in versions(example, tokenizer, Variation(flip=True, crop=crop), codec, 6):
             if not version.flipped:
                 continue
-            x1, y1, x2, y2 = version.window or (0, 0, 224, 224)
+            x1, y1, x2, y2 = version.window or (0, 0, *size)
             for item in parse(version.suffix).objects:
-                truth = drawn.masks[int(item.label)][y1:y2, x1:x2][:, ::-1]
+                truth = masks[int(item.label)][y1:y2, x1:x2][:, ::-1]
                 box = loc_to_xyxy([item.loc], (x2 - x1, y2 - y1))[0]
                 ious.append(iou(item.seg, box, truth, codec))
-                direct.append(
-                    iou(encode_masks(truth[None], box[None], codec)[0], box, truth, codec)
-                )
-    assert len(ious) > 80
+                best = encode_masks(truth[None], box[None], codec)[0]
+                direct.append(iou(best, box, truth, codec))
+    assert len(ious) > 50
     assert np.mean(direct) > 0.9
     assert np.mean(ious) > np.mean(direct) - 0.03
     assert min(ious) > 0.5

@@ -160,3 +160,9 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-objects", type=int, metavar="N", help="objects per answer (default: any number)"
     )
+    group.add_argument(
+        "--fill",
+        action="store_true",
+        help="detect up to the limit of objects or tokens, never end before: for models that were "
+        "trained with finetune --noise (use --score label)",
+    )

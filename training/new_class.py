@@ -25,8 +25,9 @@ from palidecode.finetune.rows import to_finetuning_rows
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.prompts import write_prompt
 from palidecode.runs.sources import find_pictures
+from palidecode.trainer.record import CARD
 from palidecode.trainer.settings import Settings
-from palidecode.trainer.training import CARD, Training
+from palidecode.trainer.training import Training
 from training.scenes import draw, pasted
 from training.scenes.shapes import CLASSES
 

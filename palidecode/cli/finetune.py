@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     def report(line: Mapping[str, float]) -> None:
         evaluated = "bbox AP" in line
         if not args.quiet and (evaluated or line["step"] % every == 0):
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
-            message(numbers.replace("step ", f"step of {training.total}: ", 1))
+            message(_progress(line, training.total))
 
     examples = training.examples
     if not args.quiet:
@@ -65,3 +64,12 @@ def run(args: argparse.Namespace) -> int:
     lines += [f"best: {', '.join(best)}"] if best else []
     output.result(data, lines)
     return SKIPPED if problems or examples.too_long else DONE
+
+
+def _progress(line: Mapping[str, float], total: int) -> str:
+    """Return the line about a step."""
+    parts = [f"loss {line['loss']:.3f}", f"rate {line['rate']:.1e}", f"{line['seconds']:.2f} s"]
+    if line["memory"]:
+        parts.append(f"{line['memory'] / 1e9:.1f} GB")
+    parts += [f"{name} {value:.3f}" for name, value in line.items() if " AP" in name]
+    return f"step {line['step']:,.0f} of {total:,}: {', '.join(parts)}"

@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from palidecode.evaluation.coco.measures import Curve
+
+_FEW, _MOST_POINTS = 40, 600  # points of a line: that are marked, and in all
 
 _INK, _MUTED, _LINE, _ACCENT, _WARM, _CARD = (f"#0{n}0{n}0{n}" for n in range(1, 7))
 _VARIABLES = {
@@ -138,6 +141,47 @@ def sizes_svg(sizes: Sequence[dict[str, Any]], name: str) -> Markup:
         axes.legend(loc="upper right", ncols=2, borderaxespad=0)
         _save(figure, out)
     return _inline(out, name, "AP and AR by size")
+
+
+def steps_svg(
+    steps: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    name: str,
+    *,
+    window: int | None = None,
+) -> Markup:
+    """Plot numbers over the steps of a training; `window` adds their mean over so many steps."""
+    with _figure(4.6, 3.0) as (figure, out):
+        axes = figure.add_subplot()
+        for (label, values), color in zip(
+            lines.items(), (_ACCENT, _WARM, _MUTED, _INK), strict=False
+        ):
+            if window is None:
+                marker = "o" if len(steps) <= _FEW else None
+                axes.plot(steps, values, color=color, linewidth=2, marker=marker, label=label)
+                continue
+            x, y = _thinned(steps, values, _MOST_POINTS)
+            axes.plot(x, y, color=_MUTED, linewidth=0.8, alpha=0.5)
+            x, y = _thinned(steps, values, max(1, len(values) // window))
+            axes.plot(x, y, color=color, linewidth=2.2)
+        axes.set_xlabel("step")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if len(lines) > 1:
+            axes.legend(loc="lower right")
+        _save(figure, out)
+    return _inline(out, name, f"{name} over the steps")
+
+
+def _thinned(
+    steps: Sequence[float], values: Sequence[float], most: int
+) -> tuple[list[float], list[float]]:
+    """Return at most so many points, each the mean of neighbours."""
+    parts = np.array_split(np.arange(len(values)), min(most, len(values)))
+    x, y = np.asarray(steps, float), np.asarray(values, float)
+    return [float(x[part].mean()) for part in parts], [float(y[part].mean()) for part in parts]
 
 
 def _bars(

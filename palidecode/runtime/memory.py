@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,20 @@ def free_bytes(device: torch.device) -> int | None:
 
         return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes() if device.type == "cpu" else None
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that was in use on a GPU, or by this process; 0 if unknown."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def available_bytes() -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from palidecode.pipeline.checkpoint import NOTES, Place, find, read_notes, token
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.prompts import asked_names
 from palidecode.runtime.config import config_to_hf
+from palidecode.runtime.memory import peak_bytes
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.runtime.torch_engine import TorchEngine
 from palidecode.runtime.torch_loading import find_device
@@ -33,13 +33,13 @@ from palidecode.runtime.weights import SINGLE
 from palidecode.trainer.examples import Batch, Example, Examples, make_batch, read_examples
 from palidecode.trainer.lora import Adapted, add_adapters, write_adapter
 from palidecode.trainer.loss import answer_loss
+from palidecode.trainer.record import CARD, LOG, Data, Record
 from palidecode.trainer.settings import Settings
 from palidecode.trainer.validation import check_validation, validate
 from palidecode.trainer.variation import Varying
 from palidecode.trainer.weights import Weights, recompute_layers, thaw
-from palidecode.version import __version__
 
-STATE, LOG, CARD = "checkpoint.safetensors", "log.jsonl", "README.md"
+STATE = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, float]], None]
 
 
@@ -90,7 +90,6 @@ class Training:
     ) -> None:
         settings = settings or Settings()
         self.settings, self.out = settings, out
-        self._rows, self._val = rows, val
         self._place = _whole_model(model)
         checkpoint = self._place.open()
         if checkpoint.source is None:
@@ -105,6 +104,14 @@ class Training:
         self.held_back = Examples() if val is None else read_examples(val, images, *read)
         check_validation(self.held_back.rows)
         self.total = settings.total(len(self.examples.rows))
+        self._record = Record(
+            out,
+            self._place.name,
+            settings,
+            self.total,
+            Data.of(rows, len(self.examples.rows)),
+            None if val is None else Data.of(val, len(self.held_back.rows)),
+        )
         self._refuse_finished()
         self._device = find_device(device)
         dtype: torch.dtype = getattr(torch, settings.dtype)
@@ -179,16 +186,18 @@ class Training:
                 line = self.update()
                 if self.step % settings.evaluate_every == 0 or self.step == self.total:
                     line |= self._evaluate()
-                self._write_log(line)
+                self._record.add(line)
                 report(line)
                 if self.step % settings.save_every == 0 and self.step < self.total:
                     self.save()
+                    self._record.write_page(self.best)
                 check()
         except KeyboardInterrupt:
             self.save()
             raise
         if not self.held_back.rows:
             self._keep()
+        self._record.write_page(self.best)
         (self.out / STATE).unlink(missing_ok=True)
 
     def update(self) -> dict[str, float]:
@@ -223,6 +232,7 @@ class Training:
             "rate": rate,
             "norm": round(float(norm), 4),
             "seconds": round(seconds, 3),
+            "memory": peak_bytes(self._device),
         }
 
     def _batch(self, number: int) -> Batch:
@@ -284,8 +294,7 @@ class Training:
         if self._classes or self._codes != GOOGLE_ID:
             with replacing(self.out / NOTES) as file:
                 json.dump({"codes": self._codes, "classes": self._known()}, file, indent=1)
-        with replacing(self.out / CARD) as file:
-            file.write(self._card())
+        self._record.write_card(self.step, self.best)
 
     def _known(self) -> list[str]:
         """Return the classes that the model lists, and those that the rows ask for."""
@@ -296,37 +305,15 @@ class Training:
                 found |= dict.fromkeys(asked[1] if asked else ())
         return list(found)
 
-    def _card(self) -> str:
-        settings, what = self.settings, "weights" if self.settings.full else "adapter"
-        lines = [
-            f"# {self.out.name}",
-            "",
-            f"A PaliGemma {what}, trained with palidecode {__version__} from `{self._place.name}`.",
-            "",
-            f"- {len(self.examples.rows):,} rows of `{self._rows.name}` (sha256 "
-            f"`{_sha256(self._rows)}`), {self.step:,} of {self.total:,} steps",
-        ]
-        if self._val is not None:
-            lines.append(f"- held back: {len(self.held_back.rows):,} rows of `{self._val.name}`")
-        numbers = [f"{name} {value:.3f}" for name, value in self.best.items() if name != "step"]
-        if numbers:
-            lines.append(f"- on them: {', '.join(numbers)}")
-        lines += ["", "| setting | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in asdict(settings).items()]
-        return "\n".join(lines) + "\n"
-
-    def _write_log(self, line: Mapping[str, float]) -> None:
-        with (self.out / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
     def _facts(self) -> str:
         """Return what a checkpoint belongs to, as JSON."""
-        files = [self._rows, *([] if self._val is None else [self._val])]
+        record = self._record
+        files = [record.rows, *([] if record.val is None else [record.val])]
         return json.dumps(
             {
                 "settings": {**asdict(self.settings), "targets": list(self.settings.targets)},
                 "model": self._place.name,
-                "rows": [_sha256(file) for file in files],
+                "rows": [file.sha256 for file in files],
             },
             sort_keys=True,
         )
@@ -376,16 +363,7 @@ class Training:
         self.weights.publish()
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._cut_log()
-
-    def _cut_log(self) -> None:
-        """Drop the log's lines of steps that are done again."""
-        path = self.out / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        with replacing(path) as file:
-            for line in lines:
-                if line.endswith("}") and json.loads(line)["step"] <= self.step:
-                    file.write(line + "\n")
+        self._record.cut(self.step)
 
 
 def _whole_model(model: str) -> Place:
@@ -395,7 +373,3 @@ def _whole_model(model: str) -> Place:
             f"{model}: is an adapter; train from its base, or merge it first (palidecode merge)"
         )
     return place
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -224,13 +224,13 @@ def _areas(xyxy: Boxes) -> npt.NDArray[np.float64]:
 
 def _part(field: Fields, inner: Boxes) -> Fields:
     """Cut a part (xyxy, shares) out of a field, and stretch it to the field's size, in [0, 1]."""
-    levels = np.clip(field / 2 + 0.5, 0, 1)
+    levels = np.clip(field / 2 + 0.5, 0, 1).astype(np.float32)
     box = tuple((np.clip(inner, 0, 1) * MASK_SIDE).tolist())
     if box == (0, 0, MASK_SIDE, MASK_SIDE):
         return levels
     side = (MASK_SIDE, MASK_SIDE)
     image = Image.fromarray(levels).resize(side, Image.Resampling.BILINEAR, box)
-    return np.clip(np.asarray(image), 0, 1)
+    return np.asarray(image, np.float32).clip(0, 1)
 
 
 def _ordered(

@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": "Compare two prediction files, image by image.",
     "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks or "
     "boxes: mIoU, cIoU, gIoU, box accuracy, N-acc, T-acc.",
+    "serve": "Serve a model over HTTP: a page to try it, and an API that returns boxes and masks.",
     "export": "Write a model as ONNX graphs, in 8 or 4 bits, to run without torch.",
     "merge": "Merge a LoRA adapter into its base model.",
     "weights": "List, fetch, verify or convert the mask codec's weights.",
@@ -55,6 +56,7 @@ _MEANT = {
     **dict.fromkeys(("eval", "test", "val", "score"), "evaluate"),
     **dict.fromkeys(("fetch", "download", "verify"), "weights"),
     "diff": "compare",
+    **dict.fromkeys(("server", "api", "web", "ui"), "serve"),
     "help": "--help",
 }
 """Words of other tools, and the commands that do it here."""

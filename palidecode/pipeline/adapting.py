@@ -60,6 +60,11 @@ class Adapters:
                 )
             self._sources[name], self._classes[name] = source, tuple(its_classes)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the adapters."""
+        return tuple(self._sources)
+
     def use(self, name: str | None) -> tuple[Engine, tuple[str, ...]]:
         """Return the model with an adapter, or the base model; and the classes that it knows.
 

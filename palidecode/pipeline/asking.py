@@ -12,7 +12,7 @@ from palidecode.errors import InputError, warn
 from palidecode.files import Picture, check_picture, open_picture, picture_name
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.runtime.engine import Engine, Features
-from palidecode.runtime.generate import cache_length, generate
+from palidecode.runtime.generate import GeneratedTokens, Request, cache_length, generate
 from palidecode.runtime.grammar import Grammar
 from palidecode.runtime.image import ImageConfig, Shrunk, shrink
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
@@ -27,12 +27,14 @@ class Asker:
 
     Attributes
     ----------
+    engine : Engine
+    tokenizer : Tokenizer
     features : dict of bytes to image tokens
         Image tokens of the last pictures, by a hash of their pixels.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, image_config: ImageConfig) -> None:
-        self._engine, self._tokenizer, self._image_config = engine, tokenizer, image_config
+        self.engine, self.tokenizer, self._image_config = engine, tokenizer, image_config
         self.features: dict[bytes, Features] = {}
         self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
 
@@ -53,8 +55,8 @@ class Asker:
             for picture in several:
                 if not isinstance(picture, Shrunk):
                     check_picture(picture)
-        encoded = [self._tokenizer.encode_prompt(prompt) for prompt in prompts]
-        tokens = self._engine.config.vision.tokens
+        encoded = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        tokens = self.engine.config.vision.tokens
         for several, ids in zip(pictures, encoded, strict=True):  # before anything is computed
             cache_length(len(several) * tokens, len(ids), options.max_new_tokens)
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
@@ -86,7 +88,7 @@ class Asker:
         if key not in self._grammars:
             if len(self._grammars) > _KEPT_GRAMMARS:
                 self._grammars.clear()
-            self._grammars[key] = Grammar.of(self._tokenizer, prompt, options)
+            self._grammars[key] = Grammar.of(self.tokenizer, prompt, options)
         return self._grammars[key]
 
     def _batch(
@@ -110,27 +112,64 @@ class Asker:
             return answers
         numbers = [answer_numbers[row] for row, _ in fine]
         made = generate(
-            self._engine,
+            self.engine,
             self._encode([several for _, several in fine]),
             [encoded[row] for row, _ in fine],
-            self._tokenizer.vocabulary,
+            self.tokenizer.vocabulary,
             [grammars[row] for row, _ in fine],
             options,
             None if on_token is None else _renumbered(on_token, numbers),
             numbers,
         )
         for (row, several), tokens in zip(fine, made, strict=True):
-            answers[row] = Generated(
-                prompts[row],
-                self._tokenizer.decode(tokens.token_ids),
-                tokens.token_ids,
-                tokens.logprobs,
-                tokens.end_logprobs,
-                several[box_image].size,
-                tokens.finished,
-                tokens.distributions() if options.loc_probabilities else None,
-            )
+            answers[row] = self.generated(prompts[row], tokens, several[box_image], options)
         return answers
+
+    def generated(
+        self, prompt: str, tokens: GeneratedTokens, picture: Shrunk, options: GenerateOptions
+    ) -> Generated:
+        """Return an answer, or the beginning of one, with its text."""
+        return Generated(
+            prompt,
+            self.tokenizer.decode(tokens.token_ids),
+            tokens.token_ids,
+            tokens.logprobs,
+            tokens.end_logprobs,
+            picture.size,
+            tokens.finished,
+            tokens.distributions() if options.loc_probabilities else None,
+        )
+
+    def check(self, prompt: str, pictures: int, options: GenerateOptions) -> None:
+        """Refuse a prompt that is too long, or spells a control token."""
+        tokens = pictures * self.engine.config.vision.tokens
+        cache_length(tokens, len(self.tokenizer.encode_prompt(prompt)), options.max_new_tokens)
+
+    def requests(
+        self,
+        pictures: Sequence[Sequence[Shrunk]],
+        prompts: Sequence[str],
+        grammars: Sequence[bool | GrammarOptions],
+        options: Sequence[GenerateOptions],
+    ) -> list[Request]:
+        """Return the requests of prompts about pictures, which are encoded."""
+        for prompt, several, its in zip(prompts, pictures, options, strict=True):
+            self.check(prompt, len(several), its)
+        by_count: dict[int, list[int]] = {}
+        for row, several in enumerate(pictures):
+            by_count.setdefault(len(several), []).append(row)
+        features: dict[int, Features] = {}
+        for rows in by_count.values():
+            features |= zip(rows, self._encode([pictures[row] for row in rows]), strict=True)
+        return [
+            Request(
+                features[row],
+                self.tokenizer.encode_prompt(prompt),
+                self._grammar(prompt, grammars[row]),
+                options[row],
+            )
+            for row, prompt in enumerate(prompts)
+        ]
 
     def _encode(self, rows: Sequence[Sequence[Shrunk]]) -> list[Features]:
         """Encode the pictures of each row; equal pictures are encoded once."""
@@ -138,7 +177,7 @@ class Asker:
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
         new = {key: row for row, key in enumerate(keys) if key not in self.features}
         if new:
-            encoded = self._engine.encode_image(pixels[list(new.values())])
+            encoded = self.engine.encode_image(pixels[list(new.values())])
             self.features.update(zip(new, encoded, strict=True))
         features = [self.features[key] for key in keys]
         while len(self.features) > _KEPT_FEATURES:
@@ -147,7 +186,7 @@ class Asker:
         if count == 1:
             return features
         each = range(0, len(features), count)
-        return [self._engine.join(features[start : start + count]) for start in each]
+        return [self.engine.join(features[start : start + count]) for start in each]
 
     def shrink(self, picture: Picture) -> Shrunk:
         """Open a picture and convert it to what the model sees of it."""

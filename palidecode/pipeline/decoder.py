@@ -16,8 +16,9 @@ from palidecode.files import Picture
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.adapting import Adapters
 from palidecode.pipeline.asking import Asker
-from palidecode.pipeline.checkpoint import EngineName, ModelOptions, find, load
+from palidecode.pipeline.checkpoint import EngineName, LoadedModel, ModelOptions, find, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
+from palidecode.pipeline.session import Session
 from palidecode.prompts import Task, asked_names, prompts_for, split_verb, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample, Shrunk
@@ -175,16 +176,36 @@ class PaliDecoder:
             engine=engine,
             base=None if base is None else os.fspath(base),
         )
-        decoder = cls(**load(options, codec)._asdict())
-        if adapters is not None:
+        return cls._loaded(options, load(options, codec), adapters)
+
+    @classmethod
+    def from_options(
+        cls,
+        options: ModelOptions,
+        *,
+        threads: int | None = None,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    ) -> PaliDecoder:
+        """Load a checkpoint as `from_pretrained` does; `threads` are those of the mask codec."""
+        return cls._loaded(options, load(options, threads=threads), adapters)
+
+    @classmethod
+    def _loaded(
+        cls,
+        options: ModelOptions,
+        model: LoadedModel,
+        adapters: Mapping[str, str | os.PathLike[str]] | None,
+    ) -> PaliDecoder:
+        decoder = cls(**model._asdict())
+        if adapters:
             place = find(options.model, options.revision, options.base)
             decoder._adapters = Adapters(place, decoder.engine, adapters)
         return decoder
 
-    @classmethod
-    def from_options(cls, options: ModelOptions, *, threads: int | None = None) -> PaliDecoder:
-        """Load a checkpoint as `from_pretrained` does; `threads` are those of the mask codec."""
-        return cls(**load(options, threads=threads)._asdict())
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters given to `from_pretrained`, for `use`."""
+        return () if self._adapters is None else self._adapters.names
 
     def use(self, adapter: str | None) -> None:
         """Switch to one of the adapters given to `from_pretrained`, or with None to the base.
@@ -434,6 +455,13 @@ class PaliDecoder:
             If it can't be read.
         """
         return self._asker.shrink(picture)
+
+    def session(self) -> Session:
+        """Return a `Session`, which writes answers token by token; questions join at any step.
+
+        It stays with the adapter in use.
+        """
+        return Session(self._asker)
 
     def forget_pictures(self) -> None:
         """Clear the cache of image tokens of the last pictures."""

@@ -32,6 +32,17 @@ class Batch(Protocol):
         """Keep only these rows of the batch; the others have ended."""
         ...
 
+    def join(self, other: Self, steps: int) -> None:
+        """Append the rows of another batch after its `prefill`; it is used up.
+
+        `steps` is the number of tokens that the longest row will still read.
+        """
+        ...
+
+    def use_head(self, head: Ids | None) -> None:
+        """Compute other tokens' logits from now on; see `Engine.start`."""
+        ...
+
 
 class Engine(Protocol):
     """A model that is loaded; see `PaliDecoder.engine`."""

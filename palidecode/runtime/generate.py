@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
 from palidecode.runtime.config import PaliGemmaConfig
-from palidecode.runtime.engine import Engine, Features, Ids, Logits
+from palidecode.runtime.engine import Batch, Engine, Features, Ids, Logits
 from palidecode.runtime.grammar import AnswerState, Grammar
 from palidecode.runtime.options import GenerateOptions, OnToken
 from palidecode.vocab import LOC_COUNT, Vocabulary
 
 Float = TypeVar("Float", np.float32, np.float64)
+TopTokens: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 POSITIONS = 8192  # Gemma's context: image, prompt and answer
 
@@ -35,6 +36,8 @@ class GeneratedTokens:
         Natural log of the probability that ``<eos>`` had in each token's place.
     loc_probabilities : list of ndarray of float32, shape (1024,)
         Distribution over the bins of every loc token, in order, if asked for; each sums to 1.
+    top : list of (ndarray of int64, ndarray of float32)
+        Ids and log probabilities of the likeliest tokens in each token's place, if asked for.
     finished : bool
         True if it ended with ``<eos>``, not at the limit.
     """
@@ -43,6 +46,7 @@ class GeneratedTokens:
     logprobs: list[float] = field(default_factory=list)
     end_logprobs: list[float] = field(default_factory=list)
     loc_probabilities: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    top: list[TopTokens] = field(default_factory=list)
     finished: bool = False
 
     def distributions(self) -> npt.NDArray[np.float32]:
@@ -95,159 +99,297 @@ def generate(
     -------
     list of GeneratedTokens
         Up to rounding the same as one by one.
+    """
+    generation = Generation(engine, vocabulary, on_token)
+    columns = zip(features, prompts, grammars, numbers or range(len(prompts)), strict=True)
+    answers = generation.add([Request(*column[:3], options, column[3]) for column in columns])
+    while generation.answers:
+        generation.step()
+    return answers
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate; see `generate`.
+
+    Attributes
+    ----------
+    features : image tokens
+    prompt : sequence of int
+    grammar : Grammar or None
+    options : GenerateOptions
+    number : int
+        Seeds the answer's random numbers, together with the seed.
+    """
+
+    features: Features
+    prompt: Sequence[int]
+    grammar: Grammar | None
+    options: GenerateOptions
+    number: int = 0
+
+
+class _Row:
+    """An answer in progress: a row of the batch."""
+
+    def __init__(self, index: int, request: Request) -> None:
+        self.index, self.request, self.options = index, request, request.options
+        self.answer = GeneratedTokens()
+        self.state: AnswerState | None = None
+        if request.grammar is not None:
+            self.state = request.grammar.start(self.options.max_new_tokens)
+        seeds = (self.options.seed, request.number)
+        self.random = np.random.default_rng(np.random.SeedSequence(seeds))
+
+    @property
+    def left(self) -> int:
+        """Number of tokens that it may still have."""
+        return self.options.max_new_tokens - len(self.answer.token_ids)
+
+    @property
+    def ended(self) -> bool:
+        return self.answer.finished or self.left <= 0
+
+    def unread(self) -> list[int]:
+        """Return the last token, and those that must come next; ``<eos>`` is never read."""
+        forced = [] if self.state is None else self.state.forced()
+        eos = None if self.state is None else self.state.grammar.vocabulary.eos
+        return [self.answer.token_ids[-1], *(token for token in forced if token != eos)]
+
+
+class Generation:
+    """Answers in progress; others join between two steps, and those that end leave.
+
+    Parameters
+    ----------
+    engine : Engine
+    vocabulary : Vocabulary
+    on_token : callable, optional
+        Called with (number of the answer in the order of `add`, token id, log-probability).
 
     Notes
     -----
     Tokens that a grammar leaves no choice for are read together with the token before them. The
     rows of a batch read as many tokens at a time as each of them has.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    length = cache_length(len(features[0]), longest, options.max_new_tokens)
-    answers = [GeneratedTokens() for _ in prompts]
-    states = [g.start(options.max_new_tokens) if g is not None else None for g in grammars]
-    rows = list(range(len(prompts)))  # the answers that aren't finished
-    sampler = _Sampler(engine.config, vocabulary, grammars, options, numbers or rows, on_token)
-    batch = engine.start(features, prompts, length, sampler.head)
-    logits = batch.prefill()[:, None]
-    while True:
-        for column in range(logits.shape[1]):
-            sampler.next_tokens(logits[:, column], rows, states, answers)
-        unfinished = [i for i, row in enumerate(rows) if not answers[row].finished]
-        if len(unfinished) < len(rows):
-            rows = [rows[i] for i in unfinished]
-            if rows:
-                batch.keep_rows(np.array(unfinished))
-        if not rows or len(answers[rows[0]].token_ids) == options.max_new_tokens:
-            return answers
-        unread = [[answers[row].token_ids[-1], *_forced(states[row])] for row in rows]
+
+    def __init__(
+        self, engine: Engine, vocabulary: Vocabulary, on_token: OnToken | None = None
+    ) -> None:
+        self._engine = engine
+        self._sampler = _Sampler(engine.config, vocabulary, on_token)
+        self._rows: list[_Row] = []
+        self._batch: Batch | None = None
+        self._head: Ids | None = None
+        self._count = 0
+
+    @property
+    def answers(self) -> list[GeneratedTokens]:
+        """The answers that have not ended."""
+        return [row.answer for row in self._rows]
+
+    def add(self, requests: Sequence[Request]) -> list[GeneratedTokens]:
+        """Read pictures and prompts, and choose the first token of each answer.
+
+        The answers that are returned grow with every `step`.
+        """
+        rows = [_Row(self._count + n, request) for n, request in enumerate(requests)]
+        self._count += len(rows)
+        by_length: dict[int, list[_Row]] = {}
+        for row in rows:
+            by_length.setdefault(len(row.request.features), []).append(row)
+        for alike in by_length.values():
+            self._begin(alike)
+        return [row.answer for row in rows]
+
+    def _begin(self, rows: list[_Row]) -> None:
+        """Start rows with as many image tokens each, and let them join the batch."""
+        requests = [row.request for row in rows]
+        longest = max(len(request.prompt) for request in requests)
+        most = max(row.options.max_new_tokens for row in rows)
+        length = cache_length(len(requests[0].features), longest, most)
+        head = _head(self._engine.config, rows)
+        batch = self._engine.start(
+            [request.features for request in requests],
+            [request.prompt for request in requests],
+            length,
+            head,
+        )
+        self._sampler.next_tokens(batch.prefill(), rows, head)
+        rows = _without_ended(batch, rows)
+        if not rows:
+            return
+        if self._batch is None:
+            self._batch, self._rows, self._head = batch, rows, head
+            return
+        self._rows = self._rows + rows
+        self._batch.join(batch, max(row.left for row in self._rows))
+        self._head = _head(self._engine.config, self._rows)
+        self._batch.use_head(self._head)
+
+    def step(self) -> None:
+        """Choose the next token of every answer, or the next few."""
+        if self._batch is None:
+            return
+        unread = [row.unread() for row in self._rows]
         count = min(map(len, unread))
-        logits = batch.step(np.array([tokens[:count] for tokens in unread]))
+        logits = self._batch.step(np.array([tokens[:count] for tokens in unread]))
+        for column in range(count):
+            self._sampler.next_tokens(logits[:, column], self._rows, self._head)
+        self._keep(_without_ended(self._batch, self._rows))
+
+    def drop(self, answers: Sequence[GeneratedTokens]) -> None:
+        """Stop these answers, of those that have not ended."""
+        dropped = {id(answer) for answer in answers}
+        kept = [n for n, row in enumerate(self._rows) if id(row.answer) not in dropped]
+        if self._batch is not None and 0 < len(kept) < len(self._rows):
+            self._batch.keep_rows(np.array(kept))
+        self._keep([self._rows[n] for n in kept])
+
+    def _keep(self, rows: list[_Row]) -> None:
+        self._rows = rows
+        if not rows:
+            self._batch = None
 
 
-def _forced(state: AnswerState | None) -> list[int]:
-    """Return the tokens that must come next and are read; ``<eos>`` is never read."""
-    if state is None:
-        return []
-    return [token for token in state.forced() if token != state.grammar.vocabulary.eos]
+def _without_ended(batch: Batch, rows: list[_Row]) -> list[_Row]:
+    """Return the rows that have not ended, and keep only those of the batch."""
+    kept = [n for n, row in enumerate(rows) if not row.ended]
+    if 0 < len(kept) < len(rows):
+        batch.keep_rows(np.array(kept))
+    return [rows[n] for n in kept]
+
+
+def _head(config: PaliGemmaConfig, rows: Sequence[_Row]) -> Ids | None:
+    """Ids of the tokens whose logits are needed, ascending; None for the whole vocabulary."""
+    known = {id(row.request.grammar): row.request.grammar for row in rows}
+    used = [grammar.tokens for grammar in known.values() if grammar is not None]
+    if len(used) < len(known) or any(row.options.over != "allowed" for row in rows):
+        return None
+    ids = np.unique(np.concatenate(used))
+    # Free labels allow nearly all tokens: a copy of their rows would save nothing.
+    return ids if 2 * len(ids) < config.text.vocabulary else None
 
 
 class _Sampler:
-    """Chooses the next token of every row and records its probability.
-
-    Attributes
-    ----------
-    head : ndarray of int64, optional
-        Ids of the tokens in use, ascending: the columns of the logits; None for all.
-    """
+    """Chooses the next token of every row and records its probability."""
 
     def __init__(
-        self,
-        config: PaliGemmaConfig,
-        vocabulary: Vocabulary,
-        grammars: Sequence[Grammar | None],
-        options: GenerateOptions,
-        numbers: Sequence[int],
-        on_token: OnToken | None,
+        self, config: PaliGemmaConfig, vocabulary: Vocabulary, on_token: OnToken | None
     ) -> None:
-        self._options, self._vocabulary, self._on_token = options, vocabulary, on_token
-        self._random = [
-            np.random.default_rng(np.random.SeedSequence((options.seed, number)))
-            for number in numbers
-        ]
+        self._vocabulary, self._on_token = vocabulary, on_token
         self._ends = {vocabulary.eos, *config.eos}
-        self.head: Ids | None = None
-        known = [grammar.tokens for grammar in grammars if grammar is not None]
-        if options.over == "allowed" and len(known) == len(grammars):
-            ids = np.unique(np.concatenate(known))
-            # Free labels allow nearly all tokens: a copy of their rows would save nothing.
-            if 2 * len(ids) < config.text.vocabulary:
-                self.head = ids
 
-    def next_tokens(
-        self,
-        logits: Logits,
-        rows: list[int],
-        states: list[AnswerState | None],
-        answers: list[GeneratedTokens],
-    ) -> None:
-        """Choose the next token of each of the rows; update their answers and states."""
-        allowed = self._mask(logits, [states[row] for row in rows])
-        over = allowed if self._options.over == "allowed" else logits
+    def next_tokens(self, logits: Logits, rows: Sequence[_Row], head: Ids | None) -> None:
+        """Choose the next token of each row; update their answers and states.
+
+        `head` holds the ids of the columns of `logits` (B, R), None for all.
+        """
+        allowed = _mask(logits, rows, head)
+        over = _normalised(logits, allowed, rows)
         normal = _log_sum_exp(over)
         if not np.isfinite(normal).all():
             raise InputError(
                 "the model computes NaN or infinite logits: float16 is too small for it, or its "
                 "weights are damaged; try dtype='bfloat16' or 'float32' (--dtype)"
             )
-        columns = self._sample(allowed, rows)
+        columns = _sample(allowed, rows)
         logprobs = (logits[np.arange(len(rows)), columns] - normal).tolist()
-        end_logprobs = (over[:, self._column(self._vocabulary.eos)] - normal).tolist()
-        tokens = columns if self.head is None else self.head[columns]
+        end_logprobs = (over[:, _column(head, self._vocabulary.eos)] - normal).tolist()
+        tokens = columns if head is None else head[columns]
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            answer, state = answers[row], states[row]
-            self._add(row, token, logprobs[i], end_logprobs[i], answer, state)
-            bin_ = token - self._vocabulary.loc_offset
-            if self._options.loc_probabilities and 0 <= bin_ < LOC_COUNT:
-                first = self._column(self._vocabulary.loc_offset)
-                answer.loc_probabilities.append(_softmax(allowed[i, first : first + LOC_COUNT]))
-            rest = state.forced() if state is not None and self._options.over == "allowed" else []
-            if rest and rest[-1] == self._vocabulary.eos:
-                # Each of these tokens has probability 1: the model needn't be asked.
-                for forced in rest:
-                    end = 0.0 if forced == rest[-1] else -np.inf
-                    self._add(row, forced, 0.0, end, answer, state)
+            if row.options.top_logprobs:
+                row.answer.top.append(self._top(over[i] - normal[i], row, head))
+            if row.options.loc_probabilities and self._is_loc(token):
+                first = _column(head, self._vocabulary.loc_offset)
+                bins = _softmax(allowed[i, first : first + LOC_COUNT])
+                row.answer.loc_probabilities.append(bins)
+            self._add(row, token, logprobs[i], end_logprobs[i])
+            self._add_forced(row)
 
-    def _add(
-        self,
-        row: int,
-        token: int,
-        logprob: float,
-        end_logprob: float,
-        answer: GeneratedTokens,
-        state: AnswerState | None,
-    ) -> None:
+    def _add_forced(self, row: _Row) -> None:
+        """Add the rest of an answer that leaves no choice: the model needn't be asked."""
+        allowed = row.state is not None and row.options.over == "allowed"
+        rest = row.state.forced() if row.state is not None and allowed else []
+        if not rest or rest[-1] != self._vocabulary.eos:
+            return
+        for token in rest:  # each has probability 1
+            if row.options.top_logprobs:
+                row.answer.top.append((np.array([token]), np.zeros(1, np.float32)))
+            if row.options.loc_probabilities and self._is_loc(token):
+                bins = np.zeros(LOC_COUNT, np.float32)
+                bins[token - self._vocabulary.loc_offset] = 1
+                row.answer.loc_probabilities.append(bins)
+            self._add(row, token, 0.0, 0.0 if token == rest[-1] else -np.inf)
+
+    def _add(self, row: _Row, token: int, logprob: float, end_logprob: float) -> None:
         """Add a token to an answer, and advance its state."""
+        answer = row.answer
         answer.token_ids.append(token)
         answer.logprobs.append(logprob)
         answer.end_logprobs.append(end_logprob)
         answer.finished = token in self._ends
-        if state is not None:
-            state.advance(token)
+        if row.state is not None:
+            row.state.advance(token)
         if self._on_token is not None:
-            self._on_token(row, token, logprob)
+            self._on_token(row.index, token, logprob)
 
-    def _column(self, token: int) -> int:
-        """Column of a token's logit."""
-        return token if self.head is None else int(np.searchsorted(self.head, token))
+    def _is_loc(self, token: int) -> bool:
+        return 0 <= token - self._vocabulary.loc_offset < LOC_COUNT
 
-    def _mask(self, logits: Logits, states: list[AnswerState | None]) -> Logits:
-        """Set the logits of tokens that a row's grammar doesn't allow to minus infinity."""
-        if not any(state is not None for state in states):
-            return logits
-        allowed = np.full_like(logits, -np.inf)
-        for row, state in enumerate(states):
-            if state is None:
-                allowed[row] = logits[row]
-                continue
-            tokens = state.grammar.tokens[state.allowed()]
-            columns = tokens if self.head is None else np.searchsorted(self.head, tokens)
-            allowed[row, columns] = logits[row, columns]
-        return allowed
+    def _top(self, logprobs: Logits, row: _Row, head: Ids | None) -> TopTokens:
+        """Return the likeliest tokens, and ``<eos>`` if it isn't one of them but possible."""
+        count = min(row.options.top_logprobs, len(logprobs))
+        best = np.argpartition(-logprobs, count - 1)[:count]
+        best = best[np.argsort(-logprobs[best], kind="stable")]
+        end = _column(head, self._vocabulary.eos)
+        columns = best if end in best else np.append(best, end)
+        columns = columns[np.isfinite(logprobs[columns])]
+        return (columns if head is None else head[columns]), logprobs[columns]
 
-    def _sample(self, allowed: Logits, rows: list[int]) -> Ids:
-        if self._options.temperature == 0:
-            best: Ids = allowed.argmax(1)
-            return best
-        chosen = []
-        for logits, row in zip(allowed, rows, strict=True):
-            weights = _softmax(logits.astype(np.float64) / self._options.temperature)
-            order = np.argsort(-weights, kind="stable")
-            # Keep tokens until the share is reached, the likeliest in any case.
-            sums = np.cumsum(weights[order])
-            kept = int(np.searchsorted(sums, self._options.top_p * sums[-1])) + 1
-            point = self._random[row].random() * sums[:kept][-1]
-            chosen.append(order[int(np.searchsorted(sums[:kept], point, side="right"))])
-        return np.array(chosen, np.int64)
+
+def _column(head: Ids | None, token: int) -> int:
+    """Column of a token's logit."""
+    return token if head is None else int(np.searchsorted(head, token))
+
+
+def _mask(logits: Logits, rows: Sequence[_Row], head: Ids | None) -> Logits:
+    """Set the logits of tokens that a row's grammar doesn't allow to minus infinity."""
+    if not any(row.state is not None for row in rows):
+        return logits
+    allowed = np.full_like(logits, -np.inf)
+    for i, row in enumerate(rows):
+        if row.state is None:
+            allowed[i] = logits[i]
+            continue
+        tokens = row.state.grammar.tokens[row.state.allowed()]
+        columns = tokens if head is None else np.searchsorted(head, tokens)
+        allowed[i, columns] = logits[i, columns]
+    return allowed
+
+
+def _normalised(logits: Logits, allowed: Logits, rows: Sequence[_Row]) -> Logits:
+    """Return the logits of each row whose probabilities sum to 1; see `GenerateOptions.over`."""
+    every = [row.options.over == "vocabulary" for row in rows]
+    if all(every):
+        return logits
+    return np.where(np.array(every)[:, None], logits, allowed) if any(every) else allowed
+
+
+def _sample(allowed: Logits, rows: Sequence[_Row]) -> Ids:
+    """Return the column of each row's next token."""
+    chosen: Ids = allowed.argmax(1)
+    for i, row in enumerate(rows):
+        if row.options.temperature == 0:
+            continue
+        weights = _softmax(allowed[i].astype(np.float64) / row.options.temperature)
+        order = np.argsort(-weights, kind="stable")
+        # Keep tokens until the share is reached, the likeliest in any case.
+        sums = np.cumsum(weights[order])
+        kept = int(np.searchsorted(sums, row.options.top_p * sums[-1])) + 1
+        point = row.random.random() * sums[:kept][-1]
+        chosen[i] = order[int(np.searchsorted(sums[:kept], point, side="right"))]
+    return chosen
 
 
 def _log_sum_exp(logits: Logits) -> Logits:

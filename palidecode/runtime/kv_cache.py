@@ -56,3 +56,30 @@ class KVCache:
         """Keep only these rows of the batch; the others have ended."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.position = self.position[rows]
+
+    def join(self, other: KVCache, steps: int) -> None:
+        """Append the rows of another cache, with room for `steps` more tokens.
+
+        Columns move to the left in every row, so that padding doesn't grow with each join.
+        """
+        parts = (self, other)
+        counts = [int((part.position >= 0).sum(1).max()) for part in parts]
+        orders = [
+            (part.position < 0).int().argsort(dim=1, stable=True)[:, :count]
+            for part, count in zip(parts, counts, strict=True)
+        ]
+        used = max(counts)
+        batch = len(self.position) + len(other.position)
+        layers, _, heads, _, size = self.keys.shape
+        keys = self.keys.new_zeros((layers, batch, heads, used + steps, size))
+        values = torch.zeros_like(keys)
+        position = self.position.new_full((batch, used + steps), -1)
+        first = 0
+        for part, order, count in zip(parts, orders, counts, strict=True):
+            rows = slice(first, first + len(order))
+            index = order[None, :, None, :, None].expand(layers, -1, heads, -1, size)
+            keys[:, rows, :, :count] = part.keys.gather(3, index)
+            values[:, rows, :, :count] = part.values.gather(3, index)
+            position[rows, :count] = part.position.gather(1, order)
+            first += len(order)
+        self.keys, self.values, self.position, self.used = keys, values, position, used

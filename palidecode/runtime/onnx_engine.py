@@ -68,7 +68,7 @@ class OnnxEngine:
         head: Ids | None,
     ) -> OnnxBatch:
         """Begin a batch of answers; see `Engine.start`."""
-        return OnnxBatch(self, features, prompts, None if head is None else self._rows(HEAD, head))
+        return OnnxBatch(self, features, prompts, head)
 
     def adapted(self, source: AdaptedSource, config: PaliGemmaConfig) -> OnnxEngine:
         """Return this model with an adapter; see `Engine.adapted`."""
@@ -79,7 +79,7 @@ class OnnxEngine:
     def embed(self, ids: Ids) -> Floats:
         """Embed ids (…) as (…, width), scaled by √width as Gemma's text is."""
         width = self.config.text.width
-        rows = self._rows(EMBEDDING, ids.ravel()) * np.float32(width**0.5)
+        rows = self.rows(EMBEDDING, ids.ravel()) * np.float32(width**0.5)
         return rows.reshape(*ids.shape, width)
 
     def logits(self, hidden: Floats, rows: Floats | None) -> Logits:
@@ -98,7 +98,7 @@ class OnnxEngine:
         """Name of the table that a head or an embedding uses: a tied head has the embedding's."""
         return EMBEDDING if name == HEAD and self.config.text.tied_head else name
 
-    def _rows(self, name: str, ids: Ids) -> Floats:
+    def rows(self, name: str, ids: Ids) -> Floats:
         """Rows of the embedding or the head, (R, width)."""
         table = self._table(name)
         if f"{table}.weight" in self._arrays:
@@ -178,9 +178,11 @@ class OnnxBatch:
         engine: OnnxEngine,
         features: Sequence[Floats],
         prompts: Sequence[Sequence[int]],
-        rows: Floats | None,
+        head: Ids | None,
     ) -> None:
-        self._engine, self._rows = engine, rows
+        self._engine = engine
+        self._rows: Floats | None = None
+        self.use_head(head)
         config = engine.config
         images = len(features[0])
         self._prefix = np.array([images + len(prompt) for prompt in prompts], np.int64)
@@ -188,7 +190,8 @@ class OnnxBatch:
         padded = np.full((len(prompts), longest - images), config.pad, np.int64)
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = prompt
-        self._embeddings = np.concatenate([np.stack(features), engine.embed(padded)], axis=1)
+        embeddings = np.concatenate([np.stack(features), engine.embed(padded)], axis=1)
+        self._embeddings: Floats | None = embeddings
         column = np.arange(longest)
         position = np.where(column < self._prefix[:, None], column, -1)
         self._position = position  # of every column that is read; −1 is padding
@@ -196,18 +199,20 @@ class OnnxBatch:
         empty = np.zeros((len(prompts), t.kv_heads, 0, t.head_size), np.float32)
         names = [f"{kind}.{layer}" for layer in range(t.layers) for kind in ("keys", "values")]
         self._cache = dict.fromkeys(names, OrtValue.ortvalue_from_numpy(empty))
-        self._read_tokens = 0  # of each answer
+        self._read_tokens = np.zeros(len(prompts), np.int64)  # of each answer
 
     def prefill(self) -> Logits:
         """Read pictures and prompts; see `Batch.prefill`."""
         last = self._prefix[:, None] - 1
-        return self._read(self._embeddings, self._position, self._position, last)[:, 0]
+        embeddings, self._embeddings = self._embeddings, None
+        assert embeddings is not None, "a batch is prefilled once"
+        return self._read(embeddings, self._position, self._position, last)[:, 0]
 
     def step(self, tokens: Ids) -> Logits:
         """Read the next tokens of every row; see `Batch.step`."""
         column = np.arange(tokens.shape[1])
-        position = self._prefix[:, None] + self._read_tokens + column
-        self._read_tokens += len(column)
+        position = (self._prefix + self._read_tokens)[:, None] + column
+        self._read_tokens = self._read_tokens + len(column)
         self._position = np.concatenate([self._position, position], axis=1)
         every = np.broadcast_to(column, tokens.shape)
         return self._read(self._engine.embed(tokens), position, self._position, every)
@@ -215,8 +220,45 @@ class OnnxBatch:
     def keep_rows(self, rows: Ids) -> None:
         """Keep only these rows; see `Batch.keep_rows`."""
         self._prefix, self._position = self._prefix[rows], self._position[rows]
+        self._read_tokens = self._read_tokens[rows]
         for name, value in self._cache.items():
             self._cache[name] = OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+
+    def join(self, other: OnnxBatch, steps: int) -> None:
+        """Append the rows of another batch; see `Batch.join`.
+
+        Columns move to the left in every row, so that padding doesn't grow with each join.
+        """
+        parts = (self, other)
+        used = max(int((part._position >= 0).sum(1).max()) for part in parts)
+        orders = [np.argsort(part._position < 0, axis=1, kind="stable")[:, :used] for part in parts]
+        self._cache = {
+            name: OrtValue.ortvalue_from_numpy(
+                np.concatenate(
+                    [
+                        _columns(part._cache[name].numpy(), order, used)
+                        for part, order in zip(parts, orders, strict=True)
+                    ]
+                )
+            )
+            for name in self._cache
+        }
+        self._position = np.concatenate(
+            [
+                np.pad(
+                    np.take_along_axis(part._position, order, 1),
+                    ((0, 0), (0, used - order.shape[1])),
+                    constant_values=-1,
+                )
+                for part, order in zip(parts, orders, strict=True)
+            ]
+        )
+        self._prefix = np.concatenate([part._prefix for part in parts])
+        self._read_tokens = np.concatenate([part._read_tokens for part in parts])
+
+    def use_head(self, head: Ids | None) -> None:
+        """Compute other tokens' logits from now on; see `Batch.use_head`."""
+        self._rows = None if head is None else self._engine.rows(HEAD, head)
 
     def _read(self, embeddings: Floats, own: Ids, known: Ids, pick: Ids) -> Logits:
         """Read tokens at positions `own`; return the logits after those that each row picks."""
@@ -232,6 +274,12 @@ class OnnxBatch:
         hidden, *cache = session.run_with_ort_values(["hidden", *self._cache], given)
         self._cache = dict(zip(self._cache, cache, strict=True))
         return self._engine.logits(hidden.numpy(), self._rows)
+
+
+def _columns(cache: Floats, order: Ids, used: int) -> Floats:
+    """Take columns of a cache (B, heads, S, size) in the order of each row; pad them to `used`."""
+    taken = np.take_along_axis(cache, order[:, None, :, None], 2)
+    return np.pad(taken, ((0, 0), (0, 0), (0, used - order.shape[1]), (0, 0)))
 
 
 def rotation(position: Ids, text: TextConfig) -> tuple[Floats, Floats]:

@@ -70,6 +70,8 @@ class GenerateOptions:
         smaller, as the other tokens' mass is redistributed.
     loc_probabilities : bool
         Keep the distribution over the 1,024 bins of every loc token.
+    top_logprobs : int
+        Keep that many of the likeliest tokens in each token's place, and ``<eos>``.
     """
 
     max_new_tokens: int = 256
@@ -78,6 +80,7 @@ class GenerateOptions:
     seed: int = 0
     over: Over = "vocabulary"
     loc_probabilities: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -88,5 +91,7 @@ class GenerateOptions:
             raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, got {self.seed}")
+        if self.top_logprobs < 0:
+            raise InputError(f"top_logprobs must be 0 or more, got {self.top_logprobs}")
         if self.over not in ("vocabulary", "allowed"):
             raise InputError(f"over must be 'vocabulary' or 'allowed', got {self.over!r}")

@@ -80,6 +80,7 @@ class Tokenizer:
         )
         v = self.vocabulary
         self.image: int | None = tokenizer.token_to_id(IMAGE_TOKEN)
+        self._bytes: dict[int, bytes] = {}
         self._control = {v.pad, v.eos, v.bos, self.image, *ends} - {None}
 
     @classmethod
@@ -149,6 +150,16 @@ class Tokenizer:
         kept = [token for token in ids if token not in self._control]
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False)
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes that a token adds to an answer; some are a part of a character's."""
+        if token not in self._bytes:
+            piece = self._tokenizer.id_to_token(token) or ""
+            byte = len(piece) == 6 and piece.startswith("<0x")
+            self._bytes[token] = (
+                bytes([int(piece[3:5], 16)]) if byte else self.decode([token]).encode()
+            )
+        return self._bytes[token]
 
     def is_separator(self, token: int) -> bool:
         """Return True if a token's text contains a ``;``."""

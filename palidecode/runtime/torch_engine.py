@@ -15,7 +15,7 @@ from palidecode.runtime.engine import Ids, Logits
 from palidecode.runtime.kv_cache import KVCache
 from palidecode.runtime.linear import finisher
 from palidecode.runtime.options import Quantize
-from palidecode.runtime.paligemma import PaliGemma
+from palidecode.runtime.paligemma import PaliGemma, Prefix
 from palidecode.runtime.torch_weights import load_weights
 
 
@@ -80,28 +80,28 @@ class TorchBatch:
         padded = torch.full((len(prompts), int(lengths.max())), model.config.pad, device=device)
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        self._prefix = model.embed_prefix(images, padded, lengths)
+        self._prefix: Prefix | None = model.embed_prefix(images, padded, lengths)
         dtype = self._prefix.embeddings.dtype
         self._cache = KVCache(model.config.text, len(prompts), length, dtype, device)
         self._length = self._prefix.length
-        self._read_tokens = 0  # of each answer
+        self._read_tokens = torch.zeros_like(self._length)  # of each answer
         self._rows: Tensor | None = None
-        if head is not None:
-            weight = model.language.head_weight
-            self._rows = weight[torch.from_numpy(head).to(weight.device)]
+        self.use_head(head)
 
     @torch.inference_mode()
     def prefill(self) -> Logits:
         """Read pictures and prompts; see `Batch.prefill`."""
-        return self._logits(self._model.prefill(self._prefix, self._cache))
+        prefix, self._prefix = self._prefix, None
+        assert prefix is not None, "a batch is prefilled once"
+        return self._logits(self._model.prefill(prefix, self._cache))
 
     @torch.inference_mode()
     def step(self, tokens: Ids) -> Logits:
         """Read the next tokens of every row; see `Batch.step`."""
         given = torch.from_numpy(tokens).to(self._length.device)
         column = torch.arange(tokens.shape[1], device=given.device)
-        position = self._length[:, None] + self._read_tokens + column
-        self._read_tokens += len(column)
+        position = (self._length + self._read_tokens)[:, None] + column
+        self._read_tokens = self._read_tokens + len(column)
         return self._logits(self._model.step(given, position, self._length, self._cache))
 
     @torch.inference_mode()
@@ -109,7 +109,20 @@ class TorchBatch:
         """Keep only these rows; see `Batch.keep_rows`."""
         keep = torch.from_numpy(rows).to(self._length.device)
         self._cache.keep_rows(keep)
-        self._length = self._length[keep]
+        self._length, self._read_tokens = self._length[keep], self._read_tokens[keep]
+
+    @torch.inference_mode()
+    def join(self, other: TorchBatch, steps: int) -> None:
+        """Append the rows of another batch; see `Batch.join`."""
+        self._cache.join(other._cache, steps)
+        self._length = torch.cat((self._length, other._length))
+        self._read_tokens = torch.cat((self._read_tokens, other._read_tokens))
+
+    @torch.inference_mode()
+    def use_head(self, head: Ids | None) -> None:
+        """Compute other tokens' logits from now on; see `Batch.use_head`."""
+        weight = self._model.language.head_weight
+        self._rows = None if head is None else weight[torch.from_numpy(head).to(weight.device)]
 
     def _logits(self, hidden: Tensor) -> Logits:
         logits: Logits = self._model.language.logits(hidden, self._rows).cpu().numpy()

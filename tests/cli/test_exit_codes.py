@@ -107,6 +107,9 @@ CODES = """
 1 finetune train_broken.jsonl --images pictures --model demo --steps 1 --batch-size 1 -o new
 2 finetune train.jsonl --images one_picture --model nowhere -o new
 2 finetune missing.jsonl --images pictures --model demo -o new
+2 serve --model nowhere --port 0
+2 serve --port 65536
+2 serve --adapter a --port 0
 2 merge nowhere -o new
 2 merge demo -o new
 2 export nowhere -o new

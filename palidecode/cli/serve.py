@@ -1,0 +1,49 @@
+"""``palidecode serve``: a model over HTTP, and its page."""
+
+from __future__ import annotations
+
+import argparse
+
+from palidecode.cli.options import fill
+from palidecode.cli.output import DONE, Output
+from palidecode.errors import InputError
+
+NO_MODEL = "none"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``palidecode serve``."""
+    try:
+        from palidecode.serve.server import serve
+        from palidecode.serve.settings import Settings
+    except ImportError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'palidecode[serve]'") from error
+    from palidecode.pipeline import ModelOptions, PaliDecoder
+
+    output = fill(Output, args)
+    settings = fill(Settings, args, allow_origin=tuple(args.allow_origin))
+
+    def load() -> PaliDecoder | None:
+        if args.model == NO_MODEL:
+            return None
+        return PaliDecoder.from_options(fill(ModelOptions, args), adapters=_adapters(args.adapters))
+
+    def started(address: str, decoder: PaliDecoder | None) -> None:
+        what = "no model" if decoder is None else f"{args.model} ({decoder.engine.name})"
+        output.result(
+            {"address": address, "model": None if decoder is None else args.model},
+            [f"palidecode serves {what} at {address}", "Ctrl-C stops it"],
+        )
+
+    serve(load, settings, started, open_browser=args.open)
+    return DONE
+
+
+def _adapters(given: list[str]) -> dict[str, str]:
+    adapters: dict[str, str] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or name in adapters:
+            raise InputError(f"--adapter {text}: give NAME=DIR, each name once")
+        adapters[name] = folder
+    return adapters

@@ -1,0 +1,86 @@
+"""The options of a request, and reading them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from palidecode.answers.scoring import DEFAULT_SCORE, Score
+from palidecode.errors import InputError
+from palidecode.geometry.boxes import DEFAULT_DIVISOR
+from palidecode.pipeline import AskOptions
+from palidecode.pipeline.decoder import DEFAULT_TOKENS
+from palidecode.serve.refusals import Refused
+from palidecode.serve.settings import Settings
+
+Segmentation: TypeAlias = Literal["polygons", "rle", "none"]
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of a request; see `PaliDecoder.detect` for most of them.
+
+    Attributes
+    ----------
+    segmentation : {"polygons", "rle", "none"}
+        Form of the masks.
+    min_score : float
+        Objects below it are left out.
+    box_image : int
+        Index of the picture that boxes are measured in, of several.
+    """
+
+    max_new_tokens: int = DEFAULT_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    grammar: bool = True
+    score: Score = DEFAULT_SCORE
+    sub_bin: bool = False
+    divisor: int = DEFAULT_DIVISOR
+    clip: bool = False
+    segmentation: Segmentation = "polygons"
+    min_score: float = 0.0
+    box_image: int = 0
+
+    def asking(self, settings: Settings) -> AskOptions:
+        """Return the options of asking a model, within the server's limits."""
+        if self.max_new_tokens > settings.max_new_tokens:
+            raise Refused(
+                400,
+                f"max_new_tokens is {self.max_new_tokens}: this server writes at most "
+                f"{settings.max_new_tokens}",
+            )
+        if self.divisor not in (1023, 1024):
+            raise Refused(400, f"divisor must be 1024 or 1023, got {self.divisor}")
+        try:
+            return AskOptions(
+                self.grammar,
+                "allowed" if self.grammar else "vocabulary",
+                self.score,
+                self.sub_bin,
+                self.divisor,
+                self.clip,
+                self.max_new_tokens,
+                self.temperature,
+                self.top_p,
+                self.seed,
+            )
+        except InputError as error:
+            raise Refused(400, f"options: {error}") from error
+
+
+def read_json(data: bytes | str, kind: Any, what: str = "the body") -> Any:
+    """Read JSON as a type; refuse other JSON, and name the field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(400, f"{what}: {error}") from error
+
+
+def converted(value: Any, kind: Any, what: str) -> Any:
+    """Convert JSON values to a type; refuse others, and name the field."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.MsgspecError as error:
+        raise Refused(400, f"{what}: {error}") from error

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +17,8 @@ from starlette.routing import Route
 from palidecode.errors import PalidecodeError
 from palidecode.pipeline import PaliDecoder
 from palidecode.serve import answers, chat, site, streaming
+from palidecode.serve.access import Access, Traffic
+from palidecode.serve.metrics import Metrics, metrics
 from palidecode.serve.refusals import Refused, refusal
 from palidecode.serve.service import Service
 from palidecode.serve.settings import Settings
@@ -31,6 +34,7 @@ ROUTES = [
     Route("/v1/chat/completions", chat.chat, methods=["POST"]),
     Route("/v1/stream", streaming.stream, methods=["POST"]),
     Route("/v1/decode", answers.decode, methods=["POST"]),
+    Route("/metrics", metrics),
 ]
 
 
@@ -60,8 +64,12 @@ def create_app(decoder: PaliDecoder | None, settings: Settings | None = None) ->
         if service is not None:
             await service.close()
 
+    numbers, traffic = Metrics(service), Traffic()
+    paths = frozenset(route.path for route in ROUTES)
+    access = Middleware(Access, settings, numbers, traffic, paths)
     app = Starlette(
         routes=ROUTES,
+        middleware=[access],
         lifespan=running,
         exception_handlers={
             Refused: _refused,
@@ -71,6 +79,7 @@ def create_app(decoder: PaliDecoder | None, settings: Settings | None = None) ->
         },
     )
     app.state.service, app.state.settings = service, settings
+    app.state.metrics, app.state.traffic = numbers, traffic
     app.state.created = int(time.time())
     return app
 

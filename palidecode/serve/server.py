@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import webbrowser
@@ -13,8 +14,8 @@ import uvicorn
 
 from palidecode.errors import InputError
 from palidecode.pipeline import PaliDecoder
+from palidecode.serve.access import Traffic
 from palidecode.serve.app import create_app
-from palidecode.serve.service import Service
 from palidecode.serve.settings import Settings
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -54,22 +55,20 @@ def serve(
             timeout_graceful_shutdown=round(settings.timeout) or 1,
         )
         address = address_of(listener, settings)
-        service: Service | None = app.state.service
-        stopping = service.stop_accepting if service is not None else lambda: None
-        server = _Server(config, lambda: started(address, decoder), stopping)
+        server = _Server(config, lambda: started(address, decoder), app.state.traffic)
         if open_browser:
             server.then = lambda: webbrowser.open(address)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """Tells when it takes requests, and when it takes no more."""
 
-    def __init__(
-        self, config: uvicorn.Config, told: Callable[[], None], stopping: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, told: Callable[[], None], traffic: Traffic) -> None:
         super().__init__(config)
-        self._told, self._stopping = told, stopping
+        self._told, self._traffic = told, traffic
         self.then: Callable[[], object] = lambda: None
 
     @contextlib.contextmanager
@@ -85,10 +84,15 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stopping()
-        self.should_exit = True
+        self._traffic.closing = True
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Exit when the requests in progress have ended; new ones are refused until then."""
+        if self._traffic.closing and self._traffic.running == 0:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -36,6 +36,7 @@ class Job:
     def __init__(self, question: Question, adapter: str | None, timeout: float) -> None:
         self.question, self.adapter, self._timeout = question, adapter, timeout
         self.loop = asyncio.get_running_loop()
+        self._deadline = self.loop.time() + timeout
         self.arrived = asyncio.Event()
         self.news = News(0, False)  # the event loop's
         self.dropped = False
@@ -52,16 +53,16 @@ class Job:
             If the model fails, or the request takes too long.
         """
         try:
-            async with asyncio.timeout(self._timeout):
-                while True:
+            while True:
+                async with asyncio.timeout_at(self._deadline):
                     await self.arrived.wait()
-                    self.arrived.clear()
-                    news = self.news
-                    if news.error is not None:
-                        raise news.error
-                    yield news
-                    if news.ended:
-                        return
+                self.arrived.clear()
+                news = self.news
+                if news.error is not None:
+                    raise news.error
+                yield news
+                if news.ended:
+                    return
         except TimeoutError:
             raise Refused(
                 504,
@@ -120,6 +121,8 @@ class Service:
         self._session = decoder.session()
         self._changed = threading.Condition()
         self._closing = False
+        self.tokens = 0
+        """Tokens written so far."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -248,6 +251,7 @@ class Service:
             count, ended = job.writing.count, id(job.writing) not in going
             if count > job.told or ended:
                 news.append((job, News(count, ended)))
+                self.tokens += count - job.told
                 job.told = count
         self._active = [job for job in self._active if id(job.writing) in going]
         _deliver(news)

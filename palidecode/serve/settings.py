@@ -38,7 +38,9 @@ class Settings:
     queue : int
         Requests that may wait; further ones are told to come back.
     timeout : float
-        Seconds that a request may take.
+        Seconds that an answer may take.
+    body_timeout : float
+        Seconds that the body of a request may take to arrive.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +55,7 @@ class Settings:
     batch_size: int = 16
     queue: int = 64
     timeout: float = 120.0
+    body_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -64,5 +67,6 @@ class Settings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.queue < 0:
             raise InputError(f"queue must be 0 or more, got {self.queue}")
-        if not self.timeout > 0:
-            raise InputError(f"timeout must be above 0, got {self.timeout:g}")
+        for name in ("timeout", "body_timeout"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name):g}")

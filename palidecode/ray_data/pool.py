@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from palidecode.errors import PalidecodeError
 from palidecode.ray_data.actor import Done
 from palidecode.ray_data.cluster import Workers
+from palidecode.ray_data.sharing import Shares
 from palidecode.ray_data.sources import Part
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class Pool:
     make : callable
         Asks Ray for an `Actor` with so many CPUs.
     workers : Workers
-    shards : generator
-        See `Source.shards`; it is closed at the end.
+    shares : Shares
+        Closed at the end.
     describe : callable
         Names the first and the last row of a shard.
     spare : bool
@@ -66,17 +67,17 @@ class Pool:
         self,
         make: Callable[[float], Any],
         workers: Workers,
-        shards: Generator[list[Part] | None],
+        shares: Shares,
         describe: Callable[[Sequence[Part]], str],
         *,
         spare: bool,
     ) -> None:
-        self._make, self._workers, self._shards = make, workers, shards
+        self._make, self._workers, self._shares = make, workers, shares
         self._describe, self._spare = describe, spare
         self._members: list[_Member] = []
         self._owner: dict[ObjectRef[Any], _Member] = {}  # of everything that is waited for
         self._again: deque[_Shard] = deque()
-        self._number, self._ended = 0, False
+        self._number, self._fitting = 0, 1
         self._failed_starts = 0
         self._heard = time.monotonic()  # of the last result
         self._finished: set[int] = set()  # numbers of shards that were doubled
@@ -86,7 +87,7 @@ class Pool:
         return self
 
     def __exit__(self, *problem: object) -> None:
-        self._shards.close()
+        self._shares.close()
         for member in list(self._members):
             self._dismiss(member)
 
@@ -99,7 +100,9 @@ class Pool:
             If a shard kills its actors, or no actor starts.
         """
         looked = 0.0
-        while not self._ended or self._again or any(member.tasks for member in self._members):
+        while (
+            not self._shares.ended or self._again or any(member.tasks for member in self._members)
+        ):
             if time.monotonic() - looked > _LOOK:
                 self._resize()
                 looked = time.monotonic()
@@ -124,7 +127,7 @@ class Pool:
         The answer of a machine whose cable was out may never come, and Ray doesn't say so. The
         shards of slow actors are done twice, which changes nothing: the first report counts.
         """
-        if not self._ended or self._again or time.monotonic() - self._heard < _SILENCE:
+        if not self._shares.ended or self._again or time.monotonic() - self._heard < _SILENCE:
             return
         held = [shard for one in self._members for shard in one.tasks.values()]
         late = [shard for shard in held if not shard.doubled][:_QUEUE]
@@ -140,9 +143,8 @@ class Pool:
             shard = self._again.popleft()
             if shard.number not in self._finished:
                 return shard
-        parts = None if self._ended else next(self._shards, ())
-        self._ended = self._ended or parts == ()
-        if not parts:
+        parts = self._shares.take(self._fitting)
+        if parts is None:
             return None
         self._number += 1
         return _Shard(self._number - 1, ray.put(parts))
@@ -200,6 +202,7 @@ class Pool:
     def _resize(self) -> None:
         number = self._workers.number(spare=self._spare)
         cpus = self._workers.share(spare=self._spare)
+        self._fitting = max(1, min(number, self._workers.fitting(0.0)))
         if self._spare:  # otherwise those that find no room are in nobody's way
             least = sorted(self._members, key=lambda member: (member.ready, len(member.tasks)))
             surplus = least[: max(0, len(least) - number)]

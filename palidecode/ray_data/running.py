@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError, PalidecodeError
-from palidecode.ray_data.actor import Actor, ShardPlan, name_of
+from palidecode.ray_data.actor import Actor, Done, ShardPlan, name_of
 from palidecode.ray_data.cluster import Workers, gpus_there, need_ray, ordered
 from palidecode.ray_data.pool import Pool
+from palidecode.ray_data.sharing import Shares
 from palidecode.ray_data.sources import (
     DatasetRows,
     JsonLines,
@@ -25,7 +27,6 @@ from palidecode.ray_data.sources import (
     source_of,
 )
 from palidecode.runs.answers import DecodeJob
-from palidecode.runs.finished import Segment
 from palidecode.runs.jobs import Job
 from palidecode.runs.journal import Journal
 from palidecode.runs.local import RunOptions, Watch, WrittenCoco, begin, finish, merge, merger_of
@@ -91,9 +92,10 @@ class Found:
         def make(cpus: float) -> Any:
             return actor.options(**workers.remote_args(cpus)).remote(*given)
 
-        shards = self.source.shards(self.shard_size, self.job.columns)
+        size = self.job.batch_size
+        shares = Shares(self.source.shards(size, self.job.columns), self.shard_size // size)
         spare = isinstance(self.source, DatasetRows)
-        return Pool(make, workers, shards, self._named, spare=spare)
+        return Pool(make, workers, shares, self._named, spare=spare)
 
     def _named(self, parts: Sequence[Part]) -> str:
         records = records_of(parts)
@@ -155,21 +157,21 @@ def write(
         watch.begin(len(finished))
         folder = os.path.abspath(journal.folder)
         plan = ShardPlan(folder, options, ray.put(finished))
-        segments, kept = _run(found, plan, watch)
+        kept = 0
         merger = merger_of(found.job, output, options, watch)
-        with merger:
-            for segment in segments:
-                merge(merger, journal, [segment])
-                watch.rows(0)  # which may stop it
+        with merger, closing(_each_shard(found, plan, watch)) as shards:
+            for done in shards:
+                kept += done.kept
+                merge(merger, journal, done.segments)
         return finish(merger, journal, kept, keep=run.keep_journal)
 
 
-def _run(found: Found, plan: ShardPlan, watch: Watch) -> tuple[list[Segment], int]:
-    """Run the actors on what is missing; return where all rows are, and how many were kept."""
+def _each_shard(found: Found, plan: ShardPlan, watch: Watch) -> Generator[Done]:
+    """Run the actors on what is missing; yield their reports in the order of the source."""
     from ray.exceptions import RayError
 
-    segments: dict[int, Sequence[Segment]] = {}
-    kept = 0
+    early: dict[int, Done] = {}
+    wanted = 0
     try:
         with found.pool(plan) as pool:
             for result in pool.results():
@@ -179,9 +181,11 @@ def _run(found: Found, plan: ShardPlan, watch: Watch) -> tuple[list[Segment], in
                 number, done = result
                 if done.error:
                     raise InputError(done.error)
-                segments[number] = done.segments
-                kept += done.kept
                 watch.rows(done.rows)
+                early[number] = done
+                while wanted in early:
+                    yield early.pop(wanted)
+                    wanted += 1
     except RayError as error:
         reason = str(error).strip().splitlines()
         raise PalidecodeError(
@@ -189,4 +193,3 @@ def _run(found: Found, plan: ShardPlan, watch: Watch) -> tuple[list[Segment], in
             "is finished is kept: start the cluster again if it isn't running, then run the same "
             "command again to resume"
         ) from error
-    return [segment for number in sorted(segments) for segment in segments[number]], kept

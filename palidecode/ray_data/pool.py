@@ -100,9 +100,7 @@ class Pool:
             If a shard kills its actors, or no actor starts.
         """
         looked = 0.0
-        while (
-            not self._shares.ended or self._again or any(member.tasks for member in self._members)
-        ):
+        while self._left() or any(member.tasks for member in self._members):
             if time.monotonic() - looked > _LOOK:
                 self._resize()
                 looked = time.monotonic()
@@ -127,7 +125,7 @@ class Pool:
         The answer of a machine whose cable was out may never come, and Ray doesn't say so. The
         shards of slow actors are done twice, which changes nothing: the first report counts.
         """
-        if not self._shares.ended or self._again or time.monotonic() - self._heard < _SILENCE:
+        if self._left() or time.monotonic() - self._heard < _SILENCE:
             return
         held = [shard for one in self._members for shard in one.tasks.values()]
         late = [shard for shard in held if not shard.doubled][:_QUEUE]
@@ -135,6 +133,9 @@ class Pool:
             for shard in late:
                 shard.doubled = True
                 self._hand(idle, shard)
+
+    def _left(self) -> bool:
+        return bool(self._again) or not self._shares.ended
 
     def _next(self) -> _Shard | None:
         import ray

@@ -58,7 +58,7 @@ class Shares:
             batch = next(self._batches, ())
             if batch is None:  # the source is slow
                 return
-            if batch == ():
+            if isinstance(batch, tuple):
                 self._all_read = True
             else:
                 self._ahead.append(batch)

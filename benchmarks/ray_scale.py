@@ -22,12 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from answers import texts
 from measure import Table, Target, at_least, at_most, in_turns, number, report
 from PIL import Image
+
+from palidecode.cores import cores
 
 OBJECTS = 3
 SIZE = (640, 480)
@@ -110,10 +112,16 @@ def in_child(work: Callable[..., Any], *args: Any) -> Any:
         return pool.apply(work, args)
 
 
-def one_worker(
-    path: Path, output: Path, images: Path | None = None, core: int = 0
-) -> tuple[float, float]:
-    """Run `palidecode decode` on one core, with imports and loading: seconds, peak MB."""
+class Alone(NamedTuple):
+    """One process: seconds, seconds of CPU, and peak MB."""
+
+    whole: float
+    cpu: float
+    peak: float
+
+
+def one_worker(path: Path, output: Path, images: Path | None = None, core: int = 0) -> Alone:
+    """Run `palidecode decode` on one core, with imports and loading."""
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.perf_counter()
     with on_one_core(core), contextlib.redirect_stdout(io.StringIO()):
@@ -123,11 +131,11 @@ def one_worker(
         words += ["--segmentation", "rle", *(["--images", images] if images else [])]
         code = main([str(word) for word in words])
     assert code <= 1, code
-    return time.perf_counter() - began, peak()
+    return Alone(time.perf_counter() - began, time.process_time(), peak())
 
 
-def two_processes(path: Path, folder: Path) -> float:
-    """Measure the seconds until two parallel processes have decoded half of the answers each."""
+def two_processes(path: Path, folder: Path) -> tuple[float, float]:
+    """Decode half of the answers in each of two parallel processes: seconds, seconds of CPU."""
     lines = path.read_text().splitlines(keepends=True)
     half = len(lines) // 2
     jobs = []
@@ -136,25 +144,28 @@ def two_processes(path: Path, folder: Path) -> float:
         jobs.append((folder / f"half{core}.jsonl", folder / f"half{core}.json", None, core))
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         done = pool.starmap(one_worker, jobs, chunksize=1)
-    return max(seconds for seconds, _ in done)
+    return max(one.whole for one in done), sum(one.cpu for one in done)
 
 
 @dataclass
 class RayRun:
     """Seconds of a run's parts, and memory of its processes over time."""
 
-    start: float = 0.0  # of Ray
+    start: float = 0.0  # of Ray and its worker processes
     first: float = 0.0  # shard
     last: float = 0.0
     whole: float = 0.0
     shards: int = 0
     cpu: float = 0.0  # of the driver, between the first shard and the last
+    all_cpu: float = 0.0  # of all processes, Ray's too, without the start
     driver: int = field(default_factory=os.getpid)
     memory: list[tuple[float, dict[int, float]]] = field(default_factory=list)
 
 
 def on_ray(path: Path, output: Path, workers: int, *, keep: bool = False) -> RayRun:
-    """Decode on a new Ray cluster, sampling memory twice a second."""
+    """Decode on a new Ray cluster, sampling memory and CPU once a second."""
+    import ray
+
     from palidecode import ray_data
     from palidecode.coco.writing import CocoOptions, MaskFormat
     from palidecode.ray_data.running import write
@@ -163,8 +174,10 @@ def on_ray(path: Path, output: Path, workers: int, *, keep: bool = False) -> Ray
     run = RayRun()
     began = time.perf_counter()
     with ray_data.connected():
+        there = ray.remote(num_cpus=1)(time.sleep)  # one in each process that Ray starts itself
+        ray.get([there.remote(0.2) for _ in range(cores() + 1)])
         run.start = time.perf_counter() - began
-        began = time.perf_counter()
+        began, used = time.perf_counter(), sum(cpu_of_all().values())
 
         def on_rows(rows: int) -> None:
             if rows:
@@ -184,18 +197,36 @@ def on_ray(path: Path, output: Path, workers: int, *, keep: bool = False) -> Ray
         run.cpu += at_last[0]
         stop.set()
         watching.join()
+        run.all_cpu -= used
     return run
 
 
 def watch(run: RayRun, stop: threading.Event, began: float) -> None:
     """Record the memory of the driver and of the actors until `stop` is set."""
-    while not stop.wait(0.5):
+    cpu: dict[int, float] = {}
+    while not stop.wait(1.0):
         memory = {os.getpid(): resident(os.getpid())}
+        cpu |= cpu_of_all()
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if b"ray::Actor" in (path / "cmdline").read_bytes():
                     memory[int(path.name)] = resident(int(path.name))
         run.memory.append((time.perf_counter() - began, memory))
+    run.all_cpu = sum((cpu | cpu_of_all()).values())
+
+
+def cpu_of_all() -> dict[int, float]:
+    """Seconds of CPU of this process and of all that it has started, by process."""
+    parents, seconds = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "stat").read_text().rpartition(")")[2].split()
+            parents[int(path.name)] = int(words[1])
+            seconds[int(path.name)] = sum(map(int, words[11:13])) / os.sysconf("SC_CLK_TCK")
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: seconds[pid] for pid in found}
 
 
 def resident(pid: int) -> float:
@@ -367,33 +398,38 @@ def predicted(seconds: Seconds, rows: int) -> float:
 def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target], float]:
     """Compare one worker with Ray's two, and measure memory; and one worker's s per answer."""
     path = answers_file(folder / "answers.jsonl", count)
-    alone, alone_peak = in_child(one_worker, path, folder / "one.json")
-    split = two_processes(path, folder)
-    runs = {
-        workers: in_child(on_ray, path, folder / f"ray{workers}.json", workers)
-        for workers in (1, WORKERS)
-    }
+    alone = in_child(one_worker, path, folder / "one.json")
+    runs = {1: [in_child(on_ray, path, folder / "ray1.json", 1)], WORKERS: []}
+    pairs = []
+    for _ in range(ROUNDS):  # in turns, as the speed of a shared machine varies
+        pairs.append(two_processes(path, folder))
+        runs[WORKERS].append(in_child(on_ray, path, folder / f"ray{WORKERS}.json", WORKERS))
     for workers in runs:
         same = (folder / f"ray{workers}.json").read_bytes() == (folder / "one.json").read_bytes()
         assert same, f"{workers} workers wrote another file"
+    split, busy = min(pairs), min(runs[WORKERS], key=lambda run: run.whole)
     none = (None, None, None)
     rows: list[list[Any]] = [
-        ["one process on one core", alone, count / alone, 1.0, None, None, alone_peak],
-        ["two such processes, half each", split, count / split, alone / split, *none],
+        ["one process on one core", *alone[:2], count / alone.whole, 1.0, None, None, alone.peak],
+        ["two such processes, half each", *split, count / split[0], alone.whole / split[0], *none],
     ]
-    for workers, run in runs.items():
-        rate = count / run.whole
+    for workers, run in {1: runs[1][0], WORKERS: busy}.items():
         name = f"Ray, {workers} worker{'s' if workers > 1 else ''}"
-        rows.append([name, run.whole, rate, alone / run.whole])
+        rows.append([name, run.whole, run.all_cpu, count / run.whole, alone.whole / run.whole])
         rows[-1] += [run.start, run.first, max(max(memory.values()) for _, memory in run.memory)]
-    columns = ("run", "s", "answers/s", "× one", "Ray's start, s", "first shard after, s", "MB")
-    busy = runs[WORKERS]
+    columns = ("run", "s", "CPU, s", "answers/s", "× one", "Ray's start, s", "first shard after, s")
+    columns += ("MB",)
+    both = [
+        f"{statistics.median(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+        for values in ([one[0] for one in pairs], [run.whole for run in runs[WORKERS]])
+    ]
     note = (
         f"{count:,} answers of {OBJECTS} masks in one file; the results are equal, byte for byte. "
         "Seconds are those of the whole run, with imports, loading, merging and the start of the "
-        "actors, but without the start of Ray's cluster. MB: the largest process. Two parallel "
-        "processes without Ray and merging are the limit of this machine: Ray takes "
-        f"{busy.whole / split:.2f} times as long."
+        "actors, but without the start of Ray's cluster and its processes, which import Ray. MB: "
+        "the largest process. Two parallel processes without Ray and merging are the limit of "
+        f"this machine. They and Ray ran {ROUNDS} times in turns, and the table has the fastest: "
+        f"medians {both[0]} s and {both[1]} s; Ray takes {busy.whole / split[0]:.2f} times as long."
     )
     memory, growth = memory_rows(busy)
     tables = [
@@ -406,10 +442,12 @@ def scaling(folder: Path, count: int) -> tuple[list[Table], list[Target], float]
         ),
     ]
     targets = [
-        at_least("Ray with two workers", split / busy.whole, 0.95, "× two processes without Ray"),
+        at_least(
+            "Ray with two workers", split[0] / busy.whole, 0.95, "× two processes without Ray"
+        ),
         at_most("memory: growth in the second half of the run", growth, 16.0, "MB"),
     ]
-    return tables, targets, alone / count
+    return tables, targets, alone.whole / count
 
 
 def feeding(folder: Path, each: float) -> tuple[Table, list[Target]]:
@@ -487,7 +525,7 @@ def model(folder: Path, count: int) -> tuple[list[Table], list[Target]]:
     turns, runs = [], []
     for _ in range(ROUNDS):  # in turns, as the speed of a shared machine varies
         turns.append(in_child(stages, sample, images, folder) | {"starting": in_child(startup)})
-        runs.append(in_child(one_worker, path, folder / "real.json", images)[0])
+        runs.append(in_child(one_worker, path, folder / "real.json", images).whole)
     seconds = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     real = statistics.median(runs)
     expected = predicted(seconds, count)

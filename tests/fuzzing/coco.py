@@ -265,5 +265,5 @@ TARGETS = {
     ),
     "referring": Target(run_referring, _referring, change_rows, 300),
     "refs": Target(run_refs, _pickles, change_pickle, 1200),
-    "journal": Target(run_journal, _journals, _change_journal, 200),
+    "journal": Target(run_journal, _journals, _change_journal, 400),
 }

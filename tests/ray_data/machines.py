@@ -38,9 +38,11 @@ class Machine:
         Address of the head; without it this is one.
     number : int
         The last byte of its address, in a network namespace; 0 for none.
+    environment : mapping, optional
+        More than `ENVIRONMENT`.
     """
 
-    def __init__(self, folder, head=None, number=0, port=0):
+    def __init__(self, folder, head=None, number=0, port=0, environment=None):
         self.folder, self.inside = folder, ["ip", "netns", "exec", f"pd{number}"] if number else []
         ip = f"{NETWORK}.{number}" if number else "127.0.0.1"
         words = ["-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
@@ -61,7 +63,7 @@ class Machine:
                 [*self.inside, sys.executable, *words],
                 stdout=log,
                 stderr=log,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ENVIRONMENT | (environment or {}),
                 start_new_session=True,
             )
         self._wait()

@@ -127,6 +127,17 @@ def test_a_head_that_is_killed_ends_the_run_which_resumes(work, machines, tmp_pa
         assert output.read_bytes() == files[name]
 
 
+def test_a_cluster_that_asks_for_a_token_is_named(place, machines, tmp_path):
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    head = machines(environment=secret)
+    code, said = Command(head, decode_words(place, tmp_path / "coco.json")).end()
+    assert code == 2
+    (said,) = said.splitlines()
+    assert said.startswith(f"palidecode: no Ray at {head.address!r}: ")
+    assert "copy ~/.ray/auth_token of the head to this one and set RAY_AUTH_MODE=token" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def cables():
     """A network of two machines."""

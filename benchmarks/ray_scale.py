@@ -174,8 +174,9 @@ def on_ray(path: Path, output: Path, workers: int, *, keep: bool = False) -> Ray
     run = RayRun()
     began = time.perf_counter()
     with ray_data.connected():
-        there = ray.remote(num_cpus=1)(time.sleep)  # one in each process that Ray starts itself
-        ray.get([there.remote(0.2) for _ in range(cores() + 1)])
+        # A task in each process that Ray starts by itself. It is pickled, as a lambda is.
+        there = ray.remote(num_cpus=1)(lambda: time.sleep(0.2))
+        ray.get([there.remote() for _ in range(cores() + 1)])
         run.start = time.perf_counter() - began
         began, used = time.perf_counter(), sum(cpu_of_all().values())
 

@@ -207,11 +207,12 @@ def watch(run: RayRun, stop: threading.Event, began: float) -> None:
     cpu: dict[int, float] = {}
     while not stop.wait(1.0):
         memory = {os.getpid(): resident(os.getpid())}
-        cpu |= cpu_of_all()
-        for path in Path("/proc").glob("[0-9]*"):
+        now = cpu_of_all()
+        cpu |= now
+        for pid in now:
             with contextlib.suppress(OSError):
-                if b"ray::Actor" in (path / "cmdline").read_bytes():
-                    memory[int(path.name)] = resident(int(path.name))
+                if b"ray::Actor" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
+                    memory[pid] = resident(pid)
         run.memory.append((time.perf_counter() - began, memory))
     run.all_cpu = sum((cpu | cpu_of_all()).values())
 

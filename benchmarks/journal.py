@@ -92,7 +92,7 @@ def decoding(folder: Path) -> tuple[Table, list[Target]]:
 
 
 def predicting(folder: Path) -> Table:
-    """Measure the steps of pictures' rows: added to a shard, saved, read again, merged."""
+    """Measure the CPU of pictures' rows: added to a shard, saved, read again, merged."""
     found = decode(texts(12, BATCH, OBJECTS, masks=True), SIZE, load_codec(DEMO_ID))
     options = CocoOptions(form=MaskFormat("rle"))
     spent = dict.fromkeys(("masks and text", "saved and synced", "found again", "merged"), 0.0)
@@ -101,26 +101,26 @@ def predicting(folder: Path) -> Table:
         builder = ShardBuilder(options)
         for batch in range(BATCHES):
             names = [f"{batch * BATCH + n:06}.jpg" for n in range(BATCH)]
-            began = time.perf_counter()
+            began = time.process_time()
             builder.add([key_of(name) for name in names], Result(found, range(BATCH), names, {}))
-            made = time.perf_counter()
+            made = time.process_time()
             builder.take().save(journal.folder)
             spent["masks and text"] += made - began
-            spent["saved and synced"] += time.perf_counter() - made
-        began = time.perf_counter()
+            spent["saved and synced"] += time.process_time() - made
+        began = time.process_time()
         finished = Finished.read(journal.shards())
         names = [f"{n:06}.jpg" for n in range(BATCHES * BATCH)]
         where = finished.find([key_of(name) for name in names])
-        spent["found again"] = time.perf_counter() - began
+        spent["found again"] = time.process_time() - began
         assert where is not None
-        began = time.perf_counter()
+        began = time.process_time()
         with Merger(folder / "predicted.json", options, {}) as merger:
             merge(merger, journal, where[0])
-        spent["merged"] = time.perf_counter() - began
+        spent["merged"] = time.process_time() - began
         size = sum(path.stat().st_size for path in journal.shards()) / len(names)
     rows: list[list[Cell]] = [[name, 1e6 * s / len(names)] for name, s in spent.items()]
     title = f"predict: pictures of {OBJECTS} masks, {BATCH} per batch, {size:,.0f} bytes each"
-    return Table(title, ("step", "µs per picture"), rows, f"The disk: {disk(folder)}.")
+    return Table(title, ("step", "µs of CPU per picture"), rows, f"The disk: {disk(folder)}.")
 
 
 def disk(folder: Path) -> str:

@@ -91,8 +91,12 @@ class Pool:
         for member in list(self._members):
             self._dismiss(member)
 
-    def results(self) -> Iterator[tuple[int, Done] | None]:
+    def results(
+        self, busy: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Done] | None]:
         """Yield shards' numbers and reports as they are done; None about once a second.
+
+        With `busy` nothing is waited for: None comes where no report is there yet.
 
         Raises
         ------
@@ -112,7 +116,7 @@ class Pool:
                         break
                     self._hand(member, shard)
             self._double()
-            yield self._wait()
+            yield self._wait(0.0 if busy() else _SECOND)
 
     def _hand(self, member: _Member, shard: _Shard) -> None:
         task = member.actor.write.remote(shard.parts)
@@ -150,11 +154,11 @@ class Pool:
         self._number += 1
         return _Shard(self._number - 1, ray.put(parts))
 
-    def _wait(self) -> tuple[int, Done] | None:
+    def _wait(self, seconds: float) -> tuple[int, Done] | None:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        done, _ = ray.wait(list(self._owner), timeout=_SECOND) if self._owner else ([], [])
+        done, _ = ray.wait(list(self._owner), timeout=seconds) if self._owner else ([], [])
         if not done:
             return None
         member = self._owner.pop(done[0])

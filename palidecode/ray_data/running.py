@@ -167,25 +167,26 @@ def write(
 
 
 def _each_shard(found: Found, plan: ShardPlan, watch: Watch) -> Generator[Done]:
-    """Run the actors on what is missing; yield their reports in the order of the source."""
+    """Run the actors on what is missing; yield their reports in the order of the source.
+
+    They come when no actor waits for the driver: actors go first.
+    """
     from ray.exceptions import RayError
 
-    early: dict[int, Done] = {}
-    wanted = 0
+    reports = _InOrder()
     try:
         with found.pool(plan) as pool:
-            for result in pool.results():
+            for result in pool.results(reports.ready):
                 if result is None:
                     watch.rows(0)  # which may stop it
+                    if reports.ready():
+                        yield reports.take()
                     continue
                 number, done = result
                 if done.error:
                     raise InputError(done.error)
                 watch.rows(done.rows)
-                early[number] = done
-                while wanted in early:
-                    yield early.pop(wanted)
-                    wanted += 1
+                reports.add(number, done)
     except RayError as error:
         reason = str(error).strip().splitlines()
         raise PalidecodeError(
@@ -193,3 +194,24 @@ def _each_shard(found: Found, plan: ShardPlan, watch: Watch) -> Generator[Done]:
             "is finished is kept: start the cluster again if it isn't running, then run the same "
             "command again to resume"
         ) from error
+    while reports.ready():
+        watch.rows(0)
+        yield reports.take()
+
+
+class _InOrder:
+    """Reports that come in any order, and are taken in that of their numbers."""
+
+    def __init__(self) -> None:
+        self._early: dict[int, Done] = {}
+        self._next = 0
+
+    def add(self, number: int, done: Done) -> None:
+        self._early[number] = done
+
+    def ready(self) -> bool:
+        return self._next in self._early
+
+    def take(self) -> Done:
+        self._next += 1
+        return self._early.pop(self._next - 1)

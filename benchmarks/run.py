@@ -26,6 +26,7 @@ BENCHMARKS = {
     "evaluation": "COCO evaluation",
     "runtime": "Running the model",
     "quantized": "The model in 8 and 4 bits",
+    "training_step": "A training step of the 3B model",
     "journal": "The journal of a long run",
     "ray_scale": "Many pictures, on Ray",
     "startup": "Starting, and memory",

@@ -127,7 +127,7 @@ class Tokenizer:
         """
         number = self._tokenizer.token_to_id(text)
         if number is None:
-            raise InputError(f"{self._name}: has no token {text!r}")
+            raise InputError(f"{self._name}: has no token {text!r}; name one that it has")
         return int(number)
 
     def encode(self, text: str) -> list[int]:

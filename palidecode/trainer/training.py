@@ -151,7 +151,7 @@ class Training:
             return None
         moves = variation.flip or variation.crop is not None
         codec = self._codec_for(self.examples.rows) if moves else None
-        return Varying(variation, self.tokenizer, codec)
+        return Varying(variation, self.tokenizer, codec, self.settings.longest)
 
     def _make_decoder(self) -> PaliDecoder:
         return PaliDecoder(
@@ -263,7 +263,7 @@ class Training:
         if not rows:
             return {}
         self._decoder.forget_pictures()
-        numbers = validate(self._decoder, rows, self._decoder.codec, self.settings.batch_size)
+        numbers = validate(self._decoder, rows, self._decoder.codec, self.settings)
         kind = "segm AP" if "segm AP" in numbers else "bbox AP"
         if not self.best or numbers[kind] > self.best[kind]:
             self.best = {"step": self.step, **numbers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from palidecode.answers.scoring import DEFAULT_SCORE
 from palidecode.coco.writing import to_coco
 from palidecode.codec.protocol import MaskCodec
 from palidecode.detections import decode
@@ -13,7 +14,9 @@ from palidecode.evaluation.coco.engine import IouType
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.prompts import split_verb
+from palidecode.runtime.options import GrammarOptions
 from palidecode.trainer.examples import Example
+from palidecode.trainer.settings import Settings
 
 
 def check_validation(examples: Sequence[Example]) -> None:
@@ -33,9 +36,11 @@ def check_validation(examples: Sequence[Example]) -> None:
 
 
 def validate(
-    decoder: PaliDecoder, examples: Sequence[Example], codec: MaskCodec | None, batch_size: int
+    decoder: PaliDecoder, examples: Sequence[Example], codec: MaskCodec | None, settings: Settings
 ) -> dict[str, float]:
     """Answer the prompts of some rows, and evaluate the answers against the rows' own.
+
+    A model that is trained with noise boxes answers without an end, see `GrammarOptions.fill`.
 
     Returns
     -------
@@ -46,15 +51,19 @@ def validate(
     names = [f"line-{example.line}" for example in examples]
     sizes = [example.size for example in examples]
     truth = decode([example.suffix for example in examples], sizes, codec, names=names)
+    noise = settings.noise
+    limit = max(len(example.answer) for example in examples) * 2
+    if noise:
+        limit = settings.longest - max(len(example.prompt) for example in examples)
     found = decoder.generate(
         [example.picture for example in examples],
         [example.prefix for example in examples],
-        max(len(example.answer) for example in examples) * 2,
-        True,
-        over="allowed",
-        batch_size=batch_size,
+        limit,
+        GrammarOptions(max_objects=noise, fill=True) if noise else True,
+        over="vocabulary" if noise else "allowed",
+        batch_size=settings.batch_size,
     )
-    read = replace(decoder.read(found), names=names)
+    read = replace(decoder.read(found, score="label" if noise else DEFAULT_SCORE), names=names)
     kinds: tuple[IouType, ...] = ("bbox", "segm") if truth.has_mask.any() else ("bbox",)
     numbers: dict[str, float] = {}
     for kind in kinds:

@@ -49,9 +49,9 @@ class Variation:
     order : {"given", "left-to-right", "random"}
         Order of the objects in the answer, by the left edge, then the top.
     noise : int
-        Fill answers up to this many objects with boxes of random corners and the class
-        `noise_token`. Their loc tokens aren't in the loss; all else is. Source: PaliGemma 2's
-        report, appendix C, which fills up to the longest sequence.
+        Fill answers up to this many objects, or the longest row, with boxes of random corners and
+        the class `noise_token`. Their loc tokens aren't in the loss; all else is. Source:
+        PaliGemma 2's report, appendix C, which fills up to the longest sequence.
     noise_token : str
         One token of the model's vocabulary that no class needs. The report names it ``<noise>``;
         which id it has there isn't public, so that the default is Gemma's first unused token.
@@ -86,6 +86,8 @@ class Varying:
     tokenizer : Tokenizer
     codec : MaskCodec or None
         Needed for rows with masks if pictures change.
+    longest : int
+        Most tokens of a prompt and an answer with noise boxes.
 
     Raises
     ------
@@ -93,8 +95,11 @@ class Varying:
         If `noise_token` is no token of the model's.
     """
 
-    def __init__(self, variation: Variation, tokenizer: Tokenizer, codec: MaskCodec | None) -> None:
+    def __init__(
+        self, variation: Variation, tokenizer: Tokenizer, codec: MaskCodec | None, longest: int
+    ) -> None:
         self.variation, self._tokenizer, self._codec = variation, tokenizer, codec
+        self._longest = longest
         self._separator = tokenizer.encode(f"{loc_token(0)} a{SEPARATOR}{loc_token(0)}")
         self._separator = self._separator[len(tokenizer.encode(f"{loc_token(0)} a")) : -1]
         self._noise = tokenizer.token(variation.noise_token) if variation.noise else None
@@ -116,8 +121,11 @@ class Varying:
         answer = self._tokenizer.encode(suffix)
         silent = [False] * len(answer)
         if self._noise is not None:
+            room = self._longest - len(example.prompt) - 1
             for _ in range(self.variation.noise - len(chosen)):
                 noise, quiet = self._noise_box(rng, first=not answer)
+                if len(answer) + len(noise) > room:
+                    break
                 answer, silent = answer + noise, silent + quiet
         return replace(
             example,

@@ -106,6 +106,9 @@ CODES = """
 0 finetune train.jsonl --images pictures --model demo --steps 1 --batch-size 1 -o new
 1 finetune train_broken.jsonl --images pictures --model demo --steps 1 --batch-size 1 -o new
 2 finetune train.jsonl --images one_picture --model nowhere -o new
+0 finetune train.jsonl --images pictures --model demo --steps 1 --flip --crop 0.5 -o new
+2 finetune train.jsonl --images pictures --model demo --steps 1 --noise 3 -o new
+2 finetune train.jsonl --images pictures --model demo --crop 2 -o new
 2 finetune missing.jsonl --images pictures --model demo -o new
 2 serve --model nowhere --port 0
 2 serve --port 65536

@@ -88,7 +88,7 @@ def test_noise_boxes_are_in_the_loss_as_labels_say(folder, ours, tmp_path):
     model, _, vocabulary = ours
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     rows = read_examples(write_rows(tmp_path), None, tokenizer, 512, "google-oid").rows[:2]
-    varying = Varying(Variation(noise=5, noise_token="<unk>"), tokenizer, None)
+    varying = Varying(Variation(noise=5, noise_token="<unk>"), tokenizer, None, 512)
     rows = [varying.vary(row, np.random.default_rng(n)) for n, row in enumerate(rows)]
     batch = make_batch(rows, ImageConfig(28), model.config.pad, torch.device("cpu"))
     theirs = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()

@@ -128,6 +128,24 @@ def test_a_stopped_training_goes_on_to_the_same_bits(model, rows, tmp_path, full
     assert [n["step"] for n in log] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_model_with_noise_boxes_is_evaluated_with_full_answers(model, rows, tmp_path):
+    settings = Settings(**QUICK | {"noise": 3, "noise_token": "<unk>", "steps": 3})
+    training = Training(str(model), rows, tmp_path, rows.parent, rows, settings, device="cpu")
+    asked = []
+    generate = training._decoder.generate
+
+    def spied(*given, **options):
+        asked.extend(generate(*given, **options))
+        return asked
+
+    training._decoder.generate = spied
+    seen = []
+    training.run(seen.append)
+    assert "bbox AP" in seen[-1]
+    # Also the picture without an object has three boxes.
+    assert [answer.text.count("<loc") for answer in asked] == [12, 12, 12]
+
+
 def test_accumulated_batches_are_one_larger_batch(model, rows, tmp_path):
     one = trained(model, rows, tmp_path / "one", batch_size=4)
     two = trained(model, rows, tmp_path / "two", batch_size=2, accumulate=2)

@@ -50,8 +50,8 @@ def example_of(folder, tokenizer, suffix, prefix="detect red ; green ; blue", si
     return read_examples(folder / "rows.jsonl", None, tokenizer, 4096, DEMO_ID).rows[0]
 
 
-def versions(example, tokenizer, variation, codec=None, count=40):
-    varying = Varying(variation, tokenizer, codec)
+def versions(example, tokenizer, variation, codec=None, count=40, longest=512):
+    varying = Varying(variation, tokenizer, codec, longest)
     return [varying.vary(example, np.random.default_rng([7, n])) for n in range(count)]
 
 
@@ -202,6 +202,12 @@ def test_noise_boxes_fill_the_answer(tmp_path, tokenizer):
                 assert 0 <= x1 < x2 < 1024
                 assert quiet[index - 4 : index + 1] == (True,) * 4 + (False,)
             assert sum(quiet) == 4 * rest.count(noise)
+            (cut,) = versions(
+                example, tokenizer, variation, count=1, longest=len(version.prompt) + 30
+            )
+            assert (
+                len(version.prompt) + 24 < len(cut.prompt) + len(cut.answer) <= len(cut.prompt) + 30
+            )
             assert ";" in tokenizer.decode(rest[:-6])
 
 
@@ -211,4 +217,4 @@ def test_values_that_can_not_be(tokenizer):
     with pytest.raises(InputError, match="order must be one of given, left-to-right, random"):
         Variation(order="down")
     with pytest.raises(InputError, match="has no token '<unused0>'"):
-        Varying(Variation(noise=5), tokenizer, None)
+        Varying(Variation(noise=5), tokenizer, None, 512)

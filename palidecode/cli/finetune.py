@@ -18,6 +18,7 @@ _LINES = 50  # about as many in a whole run
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode finetune``."""
     try:
+        from palidecode.report.training import OF_A_STEP
         from palidecode.trainer.settings import Settings
         from palidecode.trainer.training import Training
     except ImportError as error:
@@ -37,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     every = max(1, training.total // _LINES)
 
     def report(line: Mapping[str, float]) -> None:
-        evaluated = "bbox AP" in line
-        if not args.quiet and (evaluated or line["step"] % every == 0):
-            message(_progress(line, training.total))
+        found = {name: value for name, value in line.items() if name not in OF_A_STEP}
+        if not args.quiet and (found or line["step"] % every == 0):
+            message(_progress(line, found, training.total))
 
     examples = training.examples
     if not args.quiet:
@@ -66,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if problems or examples.too_long else DONE
 
 
-def _progress(line: Mapping[str, float], total: int) -> str:
-    """Return the line about a step."""
+def _progress(line: Mapping[str, float], found: Mapping[str, float], total: int) -> str:
+    """Return the line about a step, and what an evaluation found."""
     parts = [f"loss {line['loss']:.3f}", f"rate {line['rate']:.1e}", f"{line['seconds']:.2f} s"]
     if line["memory"]:
         parts.append(f"{line['memory'] / 1e9:.1f} GB")
-    parts += [f"{name} {value:.3f}" for name, value in line.items() if " AP" in name]
+    parts += [f"{name} {value:.3f}" for name, value in found.items()]
     return f"step {line['step']:,.0f} of {total:,}: {', '.join(parts)}"

@@ -10,7 +10,7 @@ from palidecode.report.plots import steps_svg
 
 _SMOOTH = 50  # parts of a run that a smoothed loss has
 _DAY, _HOUR, _MINUTE = 86_400, 3_600, 60
-_OWN = ("step", "loss", "rate", "norm", "seconds", "memory")
+OF_A_STEP = ("step", "loss", "rate", "norm", "seconds", "memory")
 """Numbers of a step; the others of a line are those of an evaluation."""
 
 
@@ -41,8 +41,8 @@ def write_training(
     facts : sequence of (str, str)
         Words and values for the top of the page.
     """
-    evaluations = [line for line in log if len(line.keys() - set(_OWN)) > 0]
-    columns = [key for key in evaluations[0] if key not in _OWN] if evaluations else []
+    evaluations = [line for line in log if len(line.keys() - set(OF_A_STEP)) > 0]
+    columns = [key for key in evaluations[0] if key not in OF_A_STEP] if evaluations else []
     steps = [line["step"] for line in log]
     window = max(1, len(log) // _SMOOTH)
     loss = [line["loss"] for line in log]
@@ -56,7 +56,7 @@ def write_training(
     if len(evaluations) > 1:
         curves = {key: [line[key] for line in evaluations] for key in columns}
         at = [line["step"] for line in evaluations]
-        plots.append(("AP", steps_svg(at, curves, "ap"), "On the rows that are held back."))
+        plots.append(("Evaluations", steps_svg(at, curves, "ap"), "On rows that are held back."))
     rate = {"rate": [line["rate"] for line in log]}
     plots.append(("Learning rate", steps_svg(steps, rate, "rate"), "Of AdamW."))
     write_page(

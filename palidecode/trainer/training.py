@@ -35,7 +35,7 @@ from palidecode.trainer.lora import Adapted, add_adapters, write_adapter
 from palidecode.trainer.loss import answer_loss
 from palidecode.trainer.record import CARD, LOG, Data, Record
 from palidecode.trainer.settings import Settings
-from palidecode.trainer.validation import check_validation, validate
+from palidecode.trainer.validation import DECIDING, check_validation, validate
 from palidecode.trainer.variation import Varying
 from palidecode.trainer.weights import Weights, recompute_layers, thaw
 
@@ -264,7 +264,7 @@ class Training:
             return {}
         self._decoder.forget_pictures()
         numbers = validate(self._decoder, rows, self._decoder.codec, self.settings)
-        kind = "segm AP" if "segm AP" in numbers else "bbox AP"
+        kind = next(name for name in DECIDING if name in numbers)
         if not self.best or numbers[kind] > self.best[kind]:
             self.best = {"step": self.step, **numbers}
             self.save()  # a result without a checkpoint is a finished training

@@ -3,24 +3,29 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from palidecode.cli import main
+from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import data_folder
+from palidecode.pipeline.checkpoint import NOTES
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.runtime.weights import SINGLE
 from palidecode.trainer.settings import Settings
 from palidecode.trainer.training import STATE, Training
+from palidecode.vocab import seg_token
 from tests.runtime.tiny_models import PICTURES, line, one_thread, write_folder
 
 ANSWERS = [
@@ -232,6 +237,42 @@ def test_validation_needs_prompts_for_boxes(model, rows, tmp_path):
     val.write_text(json.dumps({"image": "0.png", "prefix": "caption en", "suffix": "a cat"}))
     with pytest.raises(InputError, match="'caption en' is neither a detect nor a segment prompt"):
         Training(str(model), rows, tmp_path / "out", rows.parent, val, device="cpu")
+
+
+def write_referring(folder, masks):
+    path = folder / "referring.jsonl"
+    (codes,) = load_codec(DEMO_ID).encode(np.ones((1, 64, 64)))
+    seg, lines = "".join(map(seg_token, codes)), []
+    for number in range(3):
+        PICTURES[number].save(folder / f"{number}.png")
+        suffix = f"<loc0100><loc0{number}00><loc0700><loc0900>" + (seg if masks else "")
+        row = {"image": f"{number}.png", "prefix": f"the cat number {number}", "suffix": suffix}
+        lines.append(json.dumps(row | ({"codec": DEMO_ID} if masks else {})))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_referring_expressions_have_iou(model, tmp_path, masks):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / NOTES).write_text(json.dumps({"codes": DEMO_ID}))
+    path = write_referring(tmp_path, masks)
+    settings = Settings(steps=40, batch_size=3, rank=8, rate=3e-2, evaluate_every=40)
+    training = Training(str(folder), path, tmp_path / "out", None, path, settings, device="cpu")
+    training.run(lambda line: None)
+    assert training.best.keys() == {"step", "box accuracy"} | ({"mIoU"} if masks else set())
+    # Learned by heart; a wrong answer has 0.
+    assert training.best["box accuracy"] == 1.0
+    assert not masks or training.best["mIoU"] == 1.0
+
+
+def test_validation_of_two_kinds_is_refused(model, rows, tmp_path):
+    path = write_referring(tmp_path, False)
+    row = {"image": "0.png", "prefix": "detect cat", "suffix": ""}
+    path.write_text(path.read_text() + "\n" + json.dumps(row))
+    with pytest.raises(InputError, match="lines 1 and 4 of the validation rows: referring"):
+        Training(str(model), rows, tmp_path / "out", tmp_path, path, device="cpu")
 
 
 @pytest.mark.slow

@@ -3,13 +3,13 @@
 Every contender has the same weights, takes the same codes as an array and returns fields as an
 array; their results are compared before anything is timed. Each has a process of its own, as the
 threads of some libraries spin after a call and slow down whatever runs next; they run in turns.
+On a busy machine the CPU time says more: ``taskset -c 0 python benchmarks/masks.py``
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +42,8 @@ PAUSE = 0.25  # seconds; threads of several libraries keep spinning after their 
 ROUNDS, LEAST = 9, 0.2  # seconds of a round
 Decoder = Callable[[np.ndarray], np.ndarray]
 Arrays = Mapping[str, np.ndarray]
+Rates = dict[int, dict[str, float]]
+"""Masks per second, by batch and contender."""
 
 FLAX, EAGER, PLAIN = "big_vision's decoder in flax, jitted", "torch eager f32", "plain onnxruntime"
 OPENVINO = {"f32": "OpenVINO f32", "bf16": "OpenVINO bf16"}
@@ -261,13 +263,13 @@ def serve(name: str, folder: Path) -> None:
     for line in sys.stdin:
         batch, calls = map(int, line.split())
         part = np.ascontiguousarray(codes[:batch])
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.process_time()
         for _ in range(calls):
             fields = decode(part)
-        taken = time.perf_counter() - start
+        taken = time.perf_counter() - start, time.process_time() - began
         if batch == len(codes):
             np.save(folder / "fields.npy", fields)
-        print(taken, flush=True)
+        print(*taken, flush=True)
 
 
 class Contender:
@@ -282,13 +284,14 @@ class Contender:
         )
         self._folder = folder
 
-    def seconds(self, batch: int, calls: int) -> float:
-        """Measure some calls."""
+    def seconds(self, batch: int, calls: int) -> tuple[float, float]:
+        """Measure some calls: the time they took, and the CPU time of the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{batch} {calls}\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        taken, cpu = map(float, self._process.stdout.readline().split())
+        return taken, cpu
 
     def fields(self, count: int) -> np.ndarray:
         """Decode all codes."""
@@ -321,39 +324,48 @@ def compared(
     return differences, shares
 
 
-def matmul_limits() -> dict[str, float]:
-    """Compute masks per second if all operations ran at the rate of a 2048³ matrix product."""
+def matmul_limits() -> tuple[dict[str, float], dict[str, float]]:
+    """Compute masks per second if all operations ran at the rate of a 2048³ matrix product.
+
+    Per second of time, and of CPU time.
+    """
     torch = optional("torch")
     if torch is None:
-        return {}
-    rates = {}
+        return {}, {}
+    rates, cpu_rates = {}, {}
     for name, kind in (("f32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
         times = []
         for _ in range(9):
-            start = time.perf_counter()
+            start, began = time.perf_counter(), time.process_time()
             a @ b
-            times.append(time.perf_counter() - start)
-        rates[name] = 2 * 2048**3 / statistics.median(times) / flop_per_mask()
-    return rates
+            times.append((time.perf_counter() - start, time.process_time() - began))
+        masks = 2 * 2048**3 / flop_per_mask() / np.median(times, axis=0)
+        rates[name], cpu_rates[name] = masks.tolist()
+    return rates, cpu_rates
 
 
-def speed(contenders: Mapping[str, Contender]) -> dict[int, dict[str, float]]:
-    """Measure masks per second of all contenders, by batch: medians of rounds, in turns."""
-    rates = {}
+def speed(contenders: Mapping[str, Contender]) -> tuple[Rates, Rates]:
+    """Measure masks per second, and per second of CPU time: medians of rounds, in turns."""
+    rates, cpu_rates = {}, {}
     for batch in BATCHES:
-        calls = {n: max(1, round(LEAST / c.seconds(batch, 1))) for n, c in contenders.items()}
-        rounds: dict[str, list[float]] = {name: [] for name in contenders}
+        calls = {n: max(1, round(LEAST / c.seconds(batch, 1)[0])) for n, c in contenders.items()}
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for _ in range(ROUNDS):
             for name, contender in contenders.items():
                 time.sleep(PAUSE)
-                rounds[name].append(contender.seconds(batch, calls[name]) / calls[name])
-        rates[batch] = {name: batch / statistics.median(taken) for name, taken in rounds.items()}
-    return rates
+                rounds[name].append(contender.seconds(batch, calls[name]))
+        medians = {
+            name: batch * calls[name] / np.median(taken, axis=0) for name, taken in rounds.items()
+        }
+        rates[batch] = {name: float(median[0]) for name, median in medians.items()}
+        cpu_rates[batch] = {name: float(median[1]) for name, median in medians.items()}
+    return rates, cpu_rates
 
 
 def table_of(
-    rates: dict[int, dict[str, float]],
+    title: str,
+    rates: Rates,
     absent: Mapping[str, str],
     limits: Mapping[str, float],
     differences: Mapping[str, float],
@@ -378,10 +390,10 @@ def table_of(
         f"{flop_per_mask() / 1e6:.1f} MFLOP per mask; the limit is this machine's rate for a "
         "2048³ matrix product in torch. Δ: largest difference of a field to ours, onnx f32."
     )
-    return Table("Seg codes to fields: masks/s", columns, rows, note)
+    return Table(title, columns, rows, note)
 
 
-def targets_of(rates: dict[int, dict[str, float]], shares: Mapping[str, float]) -> list[Target]:
+def targets_of(rates: Rates, shares: Mapping[str, float]) -> list[Target]:
     """Make the targets of both backends."""
     targets = []
     for batch, rate in rates.items():
@@ -411,10 +423,10 @@ def measure(folder: Path) -> None:
         for name, needed in NEEDS.items()
         if not all(map(optional, needed))
     }
-    limits = matmul_limits()
+    limits, cpu_limits = matmul_limits()
     contenders = {name: Contender(name, folder) for name in NEEDS if name not in lacking}
     differences, shares = compared(contenders, len(codes))
-    rates = speed(contenders)
+    rates, cpu_rates = speed(contenders)
     for contender in contenders.values():
         contender.close()
     pixels = Table(
@@ -423,9 +435,12 @@ def measure(folder: Path) -> None:
         [[name, f"{shares[name]:.3%}"] for name in ROUGH if name in shares],
         f"512 drawn masks, encoded and decoded with {which}.",
     )
-    speeds = table_of(rates, lacking, limits, differences)
-    speeds.note += f" Weights: {which}. Each contender has a process of its own."
-    report("masks", [speeds, pixels], targets_of(rates, shares))
+    title = "Seg codes to fields: masks/s"
+    speeds = table_of(title, rates, lacking, limits, differences)
+    cpu = table_of(f"{title} of CPU time", cpu_rates, lacking, cpu_limits, differences)
+    cpu.note += f" Weights: {which}. Each contender has a process of its own."
+    speeds.note = ""
+    report("masks", [speeds, cpu, pixels], targets_of(rates, shares))
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from palidecode.runtime.quantizing import Quantized
 
 Floats = npt.NDArray[np.float32]
 
+_PAUSE = 0.05  # seconds
 _HIDDEN = np.float32(-1e30)  # added to the logits of tokens that a token doesn't see
 
 
@@ -125,12 +128,12 @@ class OnnxEngine:
             values = [OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
             options.add_external_initializers(list(arrays), values)
             try:
-                self._sessions[graph] = onnxruntime.InferenceSession(
-                    self._graphs[graph], options, providers=["CPUExecutionProvider"]
-                )
+                with dropping_pages(arrays.values()):
+                    self._sessions[graph] = onnxruntime.InferenceSession(
+                        self._graphs[graph], options, providers=["CPUExecutionProvider"]
+                    )
             except Exception as error:  # onnxruntime's exceptions share no other base
                 raise WeightsError(f"onnxruntime can't start {graph}.onnx: {error}") from error
-            _drop_pages(arrays.values())
         return self._sessions[graph]
 
     def _of(self, graph: str) -> Mapping[str, Array]:
@@ -152,22 +155,42 @@ class OnnxEngine:
         }
 
 
-def _drop_pages(arrays: Iterable[Array]) -> None:
-    """Take a mapped file's pages out of this process; they come back when they are read.
+@contextmanager
+def dropping_pages(arrays: Iterable[Array]) -> Iterator[None]:
+    """Take the pages of mapped files out of this process, again and again until the block ends.
 
-    A session reads all its weights when it starts. Without this the next session's start adds
-    to them, and the peak of memory is a fifth higher.
+    A session reads and copies all its weights when it starts, and most of them aren't read again.
+    Without this they would be in memory twice. Pages come back when they are read.
     """
+    maps = _maps_of(arrays)
+    ended = threading.Event()
+
+    def drop() -> None:
+        while not ended.wait(_PAUSE):
+            for mapped in maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for mapped in maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _maps_of(arrays: Iterable[Array]) -> list[mmap.mmap]:
+    """List the mapped files that hold the arrays; none on Windows, which has no `madvise`."""
     maps: dict[int, mmap.mmap] = {}
     for array in arrays:
         base: object = array
         while isinstance(base, np.ndarray):
             base = base.base
-        if isinstance(base, mmap.mmap):
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             maps[id(base)] = base
-    for mapped in maps.values():
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            mapped.madvise(mmap.MADV_DONTNEED)
+    return list(maps.values())
 
 
 class OnnxBatch:

@@ -1,5 +1,7 @@
 """The engine in ONNX Runtime against the one in torch, and against dequantised weights."""
 
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from palidecode.runtime.generate import generate
 from palidecode.runtime.grammar import Grammar
-from palidecode.runtime.onnx_engine import OnnxEngine
+from palidecode.runtime.onnx_engine import OnnxEngine, dropping_pages
 from palidecode.runtime.onnx_graphs import build_graphs
 from palidecode.runtime.onnx_weights import onnx_weights
 from palidecode.runtime.options import GenerateOptions
@@ -171,3 +173,28 @@ def test_a_quantised_batch_answers_as_each_would_alone(tiny, precision):
     for token in (5, 77, 901):
         step = batch.step(np.array([[token], [1000 - token]]))
         assert off_by(step[:1], alone.step(np.array([[token]]))) < 1e-5
+
+
+SMAPS = Path("/proc/self/smaps")
+
+
+def resident(path):
+    """Bytes of a mapped file that are in this process."""
+    region = SMAPS.read_text().partition(f"{path}\n")[2]
+    return 1024 * int(region.partition("Rss:")[2].split()[0])
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="only Linux tells which pages are in memory")
+def test_pages_of_mapped_weights_leave_memory_until_a_session_has_started(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (1 << 16))
+    array = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    total = int(array.sum(dtype=np.int64))
+    assert resident(path) == array.nbytes
+    with dropping_pages([array, np.zeros(4)]):
+        until = time.monotonic() + 20
+        while resident(path) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert resident(path) == 0
+        assert int(array.sum(dtype=np.int64)) == total
+    assert resident(path) == 0

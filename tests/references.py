@@ -299,3 +299,49 @@ def suppressed(boxes, scores, groups, limit):
         if solid and not dropped[n]:
             kept.append(n)
     return dropped
+
+
+def score_free(truth, results, thresholds):
+    """F1 of precision and recall averaged over the classes of boxes, threshold by threshold.
+
+    `truth` and `results` are COCO rows; the predictions are in the order in which they match.
+    """
+    classes = sorted({row["category_id"] for row in truth if not row["iscrowd"]})
+    f1 = []
+    for threshold in thresholds:
+        precision, recall = [], []
+        for name in classes:
+            right = wrong = objects = 0
+            for image in {row["image_id"] for row in (*truth, *results)}:
+                of = {"image_id": image, "category_id": name}
+                gt = [row for row in truth if of.items() <= row.items()]
+                objects += sum(not row["iscrowd"] for row in gt)
+                taken = set()
+                for row in [row for row in results if of.items() <= row.items()][:100]:
+                    best, chosen, crowd = threshold - 1e-12, None, False
+                    for n, other in enumerate(gt):
+                        if n in taken or other["iscrowd"]:
+                            continue
+                        iou = _coco_iou(row["bbox"], other["bbox"])
+                        if iou >= best:
+                            best, chosen = iou, n
+                    if chosen is None:
+                        crowd = any(
+                            _coco_iou(row["bbox"], other["bbox"], True) >= threshold
+                            for other in gt
+                            if other["iscrowd"]
+                        )
+                    taken.add(chosen)
+                    right += chosen is not None
+                    wrong += chosen is None and not crowd
+            precision.append(right / (right + wrong) if right + wrong else 0.0)
+            recall.append(right / objects)
+        p, r = sum(precision) / len(classes), sum(recall) / len(classes)
+        f1.append(2 * p * r / (p + r) if p + r else 0.0)
+    return f1
+
+
+def _coco_iou(a, b, crowd=False):
+    across, down = (max(0, min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    both, areas = across * down, [c[2] * c[3] for c in (a, b)]
+    return both / (areas[0] if crowd else sum(areas) - both)

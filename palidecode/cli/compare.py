@@ -22,9 +22,7 @@ from palidecode.cli.output import (
 from palidecode.coco.skips import DIFFER, needs_a_look
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.comparison import compare
-from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
-from palidecode.evaluation.coco.measures import RATES
 from palidecode.files import replacing
 from palidecode.wording import aligned
 
@@ -79,14 +77,7 @@ def _table(result: CocoComparison, first: Path, second: Path) -> list[str]:
     if a.unscored:
         lines.append("NO SCORES in at least one: both are means over random orders")
     cells = [["", "A", "B", "B - A", "95% interval", "B better in"]]
-    rows = zip(
-        (*METRICS, *RATES),
-        (*a.stats, *a.rates.values),
-        (*b.stats, *b.rates.values),
-        (*result.differences, *(b.rates.values - a.rates.values)),
-        strict=True,
-    )
-    for name, of_a, of_b, change in rows:
+    for name, of_a, of_b, change in result.changes():
         interval = result.intervals.get(name)
         between = "" if interval is None else f"{interval.low:+.3f} … {interval.high:+.3f}"
         share = "" if interval is None else f"{result.better[name]:.0%} of resamples"

@@ -26,6 +26,7 @@ from palidecode.evaluation.coco.bootstrap import Interval
 from palidecode.evaluation.coco.engine import METRICS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.coco.measures import RATES
+from palidecode.evaluation.coco.result import NUMBERS
 from palidecode.evaluation.gates import below, read_limits
 from palidecode.files import replacing
 from palidecode.wording import aligned, many
@@ -39,7 +40,7 @@ _FOR_A_PAGE = 300  # resamples; more take over half a minute, which -o alone doe
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode evaluate``."""
     output = fill(Output, args)
-    limits = read_limits(args.min, (*METRICS, *RATES))
+    limits = read_limits(args.min, NUMBERS)
     if args.images is not None and args.output is None:
         raise InputError("--images is for the page that -o DIR writes; add -o DIR")
     if args.images is not None and not args.images.is_dir():
@@ -79,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _missed(result: CocoEvaluation, limits: Mapping[str, float]) -> list[str]:
     """Return a line about each number that is below its limit."""
-    metrics = {name: None if v == NOTHING else v for name, v in result.metrics.items()}
-    numbers = metrics | dict(zip(RATES, result.rates.values.tolist(), strict=True))
+    numbers = result.numbers
     return [
         f"{result.iou_type} {name} is {decimals(numbers[name])}, below {limit:g}"
         for name, limit in below(numbers, limits).items()
@@ -141,6 +141,9 @@ def _table(result: CocoEvaluation) -> list[str]:
             for name, value in zip(RATES, rates.values.tolist(), strict=True)
         ),
     ]
+    free = result.score_free.numbers.items()
+    shown = (f"{name} {decimals(value)}" for name, value in free)
+    lines.append(f"  classes averaged: {', '.join(shown)}")
     if best is not None:
         lines.append(f"  best F1 {best['f1']:.3f} at the score threshold {best['score']:.3g}")
     wrong = {k: n for k, n in result.kinds.items() if k not in ("ok", "missed") and n}

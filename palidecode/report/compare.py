@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.evaluation.coco.comparison import CocoComparison
-from palidecode.evaluation.coco.engine import METRICS
-from palidecode.evaluation.coco.measures import RATES
+from palidecode.evaluation.coco.measures import F1_AT, RATES
 from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.report.gallery import (
     MOST_PICTURES,
@@ -181,16 +180,8 @@ def _counts(side: CocoEvaluation, rows: Ints) -> list[int]:
 
 def _numbers(result: CocoComparison) -> list[dict[str, object]]:
     """List every number: of both, their difference, its interval, and what that means."""
-    a, b = result.first, result.second
-    pairs = zip(
-        (*METRICS, *RATES),
-        (*a.stats, *a.rates.values),
-        (*b.stats, *b.rates.values),
-        (*result.differences, *(b.rates.values - a.rates.values)),
-        strict=True,
-    )
     rows: list[dict[str, object]] = []
-    for name, of_a, of_b, change in pairs:
+    for name, of_a, of_b, change in result.changes():
         if np.isnan(change):
             continue
         interval = result.intervals.get(name)
@@ -205,7 +196,7 @@ def _numbers(result: CocoComparison) -> list[dict[str, object]]:
                 "interval": interval,
                 "clear": clear,
                 "verdict": better if clear else "no clear difference" if interval else "",
-                "text": (MEANINGS | _RATES)[name],
+                "text": (MEANINGS | _RATES | F1_AT)[name],
             }
         )
     return rows

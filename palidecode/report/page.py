@@ -20,7 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from palidecode.coco.reading import read_info
-from palidecode.evaluation.coco.measures import Confusion, Curve
+from palidecode.evaluation.coco.measures import F1_AT, Confusion, Curve
 from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.files import replacing
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, copy_side, gallery
@@ -170,7 +170,7 @@ def _embedded(data: object) -> str:
 def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, object]:
     """Collect the template's variables for one evaluation."""
     # Needs an extra; the page of `write_view` has no plots.
-    from palidecode.report.plots import calibration_svg, curves_svg, kinds_svg, sizes_svg
+    from palidecode.report.plots import calibration_svg, curves_svg, f1_svg, kinds_svg, sizes_svg
 
     curves = {iou: _curves_at(result, iou) for iou in (0.5, 0.75)}
     gains: Mapping[str, float] = result.tide.get("delta_ap", {})
@@ -183,6 +183,16 @@ def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, 
         "result": result,
         "headline": _headline(result),
         "metrics": _metrics(result),
+        "score_free": [
+            {
+                "name": name,
+                "value": None if np.isnan(value) else value,
+                "interval": None,
+                "spread": 0,
+                "text": F1_AT[name],
+            }
+            for name, value in result.score_free.numbers.items()
+        ],
         "errors": errors,
         "ignored": result.kinds.get("ignored", 0),
         "kinds_plot": kinds_svg([(e["word"], e["count"], e["gain"]) for e in errors], f"{kind}-k"),
@@ -196,6 +206,7 @@ def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, 
         "calibration_plot": (
             None if calibration is None else calibration_svg(calibration["bins"], f"{kind}-e")
         ),
+        "f1_plot": f1_svg(result.score_free, f"{kind}-f"),
         "sizes_plot": sizes_svg(result.sizes, f"{kind}-s"),
         "classes": result.rows(),
         "confusion": _confusion(result.confusion),

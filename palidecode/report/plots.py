@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from palidecode.evaluation.coco.measures import Curve
+from palidecode.evaluation.coco.measures import Curve, ScoreFree
 
 _FEW, _MOST_POINTS = 40, 600  # points of a line: that are marked, and in all
 
@@ -118,6 +118,26 @@ def calibration_svg(bins: Sequence[Mapping[str, float]], name: str) -> Markup:
         figure.align_ylabels()
         _save(figure, out)
     return _inline(out, name, "Calibration")
+
+
+def f1_svg(score_free: ScoreFree, name: str) -> Markup:
+    """Plot precision, recall and F1 over the IoU threshold."""
+    with _figure(4.6, 3.5) as (figure, out):
+        axes = figure.add_subplot()
+        lines: tuple[tuple[str, Any, str, Any], ...] = (
+            ("precision", score_free.precision, _MUTED, (0, (1, 1.5))),
+            ("recall", score_free.recall, _MUTED, (0, (5, 2))),
+            ("F1", score_free.f1, _ACCENT, "-"),
+        )
+        for word, values, color, style in lines:
+            axes.plot(score_free.iou, values, color=color, linestyle=style, label=word)
+        axes.set_ylim(0, 1.02)
+        axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9])
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        axes.set_xlabel("IoU threshold")
+        axes.legend(loc="lower left")
+        _save(figure, out)
+    return _inline(out, name, "F1 over the IoU threshold")
 
 
 def sizes_svg(sizes: Sequence[dict[str, Any]], name: str) -> Markup:

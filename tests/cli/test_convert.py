@@ -14,6 +14,9 @@ from tests.formats.samples import dataset, write_samples
 
 FORMATS = ["yolo", "yolo-seg", "voc", "cvat", "labelstudio", "createml", "csv", "parquet"]
 
+# The samples have a class with a colon.
+pytestmark = pytest.mark.filterwarnings("default:not in labelmap.txt:UserWarning")
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):

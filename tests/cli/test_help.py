@@ -14,9 +14,8 @@ from palidecode.cli import COMMANDS, build_parser, main
 from palidecode.cli.draw import _Style
 from palidecode.cli.progress import ProgressLines
 from palidecode.coco.writing import CocoOptions, MaskFormat
-from palidecode.evaluation.coco.engine import METRICS
 from palidecode.evaluation.coco.evaluate import EvaluateOptions
-from palidecode.evaluation.coco.measures import RATES
+from palidecode.evaluation.coco.result import NUMBERS
 from palidecode.evaluation.referring.evaluate import DIVISOR, SCORES
 from palidecode.finetune.objects import RowOptions
 from palidecode.pipeline import AskOptions, ModelOptions
@@ -149,7 +148,7 @@ def test_choices_and_defaults_are_those_of_the_options(command):
 def test_numbers_of_min_and_other_constants_are_those_of_the_library():
     named = {name: {o.dest: o for o in options_of(name)} for name in COMMANDS}
     for name, numbers in (
-        ("evaluate", (*METRICS, *RATES)),
+        ("evaluate", NUMBERS),
         ("evaluate-referring", SCORES),
     ):
         assert named[name]["min"].help.endswith(f"Numbers: {', '.join(numbers)}")

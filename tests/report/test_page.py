@@ -92,7 +92,7 @@ def test_the_command_writes_numbers_and_page(example, tmp_path, capsys):
             assert f"{told[kind]['metrics'][name]:.3f}" in html
             low = told[kind]["intervals"][name]["low"]
             assert f"{low:.3f}" in html
-    assert html.count("<svg") == 10  # kinds, two curves, calibration and sizes, of each
+    assert html.count("<svg") == 12  # kinds, two curves, calibration, F1 and sizes, of each
 
 
 def test_the_page_needs_nothing_and_lets_nothing_in(example, tmp_path):

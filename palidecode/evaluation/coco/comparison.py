@@ -48,6 +48,11 @@ class CocoComparison:
     intervals: dict[str, Interval] = field(default_factory=dict)
     better: dict[str, float] = field(default_factory=dict)
 
+    def changes(self) -> list[tuple[str, float, float, float]]:
+        """Return the name, both values and the difference of every number; NaN if unknown."""
+        both = zip(self.first.numbers.items(), self.second.numbers.values(), strict=True)
+        return [(name, a, b, b - a) for (name, a), b in both]
+
     def rows(self) -> list[JsonRow]:
         """One row for each class, the largest change of AP first.
 

@@ -225,6 +225,54 @@ class Engine:
         )
         return np.column_stack([where, count])
 
+    def counts(self, predicted: Table, scores: Floats | None = None) -> tuple[Floats, Ints, Ints]:
+        """Count the true and the false positives of each class at COCO's IoU thresholds.
+
+        Returns
+        -------
+        iou : ndarray of float64, shape (T,)
+        right, wrong : ndarray of int64, shape (T, K)
+            Predictions inside crowds, or beyond the 100 best of an image and class, are neither.
+        """
+        evaluator = self._counted(predicted, scores)
+        evaluator.accumulate()
+        found, iou = evaluator.eval, np.asarray(evaluator.params.iou_thrs)
+        assert found is not None
+        truths, classes = self.scene.truths, len(self.scene.categories)
+        objects = np.bincount(truths.category[~truths.crowd], minlength=classes)
+        recall = np.maximum(found["recall"][:, :, 0, 0], 0.0)  # `NOTHING` without objects
+        right = np.rint(recall * objects).astype(np.int64)
+        made = np.bincount(predicted.category, minlength=classes)
+        return iou, right, made - right - self._ignored(predicted, scores, iou)
+
+    def _ignored(self, predicted: Table, scores: Floats | None, iou: Floats) -> Ints:
+        """Count the predictions of each class that count in nothing, (T, K) or (1, K)."""
+        truths, classes = self.scene.truths, len(self.scene.categories)
+        crowded = np.isin(predicted.image, truths.image[truths.crowd])
+        pair = predicted.image * classes + predicted.category
+        pairs, count = np.unique(pair[~crowded], return_counts=True)
+        beyond = np.bincount(pairs % classes, np.maximum(count - BEST, 0), classes)
+        ignored = beyond.astype(np.int64)[None]
+        if not crowded.any():
+            return ignored
+        here = predicted.take(crowded)
+        evaluator = self._counted(here, None if scores is None else scores[crowded])
+        rows = []
+        for threshold in iou.tolist():
+            status = evaluator.image_diagnostics(iou_thr=threshold)["dt_status"]
+            neither = np.ones(len(here), np.bool_)
+            neither[np.fromiter(status, np.int64, len(status)) - 1] = False
+            rows.append(np.bincount(here.category[neither], minlength=classes))
+        return ignored + np.array(rows)
+
+    def _counted(self, predicted: Table, scores: Floats | None) -> Evaluator:
+        """Match the 100 best predictions to objects of any size."""
+        evaluator = self._evaluator(self._loaded(predicted, scores))
+        params = evaluator.params
+        params.max_dets, params.area_rng, params.area_rng_lbl = [BEST], [[0, 1e10]], ["all"]
+        evaluator.evaluate()
+        return evaluator
+
     def matched(self, predicted: Table) -> Evaluator:
         """Match the 100 best predictions only: an evaluator for `stats_of_images`.
 

@@ -49,6 +49,87 @@ class Rates:
         return np.array([self.precision, self.recall, self.f1])
 
 
+F1_AT = {
+    "F1@0.5": "F1 at IoU 0.5, classes averaged: no score decides it",
+    "F1@0.95": "F1 at IoU 0.95, classes averaged: rewards exact outlines",
+    "F1@mean": "mean of F1 at IoU 0.50 to 0.95, classes averaged",
+}
+"""The numbers of `ScoreFree.numbers`, in words."""
+
+
+@dataclass(frozen=True)
+class ScoreFree:
+    """Precision, recall and F1 at COCO's ten IoU thresholds, regardless of score.
+
+    Models without scores are compared by them, as Rex-Omni's ``fastevaluate`` does (Jiang et al.
+    2025): precision and recall of each class, their means over the classes, then F1.
+
+    Attributes
+    ----------
+    iou : ndarray of float64, shape (T,)
+    right, wrong : ndarray of int64, shape (T, K)
+        Numbers of true and false positives of each class.
+    objects : ndarray of int64, shape (K,)
+    """
+
+    iou: Floats
+    right: npt.NDArray[np.int64]
+    wrong: npt.NDArray[np.int64]
+    objects: npt.NDArray[np.int64]
+
+    @property
+    def precision(self) -> Floats:
+        """Mean over the classes that have objects, (T,); 0 for a class without predictions."""
+        used = self.objects > 0
+        right, made = self.right[:, used], (self.right + self.wrong)[:, used]
+        return self._mean(right / np.maximum(made, 1))
+
+    @property
+    def recall(self) -> Floats:
+        """Mean over the classes that have objects, (T,)."""
+        used = self.objects > 0
+        return self._mean(self.right[:, used] / self.objects[used])
+
+    @property
+    def f1(self) -> Floats:
+        """Harmonic mean of `precision` and `recall`, (T,); NaN without objects."""
+        precision, recall = self.precision, self.recall
+        total = precision + recall
+        return np.where(total == 0, 0.0, 2 * precision * recall / np.where(total == 0, 1, total))
+
+    @property
+    def micro(self) -> Floats:
+        """F1 of all predictions together, (T,); at IoU 0.5 it is `Rates.f1`."""
+        right, wrong = self.right.sum(axis=1), self.wrong.sum(axis=1)
+        total = right + wrong + self.objects.sum()
+        return np.where(total == 0, np.nan, 2 * right / np.maximum(total, 1))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """F1 at IoU 0.5 and 0.95, and its mean over the thresholds; see `F1_AT`."""
+        f1 = self.f1
+        return dict(zip(F1_AT, (float(f1[0]), float(f1[-1]), float(f1.mean())), strict=True))
+
+    def as_dict(self) -> dict[str, object]:
+        """Convert to JSON values: a list over the thresholds of each number, None for NaN."""
+        columns = {
+            "precision": self.precision,
+            "recall": self.recall,
+            "F1": self.f1,
+            "F1_micro": self.micro,
+        }
+        numbers = {name: None if np.isnan(v) else v for name, v in self.numbers.items()}
+        lists = {
+            name: [None if np.isnan(v) else v for v in values.tolist()]
+            for name, values in columns.items()
+        }
+        return {**numbers, "iou": self.iou.round(2).tolist(), **lists}
+
+    def _mean(self, of_classes: Floats) -> Floats:
+        shape = of_classes.shape
+        return of_classes.mean(axis=1) if shape[1] else np.full(shape[0], np.nan)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Precision over recall of one class, or of the mean over classes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -35,7 +36,15 @@ from palidecode.evaluation.coco.matches import (
     gallery_rows,
     match,
 )
-from palidecode.evaluation.coco.measures import RATES, Confusion, Curve, Rates, best_f1
+from palidecode.evaluation.coco.measures import (
+    F1_AT,
+    RATES,
+    Confusion,
+    Curve,
+    Rates,
+    ScoreFree,
+    best_f1,
+)
 from palidecode.evaluation.coco.tables import Scene, Table
 from palidecode.wording import many
 
@@ -45,6 +54,9 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+NUMBERS = (*METRICS, *RATES, *F1_AT)
+"""Names of `CocoEvaluation.numbers`."""
 
 _CLASSES = 20  # shown in a notebook and a plot
 MEANINGS = {
@@ -137,6 +149,17 @@ class CocoEvaluation:
         """`stats` by name."""
         return dict(zip(METRICS, self.stats.tolist(), strict=True))
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Every number by name, as ``--min`` and `compare_coco` take them; NaN if unknown.
+
+        `metrics`, then ``precision``, ``recall`` and ``F1`` at IoU 0.5, then the F1 of
+        `score_free`.
+        """
+        known = np.where(self.stats == NOTHING, np.nan, self.stats)
+        values = [*known.tolist(), *self.rates.values.tolist()]
+        return dict(zip((*METRICS, *RATES), values, strict=True)) | self.score_free.numbers
+
     # -- to look at ----------------------------------------------------------------------
 
     def summary(self) -> str:
@@ -179,7 +202,9 @@ class CocoEvaluation:
         shares = zip(("precision", "recall", "F1"), rates.values.tolist(), strict=True)
         return (
             f"at IoU 0.5: {rates.right:,} right, {rates.wrong:,} wrong, {rates.missed:,} missed; "
-            + ", ".join(f"{name} {_shown(_number(value))}" for name, value in shares)
+            + _listed(shares)
+            + "; classes averaged: "
+            + _listed(self.score_free.numbers.items())
         )
 
     def _repr_html_(self) -> str:
@@ -266,6 +291,13 @@ class CocoEvaluation:
         kinds = Counter(self.matches.kind.tolist())
         wrong = len(self.predicted) - kinds["ok"] - kinds["ignored"]
         return Rates(kinds["ok"], wrong, int(self.matches.missed.sum()))
+
+    @cached_property
+    def score_free(self) -> ScoreFree:
+        """Precision, recall and F1 at ten IoU thresholds, classes averaged."""
+        truths, classes = self.scene.truths, len(self.scene.categories)
+        objects = np.bincount(truths.category[~truths.crowd], minlength=classes)
+        return ScoreFree(*self.engine.counts(self.predicted, self._order), objects)
 
     @cached_property
     def kinds(self) -> dict[str, int]:
@@ -492,6 +524,7 @@ class CocoEvaluation:
                 "recall": _number(rates.recall),
                 "F1": _number(rates.f1),
             },
+            "score_free": self.score_free.as_dict(),
             "best_threshold": self.best_threshold,
             "kinds": self.kinds,
             "tide": self.tide,
@@ -540,6 +573,10 @@ def random_orders(count: int, orders: int, seed: int) -> list[Floats]:
     """Draw distinct scores that put predictions into random orders."""
     rng = np.random.default_rng(seed)
     return [(rng.permutation(count) + 1) / (count + 1) for _ in range(orders)]
+
+
+def _listed(numbers: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {_shown(_number(value))}" for name, value in numbers)
 
 
 def _shown(value: object) -> str:

@@ -23,6 +23,7 @@ from palidecode import CocoWriter, InputError, UnscoredWarning, compare_coco, ev
 from palidecode.cli import main
 from palidecode.evaluation.coco import engine
 from tests.evaluation.problems import problem
+from tests.references import score_free
 from tests.samples import answer, written
 
 GT = "instances_val2014_100.json"
@@ -277,6 +278,31 @@ def test_the_confusion_matrix_is_hotcocos(classes, predictions):
     used = [*(names.index(name) for name in result.confusion.names[:-1]), classes]
     assert (result.confusion.counts == dense[np.ix_(used, used)]).all()
     assert result.confusion.counts.sum() == dense.sum()
+
+
+@pytest.mark.parametrize("crowds", [0, 0.3])
+@pytest.mark.parametrize(("classes", "predictions"), [(1, 1), (5, 60), (1, 900), (9, 30)])
+def test_f1_without_scores_is_the_references(classes, predictions, crowds):
+    truth, results = scene_of(classes, predictions, predictions=predictions, crowds=crowds)
+    result = evaluate_coco(truth, results)
+    ranked = sorted(results, key=lambda row: -row["score"])
+    thresholds = np.linspace(0.5, 0.95, 10)
+    wanted = score_free(truth["annotations"], ranked, thresholds)
+    assert result.score_free.f1.tolist() == pytest.approx(wanted, abs=1e-12)
+    numbers = result.score_free.numbers
+    assert list(numbers.values()) == pytest.approx([wanted[0], wanted[9], np.mean(wanted)])
+    assert result.score_free.micro[0] == pytest.approx(result.rates.f1)
+    assert result.as_dict()["score_free"]["F1@0.5"] == numbers["F1@0.5"]
+
+
+def test_f1_without_scores_ignores_the_order_and_knows_nothing_without_objects():
+    truth, results = scene([[(1, 100), (1, 112)]], [[(1, 108, None), (1, 96, None)]])
+    found = [evaluate_coco(truth, rows, scores="ignore") for rows in (results, results[::-1])]
+    assert found[0].score_free.as_dict() == found[1].score_free.as_dict()
+    assert found[0].score_free.numbers["F1@0.5"] == 1
+    empty = evaluate_coco({**truth, "annotations": []}, [])
+    assert np.isnan(empty.numbers["F1@mean"])
+    assert empty.score_free.as_dict()["F1@mean"] is None
 
 
 def test_classes_in_blocks_have_the_numbers_of_all_together(monkeypatch):

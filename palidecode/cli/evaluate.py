@@ -141,9 +141,8 @@ def _table(result: CocoEvaluation) -> list[str]:
             for name, value in zip(RATES, rates.values.tolist(), strict=True)
         ),
     ]
-    free = result.score_free.numbers.items()
-    shown = (f"{name} {decimals(value)}" for name, value in free)
-    lines.append(f"  classes averaged: {', '.join(shown)}")
+    free = [f"{name} {decimals(value)}" for name, value in result.score_free.numbers.items()]
+    lines.append(f"  classes averaged: {', '.join(free)}")
     if best is not None:
         lines.append(f"  best F1 {best['f1']:.3f} at the score threshold {best['score']:.3g}")
     wrong = {k: n for k, n in result.kinds.items() if k not in ("ok", "missed") and n}

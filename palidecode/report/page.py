@@ -6,23 +6,19 @@ any. Only its own script may run, allowed by hash, so a label that is a script s
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import resources
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from palidecode.coco.reading import read_info
 from palidecode.evaluation.coco.measures import F1_AT, Confusion, Curve
 from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.files import replacing
+from palidecode.report.embedding import digest, embedded, joined
 from palidecode.report.gallery import MOST_BYTES, Gallery, Thumbnails, copy_side, gallery
 from palidecode.version import __version__
 from palidecode.wording import many
@@ -110,15 +106,15 @@ def write_page(
 
     `beside` lets the page load pictures from its own folder.
     """
-    script = _own("page.js")
+    script = joined("report/shared.js", "report/page.js")
     html = _template(template).render(
         variables,
         beside=beside,
         version=__version__,
-        style=Markup(_own("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(_embedded(data)),
+        style=joined("report/page.css"),
+        script=script,
+        script_hash=digest(script),
+        data=embedded(data),
     )
     with replacing(path) as file:
         file.write(html)
@@ -155,16 +151,6 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.filters |= {"number": _number, "count": _count, "many": many, "signed": _signed}
     return environment.get_template(name)
-
-
-def _own(name: str) -> str:
-    return resources.files("palidecode.report").joinpath(name).read_text("utf-8").strip()
-
-
-def _embedded(data: object) -> str:
-    """JSON that can't close the element that contains it."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
 
 
 def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, object]:

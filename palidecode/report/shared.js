@@ -32,7 +32,8 @@ function answerLine(prompt, pieces) {
 
 const counted = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-const colour = (index) => COLOURS[index % COLOURS.length];
+// Further colours are 137.5° apart, so that neighbours differ.
+const colour = (index) => COLOURS[index] ?? `hsl(${Math.round(index * 137.5) % 360} 65% 66%)`;
 
 function tag(view, text, classes, picture, [x, y, width, height]) {
   // Above its box or, without room, below a small one and inside a large one.

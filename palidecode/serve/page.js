@@ -723,7 +723,7 @@
     sessionStorage.setItem("palidecode-key", byId("key").value);
     location.reload();
   });
-  byId("read").addEventListener("submit", (event) => event.preventDefault());
+  byId("reading").addEventListener("submit", (event) => event.preventDefault());
   addEventListener("keydown", (event) => { if (event.key === "Escape" && running) stop(); });
 
   function startAsking() {
@@ -734,10 +734,10 @@
     byId("prompt").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.isComposing) return;
       event.preventDefault();
-      byId("ask").requestSubmit();
+      byId("question").requestSubmit();
     });
     byId("sub-bin").addEventListener("change", () => { if (shown.kind === "ask" && shown.prompt) ask(); });
-    byId("ask").addEventListener("submit", (event) => {
+    byId("question").addEventListener("submit", (event) => {
       event.preventDefault();
       if (running) stop();
       else ask();

@@ -15,7 +15,7 @@ from palidecode.files import data_folder
 from palidecode.report.embedding import digest, embedded, joined
 from palidecode.version import __version__
 
-_FIRST = "scene_000005.jpg"
+FIRST = "scene_000005.jpg"
 """The scene that the page opens with: five kinds of objects."""
 
 _SAMPLES = ("objects with masks", "an odd answer")
@@ -45,7 +45,7 @@ def page(info: Mapping[str, object]) -> str:
         script_hash=digest(script),
         style=style,
         style_hash=digest(style),
-        data=embedded({**info, "first": _FIRST, "samples": _samples()}),
+        data=embedded({**info, "first": FIRST, "samples": _samples()}),
     )
 
 

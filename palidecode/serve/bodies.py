@@ -23,6 +23,7 @@ from palidecode.serve.refusals import Refused
 from palidecode.serve.settings import Settings
 
 SCENES = "scenes"
+HARBOUR = "harbour.png"
 _FIELDS = ("image", "scene", "url", "prompt", "classes", "options", "model")
 _GIVE = "give one of: image (a file), scene (a name of /v1/scenes), url"
 
@@ -141,7 +142,9 @@ def scene_names() -> list[str]:
 
 
 def scene(name: str) -> bytes:
-    """Return the file of a bundled picture."""
+    """Return the file of a bundled picture; the page reads an answer about one more."""
+    if name == HARBOUR:
+        return (data_folder("palidecode.demo") / HARBOUR).read_bytes()
     if name not in scene_names():
         raise Refused(404, f"no scene {name!r}: GET /v1/scenes lists them")
     return inside(data_folder("palidecode.demo") / SCENES, name).read_bytes()

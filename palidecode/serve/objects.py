@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from palidecode.answers.assembler import ParsedObject, ParseIssue
 from palidecode.answers.parsing import parse
+from palidecode.coco.writing import to_coco
 from palidecode.detections import Detections
 from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.reading import Generated
@@ -118,3 +119,9 @@ class Reader:
             ),
             "issues": issues_of(issue for _, issue in detections.issues),
         }
+
+    def dataset(self, answer: Generated, name: str) -> Json:
+        """Return an answer's objects as a COCO dataset; `name` is the picture's."""
+        detections = self.detections(answer)
+        kept = detections.select(~(detections.scores < self._options.min_score))
+        return to_coco(kept, segmentation=self._options.segmentation, file_names=[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 from typing import Any
 
 from starlette.requests import Request
@@ -17,12 +18,8 @@ from palidecode.serve.service import Service
 from palidecode.serve.settings import Settings
 from palidecode.version import __version__
 
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
-"""The page is one file, and asks this server alone."""
+POLICY = "frame-ancestors 'none'"
+"""The rest of the page's policy is in its head, where this can't be."""
 
 
 def info_of(service: Service | None, settings: Settings) -> dict[str, Any]:
@@ -76,5 +73,7 @@ async def scenes(request: Request) -> Response:
 
 async def one_scene(request: Request) -> Response:
     """Answer ``GET /v1/scenes/NAME``: the picture."""
-    data = await asyncio.to_thread(scene, request.path_params["name"])
-    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+    name = request.path_params["name"]
+    data = await asyncio.to_thread(scene, name)
+    kind, _ = mimetypes.guess_type(name)
+    return Response(data, media_type=kind, headers={"Cache-Control": "max-age=3600"})

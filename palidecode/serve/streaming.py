@@ -37,11 +37,11 @@ async def stream(request: Request) -> Response:
     prompt = prompt_of(asked.body, None, service.decoder)
     question = await question_of(asked, prompt, service.decoder, settings)
     job = service.ask(question, service.adapter_of(asked.body.model))
-    events = _events(service, job, asked.body.options)
+    events = _events(service, job, asked.name, asked.body.options)
     return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
 
-async def _events(service: Service, job: Job, options: Options) -> AsyncIterator[bytes]:
+async def _events(service: Service, job: Job, name: str, options: Options) -> AsyncIterator[bytes]:
     """Yield the events of an answer: start, token, object, and end or error."""
     began = time.perf_counter()
     width, height = job.question.pictures[0].size
@@ -52,6 +52,7 @@ async def _events(service: Service, job: Job, options: Options) -> AsyncIterator
             for item in await telling.of(job.answer(news.tokens), news.ended):
                 yield item
         whole = await asyncio.to_thread(telling.reader.whole, job.answer())
+        whole["coco"] = await asyncio.to_thread(telling.reader.dataset, job.answer(), name)
         yield event("end", whole | {"seconds": round(time.perf_counter() - began, 3)})
     except Refused as error:
         yield event("error", {"message": str(error), "code": error.status})

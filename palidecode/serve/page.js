@@ -4,6 +4,7 @@
   const info = JSON.parse(byId("data").textContent);
   const classes = info.model?.classes ?? [];
   const MOST_KEPT = 40;  // answers of this visit
+  const MOST_CHIPS = 1500;  // more would make the page slow
 
   let shown = null;  // the answer on the page, see `blank`
   let running = null;  // the AbortController of the request in progress
@@ -39,7 +40,7 @@
     else byId("picture").removeAttribute("src");
     view.style.setProperty("--ratio", picture.width / picture.height);
     drawing.setAttribute("viewBox", `0 0 ${picture.width} ${picture.height}`);
-    byId("named").textContent = `${picture.name} · ${picture.width} × ${picture.height}`;
+    byId("named").title = byId("named").textContent = `${picture.name} · ${picture.width} × ${picture.height}`;
     for (const button of all("#scenes button")) {
       button.setAttribute("aria-pressed", button.dataset.scene === picture.scene);
     }
@@ -174,6 +175,10 @@
 
   // -- tokens ----------------------------------------------------------------------------
   function addChip(index) {
+    if (index >= MOST_CHIPS) {
+      if (index === MOST_CHIPS) byId("tokens").append(make("p", "small muted", `Only ${counted(MOST_CHIPS, "token")} are shown.`));
+      return;
+    }
     const token = shown.tokens[index];
     const before = shown.tokens[index - 1];
     const box = byId("tokens");

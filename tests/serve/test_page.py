@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 DEMO = data_folder("palidecode.demo")
 SCENE = DEMO / "scenes" / FIRST
+KEY = "a key of many letters"
 HOSTILE = (
     "<img src=x onerror=window.hacked=1>",
     "</script><script>window.hacked=2</script>",
@@ -63,7 +64,7 @@ def serving(*options, **more):
 
 asking = serving()
 reading = serving("--model", "none", before=WITHOUT_TORCH)
-strict = serving("--max-pixels", "300000")
+strict = serving("--api-key", KEY, "--max-pixels", "300000")
 
 
 @pytest.fixture(scope="module")
@@ -453,6 +454,9 @@ def test_stop_ends_an_answer(page, asking):
 def test_refusals_are_one_line(opened, strict, tmp_path):
     page = opened(strict)
     failed = page.locator("#failed")
+    expect(failed).to_contain_text("key")
+    page.locator("#key").fill(KEY)
+    page.get_by_role("button", name="Use this key").click()
     answered(page)
     assert failed.is_hidden()
     page.locator("#file").set_input_files(DEMO / "harbour.png")

@@ -15,11 +15,14 @@ function tokenOf(text, more) {
   return { text, kind: kind ?? "word", value: digits === undefined ? null : Number(digits), ...more };
 }
 
+const TOKEN = String.raw`<(?:loc|seg)\d+>|<(?:eos|pad|bos)>`;
+const PIECES = new RegExp(String.raw`${TOKEN}|\s*;\s*|(?:(?!${TOKEN}|\s*;)[^])+`, "gu");
+
 // Tokens with their offsets in characters (not in UTF-16 units), as Python counts them.
 function split(text) {
   const tokens = [];
   let at = 0;
-  for (const [piece] of text.matchAll(/<(?:loc|seg)\d+>|\s*;\s*|(?:(?!<(?:loc|seg)\d+>|\s*;)[^])+/gu)) {
+  for (const [piece] of text.matchAll(PIECES)) {
     const start = at;
     at += [...piece].length;
     if (piece.trim()) tokens.push(tokenOf(piece, { start, stop: at }));

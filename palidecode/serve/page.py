@@ -16,7 +16,7 @@ from palidecode.report.embedding import digest, embedded, joined
 from palidecode.version import __version__
 
 FIRST = "scene_000005.jpg"
-"""The scene that the page opens with: five kinds of objects."""
+"""The scene that the page opens with: five objects of four kinds, all found."""
 
 _SAMPLES = ("objects with masks", "an odd answer")
 

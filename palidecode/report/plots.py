@@ -185,6 +185,7 @@ def steps_svg(
             x, y = _thinned(steps, values, max(1, len(values) // window))
             axes.plot(x, y, color=color, linewidth=2.2)
         axes.set_xlabel("step")
+        axes.margins(y=0.1)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

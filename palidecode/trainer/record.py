@@ -98,7 +98,7 @@ class Record:
             lines.append(f"- there, after {many(int(best['step']), 'step')}: {', '.join(numbers)}")
         use = f"palidecode predict pictures/ --model {self.folder.name} --task detect -o coco.json"
         lines += ["", "```bash", use, "```", "", "| setting | |", "|---|---|"]
-        lines += [f"| {name} | {_plain(value)} |" for name, value in asdict(self.settings).items()]
+        lines += [f"| {name} | {value} |" for name, value in self._settings().items()]
         with replacing(self.folder / CARD) as file:
             file.write("\n".join(lines) + "\n")
 
@@ -115,9 +115,15 @@ class Record:
             name=self.folder.name,
             total=self.total,
             best=best,
-            settings={name: _plain(value) for name, value in asdict(self.settings).items()},
+            settings=self._settings(),
             facts=[*facts, ("made by", f"palidecode {__version__}")],
         )
+
+    def _settings(self) -> dict[str, str]:
+        """Return the settings for people; `epochs` counts without `steps` alone."""
+        unused = () if self.settings.steps is None else ("epochs",)
+        values = asdict(self.settings).items()
+        return {name: _plain(value) for name, value in values if name not in unused}
 
 
 def _named(data: Data) -> str:

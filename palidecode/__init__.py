@@ -66,6 +66,7 @@ if TYPE_CHECKING or not _SOURCE:
     from palidecode.pipeline.reading import Answers as Answers
     from palidecode.pipeline.reading import Generated as Generated
     from palidecode.pipeline.reading import UnreadablePictureWarning as UnreadablePictureWarning
+    from palidecode.pipeline.text_length import LongTextWarning as LongTextWarning
     from palidecode.runtime.options import GrammarOptions as GrammarOptions
     from palidecode.vocab import Vocabulary as Vocabulary
 

@@ -40,7 +40,7 @@ _LONGEST_ARRAY = 1 << 30
 _BATCH = 1024  # rows of Parquet
 _UTF16 = (BOM_UTF16_BE, BOM_UTF16_LE)
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_NUMBERS = ("width", "height")
+_NUMBERS = ("width", "height", "box_image")
 
 
 class Problem(NamedTuple):

@@ -24,6 +24,7 @@ from palidecode.answers.row_files import ROWS, Problem, RowFile, open_rows, read
 from palidecode.answers.scoring import scores_of_text
 from palidecode.errors import InputError, warn
 from palidecode.files import check_size, inside, picture_size, regular
+from palidecode.wording import many
 
 OUTPUT_KEYS = (
     *("output", "token_ids", "text", "generated_text", "response", "prediction", "answer"),
@@ -60,7 +61,8 @@ class AnswerRow:
     line : int
         Number of the line, from 1.
     name : str
-        The first of `IMAGE_KEYS`, or ``line-<number>`` if the row has none.
+        The first of `IMAGE_KEYS`, or ``line-<number>`` if the row has none. Of a list of several
+        the one whose index is ``box_image``.
     size : tuple of 2 int
         Width and height: ``width`` and ``height``, ``size`` or ``image_size_wh``, the
         picture's own, or the default.
@@ -97,6 +99,7 @@ def read_rows(
     *,
     output_key: str | None = None,
     image_key: str | None = None,
+    box_image: int | None = None,
 ) -> Iterator[AnswerRow | Problem]:
     """Read the rows of a file, in order.
 
@@ -112,13 +115,16 @@ def read_rows(
     output_key, image_key : str, optional
         Keys of the answer and the picture; by default the first of `OUTPUT_KEYS` and
         `IMAGE_KEYS` that a row has.
+    box_image : int, optional
+        Index of the picture that boxes are measured in, of a list of several; a row's own
+        ``box_image`` goes first.
 
     Raises
     ------
     InputError
         If the file can't be read, or which key has the answers isn't clear.
     """
-    return one_size(each_row(path, RowReader.of(images, size, output_key, image_key)))
+    return one_size(each_row(path, RowReader.of(images, size, output_key, image_key, box_image)))
 
 
 def one_size(rows: Iterable[AnswerRow | Problem]) -> Iterator[AnswerRow | Problem]:
@@ -191,6 +197,8 @@ class RowReader:
         Returns the size of the picture of a name, None where it isn't known.
     blank : bool
         A row without an answer has an empty one: CSV can't tell them apart.
+    box_image : int, optional
+        Index of the picture that boxes are measured in, where a row names several.
     """
 
     images: str | None = None
@@ -200,6 +208,7 @@ class RowReader:
     folder: str = ""
     sizes: Callable[[str], Size | None] | None = None
     blank: bool = False
+    box_image: int | None = None
 
     @classmethod
     def of(
@@ -208,13 +217,17 @@ class RowReader:
         size: Size | None,
         output_key: str | None,
         image_key: str | None,
+        box_image: int | None = None,
     ) -> RowReader:
         """Return the reader for the options of `read_rows`."""
+        if box_image is not None and box_image < 0:
+            raise InputError(f"box_image must be 0 or above, got {box_image}")
         return cls(
             None if images is None else os.fspath(images),
             size,
             () if output_key is None else (output_key,),
             IMAGE_KEYS if image_key is None else (image_key,),
+            box_image=box_image,
         )
 
     def choose(self, rows: Iterable[tuple[int, Row]], where: str = "") -> RowReader:
@@ -268,27 +281,59 @@ class RowReader:
         )
 
     def picture(self, row: Row) -> Picture:
-        """Return the name of a row's picture, and its content.
+        """Return the name of the picture that a row's boxes are measured in, and its content.
 
         Raises
         ------
         InputError
-            If there are several, or it has no name.
+            If it has no name, or is one of several and the row doesn't tell which.
+        """
+        several = self.named(row)
+        index = self.box_index(row, len(several))
+        if index is None:
+            raise InputError(
+                f"names {len(several)} pictures: box_image (--box-image N, from 0) says whose size "
+                "the boxes have"
+            )
+        return several[index]
+
+    def named(self, row: Row) -> list[Picture]:
+        """Return the pictures of a row in the order of the prompt, mostly one.
+
+        Raises
+        ------
+        InputError
+            If one of them has no name.
         """
         key = next((key for key in self.pictures if row.get(key) is not None), None)
         value = None if key is None else row[key]
-        if isinstance(value, list):
-            if len(value) != 1:
-                raise InputError(f"{key!r} has {len(value)} pictures; an answer is about one")
-            value = value[0]
-        data = row.get("bytes")
-        if isinstance(value, Mapping):  # as in data sets of Hugging Face
-            data, value = value.get("bytes"), value.get("path")
-        if isinstance(data, bytes) and not value:
-            return Picture(None, data)
-        if key is not None and (not isinstance(value, str) or not value):
-            raise InputError(f"{key!r} must be a file name, got {reprlib.repr(value)}")
-        return Picture(str(value) if key else None, data if isinstance(data, bytes) else None)
+        if isinstance(value, np.ndarray):  # of rows in memory
+            value = value.tolist()
+        if not isinstance(value, (list, tuple)):
+            return [_picture(key, value, row.get("bytes"))]
+        if not value:
+            raise InputError(f"{key!r} is an empty list")
+        data = row.get("bytes") if len(value) == 1 else None
+        return [_picture(key, one, data) for one in value]
+
+    def box_index(self, row: Row, count: int) -> int | None:
+        """Return the index of the picture that boxes are measured in, None where it isn't known.
+
+        Raises
+        ------
+        InputError
+            If it is no index of `count` pictures.
+        """
+        index = row.get("box_image")
+        if index is None:
+            index = 0 if count == 1 else self.box_image
+        if isinstance(index, float) and index.is_integer():  # of a table
+            index = int(index)
+        if index is None or (type(index) is int and 0 <= index < count):
+            return index
+        raise InputError(
+            f"box_image is {index!r}, and the row names {many(count, 'picture')}: count from 0"
+        )
 
     def answer(self, row: Row) -> tuple[Answer, list[float] | None]:
         """Return the answer of a row, and scores from its probabilities where it has them.
@@ -345,6 +390,16 @@ class RowReader:
             if os.path.isfile(path):
                 return picture_size(path)
         return None
+
+
+def _picture(key: str | None, value: object, data: object) -> Picture:
+    if isinstance(value, Mapping):  # as in data sets of Hugging Face
+        data, value = value.get("bytes"), value.get("path")
+    if isinstance(data, bytes) and not value:
+        return Picture(None, data)
+    if key is not None and (not isinstance(value, str) or not value):
+        raise InputError(f"{key!r} must be a file name, got {reprlib.repr(value)}")
+    return Picture(str(value) if key else None, data if isinstance(data, bytes) else None)
 
 
 def candidates(file: RowFile) -> Iterator[tuple[int, Row]]:

@@ -30,7 +30,8 @@ class DecodedRows(NamedTuple):
 def decode_rows(args: argparse.Namespace, output: Output) -> DecodedRows:
     """Decode rows of answers as ``palidecode decode`` does; sizes are those of the truth."""
     truth = read_dataset(args.gt, AnyRow, Skips(), name="the ground truth", needs=("images",))
-    job = DecodeJob(DecodeOptions(output_key=args.output_key, image_key=args.image_key))
+    keys = {"output_key": args.output_key, "image_key": args.image_key}
+    job = DecodeJob(DecodeOptions(**keys, box_image=args.box_image))
     items = job.items(args.predictions, sizes_by_name(truth.images.rows))
     with TemporaryDirectory() as folder:
         path = Path(folder, "coco.json")

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         missing=args.missing,
         output_key=args.output_key,
         image_key=args.image_key,
+        box_image=args.box_image,
     )
     if args.samples is not None:
         with replacing(args.samples) as file:

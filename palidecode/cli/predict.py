@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if ray.ray is not None and args.overlay is not None:
         raise InputError("--overlay can't be combined with --ray; use palidecode draw afterwards")
     skipped: Counter[str] = Counter()
-    pictures = find_pictures(args.images, skipped) if ray.ray is None else []
+    pictures = find_pictures(args.images, skipped, args.box_image) if ray.ray is None else []
     job = _job(args)
     if ray.ray is None:
         job = job.with_engine()
@@ -102,6 +102,7 @@ def _job(args: argparse.Namespace) -> PredictJob:
         min_score=args.min_score,
         ask=fill(AskOptions, args, grammar=grammar, over=over),
         batch_size=args.batch_size,
+        box_image=args.box_image,
     )
     return PredictJob(options)
 

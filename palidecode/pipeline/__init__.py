@@ -3,13 +3,17 @@
 from palidecode.pipeline.checkpoint import ModelOptions
 from palidecode.pipeline.decoder import AskOptions, PaliDecoder
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
+from palidecode.pipeline.text_length import LongTextWarning
+from palidecode.runtime.image import Shrunk
 from palidecode.runtime.options import GrammarOptions
 
 __all__ = [
     "AskOptions",
     "Generated",
     "GrammarOptions",
+    "LongTextWarning",
     "ModelOptions",
     "PaliDecoder",
+    "Shrunk",
     "UnreadablePictureWarning",
 ]

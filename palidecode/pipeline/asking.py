@@ -11,6 +11,7 @@ import numpy as np
 from palidecode.errors import InputError, warn
 from palidecode.files import Picture, check_picture, open_picture, picture_name
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
+from palidecode.pipeline.text_length import TextLength
 from palidecode.runtime.engine import Engine, Features
 from palidecode.runtime.generate import GeneratedTokens, Request, cache_length, generate
 from palidecode.runtime.grammar import Grammar
@@ -33,8 +34,15 @@ class Asker:
         Image tokens of the last pictures, by a hash of their pixels.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, image_config: ImageConfig) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        image_config: ImageConfig,
+        text_length: TextLength,
+    ) -> None:
         self.engine, self.tokenizer, self._image_config = engine, tokenizer, image_config
+        self._text_length = text_length
         self.features: dict[bytes, Features] = {}
         self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
 
@@ -55,10 +63,10 @@ class Asker:
             for picture in several:
                 if not isinstance(picture, Shrunk):
                     check_picture(picture)
-        encoded = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
-        tokens = self.engine.config.vision.tokens
-        for several, ids in zip(pictures, encoded, strict=True):  # before anything is computed
-            cache_length(len(several) * tokens, len(ids), options.max_new_tokens)
+        encoded = [
+            self.encode(prompt, len(several), options.max_new_tokens)  # before anything is computed
+            for prompt, several in zip(prompts, pictures, strict=True)
+        ]
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
         answers = [Generated(prompt) for prompt in prompts]
         unreadable: dict[int, InputError] = {}
@@ -79,6 +87,19 @@ class Asker:
                 name = "" if isinstance(named, Shrunk) else picture_name(named)
                 answers[row] = replace(answer, name=name)
         return answers
+
+    def encode(self, prompt: str, pictures: int, max_new_tokens: int) -> list[int]:
+        """Encode a prompt about a number of pictures.
+
+        Raises
+        ------
+        InputError
+            If pictures, prompt and answer together have more tokens than the model can read, or
+            the prompt spells a control token.
+        """
+        ids = self.tokenizer.encode_prompt(prompt)
+        cache_length(pictures * self.engine.config.vision.tokens, len(ids), max_new_tokens)
+        return ids
 
     def _grammar(self, prompt: str, wanted: bool | GrammarOptions) -> Grammar | None:
         if wanted is False:
@@ -122,6 +143,7 @@ class Asker:
             numbers,
         )
         for (row, several), tokens in zip(fine, made, strict=True):
+            self._text_length.check(len(encoded[row]), len(tokens.token_ids))
             answers[row] = self.generated(prompts[row], tokens, several[box_image], options)
         return answers
 
@@ -140,11 +162,6 @@ class Asker:
             tokens.distributions() if options.loc_probabilities else None,
         )
 
-    def check(self, prompt: str, pictures: int, options: GenerateOptions) -> None:
-        """Refuse a prompt that is too long, or spells a control token."""
-        tokens = pictures * self.engine.config.vision.tokens
-        cache_length(tokens, len(self.tokenizer.encode_prompt(prompt)), options.max_new_tokens)
-
     def requests(
         self,
         pictures: Sequence[Sequence[Shrunk]],
@@ -153,8 +170,10 @@ class Asker:
         options: Sequence[GenerateOptions],
     ) -> list[Request]:
         """Return the requests of prompts about pictures, which are encoded."""
-        for prompt, several, its in zip(prompts, pictures, options, strict=True):
-            self.check(prompt, len(several), its)
+        encoded = [
+            self.encode(prompt, len(several), its.max_new_tokens)
+            for prompt, several, its in zip(prompts, pictures, options, strict=True)
+        ]
         by_count: dict[int, list[int]] = {}
         for row, several in enumerate(pictures):
             by_count.setdefault(len(several), []).append(row)
@@ -164,7 +183,7 @@ class Asker:
         return [
             Request(
                 features[row],
-                self.tokenizer.encode_prompt(prompt),
+                encoded[row],
                 self._grammar(prompt, grammars[row]),
                 options[row],
             )

@@ -20,6 +20,7 @@ from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID, cache_dir
 from palidecode.errors import InputError, WeightsError, warn
 from palidecode.files import data_folder, read_json
+from palidecode.pipeline.text_length import text_length
 from palidecode.runtime.adapters import is_adapter, read_adapter_config
 from palidecode.runtime.config import PaliGemmaConfig, config_to_hf
 from palidecode.runtime.engine import Engine
@@ -116,6 +117,7 @@ class LoadedModel(NamedTuple):
     codes_id: str
     classes: tuple[str, ...]
     source: str
+    text_length: int | None
 
 
 def describe(
@@ -159,7 +161,8 @@ def load(
         codec = load_codec(codes_id, threads=threads)
     checkpoint = checkpoint._replace(config=config)
     engine = _load_engine(options, checkpoint, place, threads)
-    return LoadedModel(engine, tokenizer, image_config, codec, codes_id, tuple(classes), place.name)
+    about = (codes_id, tuple(classes), place.name, place.text_length())
+    return LoadedModel(engine, tokenizer, image_config, codec, *about)
 
 
 def _load_engine(
@@ -328,6 +331,10 @@ class Place(NamedTuple):
         if self.adapter is not None and any((self.adapter / each).exists() for each in names):
             return self.adapter / name
         return folder / name
+
+    def text_length(self) -> int | None:
+        """Return the text length that the model was trained with; see `text_length`."""
+        return text_length(self.path, self.file(NOTES), self.file("tokenizer_config.json"))
 
     def files(self) -> dict[str, Path]:
         """Return the files that the answers depend on, by name."""

@@ -19,6 +19,7 @@ from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import EngineName, LoadedModel, ModelOptions, find, load
 from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.pipeline.session import Session
+from palidecode.pipeline.text_length import TextLength
 from palidecode.prompts import Task, asked_names, prompts_for, split_verb, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample, Shrunk
@@ -75,6 +76,9 @@ class PaliDecoder:
         Names that the model is known to find, if its folder lists them.
     source : str
         Path or hub name of the model, for messages.
+    text_length : int, optional
+        Tokens of prompt and answer that the model was trained with, where that is known; longer
+        ones warn once (`LongTextWarning`).
     """
 
     def __init__(
@@ -87,11 +91,13 @@ class PaliDecoder:
         codes_id: str = GOOGLE_ID,
         classes: Sequence[str] = (),
         source: str = "",
+        text_length: int | None = None,
     ) -> None:
         self.engine, self.tokenizer, self.image_config = engine, tokenizer, image_config
         self.codec, self.codes_id, self.source = codec, codes_id, source
         self.classes = tuple(classes)
-        self._asker = Asker(engine, tokenizer, image_config)
+        self._text_length = TextLength(text_length)
+        self._asker = Asker(engine, tokenizer, image_config, self._text_length)
         self._adapters: Adapters | None = None
 
     def __repr__(self) -> str:
@@ -221,7 +227,7 @@ class PaliDecoder:
         if self._adapters is None:
             raise InputError("there are no adapters: from_pretrained(base, adapters={'a': DIR})")
         self.engine, self.classes = self._adapters.use(adapter)
-        self._asker = Asker(self.engine, self.tokenizer, self.image_config)
+        self._asker = Asker(self.engine, self.tokenizer, self.image_config, self._text_length)
 
     def generate(
         self,
@@ -445,6 +451,17 @@ class PaliDecoder:
             divisor=divisor,
             clip=clip,
         )
+
+    def check_length(self, pictures: int, prompts: Sequence[str], options: AskOptions) -> None:
+        """Refuse prompts about so many pictures that the model can't read them.
+
+        Raises
+        ------
+        InputError
+            If pictures, prompt and the longest answer exceed Gemma's context.
+        """
+        for prompt in prompts:
+            self._asker.encode(prompt, pictures, options.max_new_tokens)
 
     def shrink(self, picture: Picture) -> Shrunk:
         """Open a picture and keep what the model sees of it, for `ask`.

@@ -65,7 +65,7 @@ class Session:
         InputError
             For a prompt that is too long, or spells a control token.
         """
-        self._asker.check(question.prompt, len(question.pictures), question.options)
+        self._asker.encode(question.prompt, len(question.pictures), question.options.max_new_tokens)
 
     def add(self, questions: Sequence[Question]) -> list[Writing]:
         """Read the questions and write the first token of each answer.

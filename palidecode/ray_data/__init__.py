@@ -97,6 +97,7 @@ def predict(
     seed: int = 0,
     engine: EngineName = "auto",
     base: str | os.PathLike[str] | None = None,
+    box_image: int | None = None,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -119,6 +120,8 @@ def predict(
         Pictures that are finished, and lost, together; rounded up to whole batches.
     weights : path, optional
         Of the mask codec.
+    box_image : int, optional
+        Index of the picture that boxes are measured in, of rows that name several.
     concurrency, num_cpus, num_gpus
         Number of actors, and what each is given. By default as many actors as fit, with a GPU
         each where the cluster has any and `device` isn't ``"cpu"``.
@@ -167,6 +170,7 @@ def predict(
             min_score=min_score,
             ask=ask,
             batch_size=batch_size,
+            box_image=box_image,
         )
     )
     return found_in(
@@ -187,6 +191,7 @@ def decode(
     size: tuple[int, int] | None = None,
     output_key: str | None = None,
     image_key: str | None = None,
+    box_image: int | None = None,
     batch_size: int = CHUNK,
     shard_size: int = DECODED,
     weights: str | os.PathLike[str] | None = None,
@@ -205,9 +210,9 @@ def decode(
     source : path, sequence of paths, or ray.data.Dataset
         ``.jsonl``, ``.json``, ``.csv``, ``.parquet`` or WebDataset ``.tar`` files, or a Dataset
         of such rows.
-    images, size, output_key, image_key
-        Folder of the pictures, or a size for all, if rows have no sizes, and the keys of answers
-        and pictures: see `palidecode.answers.rows.read_rows`.
+    images, size, output_key, image_key, box_image
+        Folder of the pictures, or a size for all, if rows have no sizes, the keys of answers and
+        pictures, and which of several has the boxes: see `palidecode.answers.rows.read_rows`.
     batch_size : int
         Answers that are decoded together.
     shard_size : int
@@ -239,6 +244,7 @@ def decode(
         output_key,
         image_key,
         batch_size,
+        box_image=box_image,
     )
     job = DecodeJob(options)
     return found_in(job, source, concurrency=concurrency, num_cpus=num_cpus, shard_size=shard_size)

@@ -126,7 +126,7 @@ def found_in(
     if num_gpus is None:
         num_gpus = float(gpus_there() and job.options.model.device != "cpu")
     workers = Workers(concurrency, num_cpus, num_gpus)
-    rows = source_of(source, images)
+    rows = source_of(source, images, job.options.box_image)
     job = job.with_engine(accelerator=num_gpus > 0)
     return Found(rows, job, workers, PREDICTED if shard_size is None else shard_size)
 

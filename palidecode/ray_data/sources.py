@@ -7,6 +7,7 @@ absent where unknown):
 ====================  ===========================================================================
 ``image``             the picture's name in the output
 ``path``, ``bytes``   its file, or the content of its file
+``group``             the files of all pictures that a prompt is about, where it is several
 ``width``, ``height`` its size in pixels
 ``output``            an answer's text; or ``token_ids``, its token ids
 ``prompt``            the prompt of the answer
@@ -51,7 +52,7 @@ from palidecode.files import PICTURES, inside
 from palidecode.ray_data.cluster import in_order, need_ray, ordered, reading
 from palidecode.runs.answers import DecodeOptions
 from palidecode.runs.jobs import Record
-from palidecode.runs.sources import PictureFile, each_picture, kinds_of
+from palidecode.runs.sources import PictureFile, Unread, each_picture, kinds_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,6 +64,7 @@ _BLOCK = 4096  # rows
 _ENDINGS = {"jsonl": LINES, "parquet": (".parquet",), "tar": (".tar",)}
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # key and ending of a file in a .tar
 _SECOND = 1.0
+_PICTURE = ["image", "path", "group", "problem"]
 _OURS = {"line", "problem"}
 """Columns that mean something here, and anything in a file."""
 
@@ -79,6 +81,8 @@ class Lines:
         Lines before them.
     pictures : str, optional
         Rows are about pictures in this folder, and need no answer.
+    box_image : int, optional
+        See `RowReader`.
     """
 
     path: str
@@ -86,6 +90,7 @@ class Lines:
     stop: int
     number: int
     pictures: str | None
+    box_image: int | None = None
 
     def records(self) -> Iterator[Record]:
         """Read them; a line that can't be used has a ``problem``."""
@@ -93,7 +98,7 @@ class Lines:
             try:
                 row = read_object(text)
                 if self.pictures is not None:
-                    yield _picture(line, row, self.pictures)
+                    yield _picture(line, row, self.pictures, self.box_image)
                 else:
                     own = {"line": line, "problem": None, "bytes": None}
                     yield {**row, **own}
@@ -141,18 +146,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """Pictures of files and folders."""
+    """Pictures of files and folders; for `box_image` see `each_picture`."""
 
     paths: tuple[str, ...]
+    box_image: int | None = None
 
     def shards(self, size: int, columns: Sequence[str]) -> Generator[list[Part] | None]:
         skipped: Counter[str] = Counter()
-        rows: Iterator[Record] = (
-            {"image": item.name, "path": item.path}
-            if isinstance(item, PictureFile)
-            else {"image": item.name, "problem": item.reason}
-            for item in each_picture(self.paths, skipped)
-        )
+        rows = map(_record, each_picture(self.paths, skipped, self.box_image))
         while some := list(islice(rows, size)):
             yield [some]
         if skipped:
@@ -161,6 +162,13 @@ class PictureFiles:
 
     def dataset(self) -> Dataset:
         return _dataset(self)
+
+
+def _record(item: PictureFile | Unread) -> Record:
+    if isinstance(item, Unread):
+        return {"image": item.name, "problem": item.reason}
+    record = {"image": item.name, "path": item.path}
+    return {**record, "group": list(item.group)} if item.group else record
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,7 @@ class JsonLines:
     def _lines(self, size: int) -> Iterator[list[Lines]]:
         number, rows = 0, 0
         parts: list[Lines] = []
-        folder = self.reader.images if self.pictures else None
+        about = (self.reader.images if self.pictures else None, self.reader.box_image)
         for path in self.paths:
             try:
                 with open(path, "rb") as file:
@@ -205,10 +213,10 @@ class JsonLines:
                         stop += len(line)
                         rows += not line.isspace()
                         if rows == size:
-                            yield [*parts, Lines(path, start, stop, first, folder)]
+                            yield [*parts, Lines(path, start, stop, first, *about)]
                             parts, rows, start, first = [], 0, stop, number
                     if stop > start:
-                        parts.append(Lines(path, start, stop, first, folder))
+                        parts.append(Lines(path, start, stop, first, *about))
             except OSError as error:
                 raise InputError(f"{path}: can't be read: {error.strerror or error}") from error
         if rows:
@@ -407,6 +415,7 @@ def source_schema() -> pa.Schema:
         {
             "image": pa.string(),
             "path": pa.string(),
+            "group": pa.list_(pa.string()),
             "bytes": pa.large_binary(),
             "width": pa.int64(),
             "height": pa.int64(),
@@ -482,6 +491,7 @@ def read_jsonl(
     *,
     output_key: str | None = None,
     image_key: str | None = None,
+    box_image: int | None = None,
     pictures: bool = False,
 ) -> Dataset:
     """Read rows of JSON Lines, as `palidecode decode` does: see `AnswerRow`.
@@ -498,7 +508,9 @@ def read_jsonl(
     size : tuple of 2 int, optional
         Width and height for rows that name neither a size nor a picture.
     output_key, image_key : str, optional
-        Keys of the answers and the pictures; see `palidecode.answers.rows.read_rows`.
+    box_image : int, optional
+        Keys of the answers and the pictures, and which of several has the boxes; see
+        `palidecode.answers.rows.read_rows`.
     pictures : bool
         Rows are about pictures in `images`, and need no answer.
 
@@ -507,7 +519,7 @@ def read_jsonl(
     InputError
         If a file can't be read, or which key has the answers isn't clear.
     """
-    reader = RowReader.of(images, size, output_key, image_key)
+    reader = RowReader.of(images, size, output_key, image_key, box_image)
     return _jsonl(_files(paths, "jsonl"), reader, pictures).dataset()
 
 
@@ -520,8 +532,14 @@ def read_webdataset(paths: Paths) -> Dataset:
     return TarFiles(_files(paths, "tar")).dataset()
 
 
-def source_of(source: Paths | Dataset, images: str | os.PathLike[str] | None = None) -> Source:
+def source_of(
+    source: Paths | Dataset,
+    images: str | os.PathLike[str] | None = None,
+    box_image: int | None = None,
+) -> Source:
     """Return a source of pictures by the endings of its files, or of a Dataset.
+
+    `box_image` is the picture that boxes are measured in, where a row of JSON Lines names several.
 
     Raises
     ------
@@ -536,14 +554,15 @@ def source_of(source: Paths | Dataset, images: str | os.PathLike[str] | None = N
     if ending == ".tar":
         return TarFiles(_files(source, "tar"), pictures=True)
     if ending in LINES:
-        return _jsonl(_files(source, "jsonl"), RowReader.of(images, None, None, None), True)
+        reader = RowReader.of(images, None, None, None, box_image)
+        return _jsonl(_files(source, "jsonl"), reader, True)
     if ending == ".json":
         if images is None:
             raise InputError(
                 "where are the pictures of the COCO file? images=DIR, or --pictures DIR"
             )
         return _coco(_listed(source)[0], images)
-    return _pictures(source)
+    return _pictures(source, box_image)
 
 
 def answers_of(source: Paths | Dataset, options: DecodeOptions) -> tuple[Source, RowReader | None]:
@@ -577,8 +596,8 @@ def answers_of(source: Paths | Dataset, options: DecodeOptions) -> tuple[Source,
 # -- parts -------------------------------------------------------------------------------
 
 
-def _pictures(paths: Paths) -> PictureFiles:
-    return PictureFiles(tuple(map(os.path.abspath, _listed(paths))))
+def _pictures(paths: Paths, box_image: int | None = None) -> PictureFiles:
+    return PictureFiles(tuple(map(os.path.abspath, _listed(paths))), box_image)
 
 
 def _coco(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> CocoPictures:
@@ -673,7 +692,7 @@ def _dataset(source: Source) -> Dataset:
     blocks = []
     for parts in source.shards(_BLOCK, ()):
         assert parts is not None
-        blocks.append(ray.put(to_source(records_of(parts)).select(["image", "path", "problem"])))
+        blocks.append(ray.put(to_source(records_of(parts)).select(_PICTURE)))
     with in_order():
         return ray.data.from_arrow_refs(blocks)  # type: ignore[arg-type]  # of Ray's two ObjectRefs
 
@@ -696,12 +715,19 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: can't be read: {reason}") from error
 
 
-def _picture(line: int, row: Mapping[str, object], images: str) -> Record:
-    name = RowReader().picture(row).name
-    if name is None:
-        raise InputError("needs 'image', a file name")
-    inside(images, name)
-    return {"line": line, "image": name, "path": os.path.join(images, name)}
+def _picture(line: int, row: Mapping[str, object], images: str, box_image: int | None) -> Record:
+    reader = RowReader(box_image=box_image)
+    names = [picture.name for picture in reader.named(row)]
+    boxed = reader.picture(row).name
+    paths = []
+    for name in names:
+        if name is None:
+            raise InputError("needs 'image', a file name")
+        inside(images, name)
+        paths.append(os.path.join(images, name))
+    assert boxed is not None
+    record = {"line": line, "image": boxed, "path": os.path.join(images, boxed)}
+    return record if len(paths) == 1 else {**record, "group": paths}
 
 
 def _answer(record: Record, reader: RowReader) -> Record:

@@ -69,6 +69,8 @@ class DecodeOptions:
         Answers that are decoded together, which decides the last bits of float32 masks.
     precision : {"auto", "float32", "int8", "bfloat16"}
         Of the mask codec; see `palidecode.load_codec`.
+    box_image : int, optional
+        Index of the picture that boxes are measured in, where a row names several.
     """
 
     weights: str | None = None
@@ -83,6 +85,7 @@ class DecodeOptions:
     image_key: str | None = None
     batch_size: int = CHUNK
     precision: Precision = "auto"
+    box_image: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -95,7 +98,8 @@ class DecodeOptions:
 
     def reader(self) -> RowReader:
         """Return the reader of the rows."""
-        return RowReader.of(self.images, self.size, self.output_key, self.image_key)
+        keys = (self.output_key, self.image_key)
+        return RowReader.of(self.images, self.size, *keys, self.box_image)
 
 
 @dataclass(frozen=True)
@@ -274,7 +278,7 @@ class DecodeJob(Job[AnswerRow | Problem]):
         reader = self.reader or self.options.reader()
         keys = (*reader.outputs, *reader.pictures, *OUTPUT_KEYS, *TRUTH_KEYS, *SIZE_KEYS)
         others = ("bytes", "prompt", "prefix", "scores", "codec", "error", "line", "problem")
-        return tuple(dict.fromkeys((*keys, *others)))
+        return tuple(dict.fromkeys((*keys, *others, "box_image")))
 
     @property
     def batch_size(self) -> int:
@@ -283,7 +287,7 @@ class DecodeJob(Job[AnswerRow | Problem]):
     def settings(self) -> dict[str, Any]:
         settings = asdict(self.options)
         # Rows are known by what was read; files by their hashes.
-        read = ("images", "size", "output_key", "image_key")
+        read = ("images", "size", "output_key", "image_key", "box_image")
         for name in (*read, "weights", "tokenizer", "batch_size"):
             del settings[name]
         return settings

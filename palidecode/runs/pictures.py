@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from palidecode.coco.shards import Result, key_of
 from palidecode.codec.weights import GOOGLE_ID, find_weights
 from palidecode.errors import InputError
-from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder
+from palidecode.files import open_picture
+from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder, Shrunk
 from palidecode.pipeline.checkpoint import describe, find, with_engine
 from palidecode.prompts import Task, what_to_ask
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
@@ -37,6 +38,8 @@ class PredictOptions:
     ask : AskOptions
     batch_size : int
         Pictures that are predicted together, which decides the last bits.
+    box_image : int, optional
+        Index of the picture that boxes are measured in, of rows that name several.
     """
 
     model: ModelOptions
@@ -46,10 +49,13 @@ class PredictOptions:
     min_score: float = 0.0
     ask: AskOptions = field(default_factory=AskOptions)
     batch_size: int = 8
+    box_image: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.box_image is not None and self.box_image < 0:
+            raise InputError(f"box_image must be 0 or above, got {self.box_image}")
         if not 0 <= self.min_score <= 1:
             raise InputError(f"min_score must be between 0 and 1, got {self.min_score}")
         if self.ask.grammar is True:  # the same in a header, however it was asked for
@@ -66,6 +72,7 @@ def predict_options(
     min_score: float = 0.0,
     ask: AskOptions | None = None,
     batch_size: int = 8,
+    box_image: int | None = None,
 ) -> PredictOptions:
     """Look at a checkpoint, and work out what to ask of it.
 
@@ -75,7 +82,7 @@ def predict_options(
         A hub model's revision is looked up and kept.
     prompt, task, classes, per_class
         See `what_to_ask`; by default all classes that the model's folder lists.
-    min_score, ask, batch_size
+    min_score, ask, batch_size, box_image
         See `PredictOptions`.
 
     Raises
@@ -95,6 +102,7 @@ def predict_options(
         min_score,
         ask or AskOptions(),
         batch_size,
+        box_image,
     )
 
 
@@ -105,7 +113,7 @@ class PredictJob(Job[PictureFile | Unread]):
     options: PredictOptions
 
     command: ClassVar[str] = "predict"
-    columns: ClassVar[tuple[str, ...]] = ("image", "path", "bytes", "line", "problem")
+    columns: ClassVar[tuple[str, ...]] = ("image", "path", "group", "bytes", "line", "problem")
     once: ClassVar[bool] = True
     failed_by: ClassVar[FailedBy] = "image"
 
@@ -127,7 +135,8 @@ class PredictJob(Job[PictureFile | Unread]):
 
     def settings(self) -> dict[str, Any]:
         settings = asdict(self.options)
-        del settings["batch_size"]
+        # Rows are known by the pictures that were read.
+        del settings["batch_size"], settings["box_image"]
         # The hashes of their files say more than their names.
         for name in ("model", "device", "tokenizer", "codec", "revision", "base"):
             del settings["model"][name]
@@ -154,11 +163,12 @@ class PredictJob(Job[PictureFile | Unread]):
         return info | ({"asked": list(options.names)} if options.names else {})
 
     def item(self, record: Record) -> PictureFile | Unread:
-        path, data = record.get("path"), record.get("bytes")
+        path, data, group = record.get("path"), record.get("bytes"), record.get("group")
         for key, value, kind in (
             ("image", record.get("image"), str),
             ("path", path, str),
             ("bytes", data, bytes),
+            ("group", group, list),
         ):
             if value is not None and not isinstance(value, kind):
                 reason = f"'{key}' must be {kind.__name__}, not {type(value).__name__}"
@@ -168,24 +178,31 @@ class PredictJob(Job[PictureFile | Unread]):
             return Unread(name, str(record["problem"]))
         if path is None and data is None:
             return Unread(name, f"{name}: has neither 'path' nor 'bytes'")
-        return PictureFile(path or name, name, data)
+        return PictureFile(path or name, name, data, tuple(map(str, group or ())))
 
     def key(self, item: PictureFile | Unread) -> bytes:
         if isinstance(item, Unread):
             return key_of("unread", *item)
         if item.data is not None:
             return key_of("bytes", item.name, hashlib.blake2b(item.data).hexdigest())
+        facts: list[Any] = []
         try:
-            found = os.stat(item.path)
+            for path in item.group or (item.path,):
+                found = os.stat(path)
+                facts += [found.st_size, found.st_mtime_ns]
         except OSError:
-            return key_of("missing", item.name)
-        return key_of("file", item.name, found.st_size, found.st_mtime_ns)
+            return key_of("missing", item.name, *item.group)
+        if item.group:
+            return key_of("group", item.name, item.path, *item.group, *facts)
+        return key_of("file", item.name, *facts)
 
     def mended(self, item: PictureFile | Unread) -> bool:
         if isinstance(item, Unread):
             return False
         try:
             item.open()
+            for path in item.group:
+                open_picture(path)
         except InputError:
             return False
         return True
@@ -206,7 +223,7 @@ class _Predictor:
             try:
                 if isinstance(item, Unread):
                     raise InputError(item.reason)
-                seen.append(self.decoder.shrink(item.open()))  # a batch in full size is large
+                seen.append(self._see(item))
                 rows.append(row)
             except InputError as error:
                 reasons[row] = str(error)
@@ -215,7 +232,19 @@ class _Predictor:
         self.decoder.forget_pictures()
         if seen:
             found = self.decoder.ask(
-                options.task, seen, options.prompts, options.ask, options.batch_size
+                options.task, seen, options.prompts, options.ask, options.batch_size, box_image=0
             )
             found = found.select(~(found.scores < options.min_score))  # an unknown score stays
         return Result(found, rows, [item.name for item in items], reasons)
+
+    def _see(self, item: PictureFile) -> list[Shrunk]:
+        """Open the pictures of an item, one at a time: a batch in full size is large.
+
+        The first one has the size that boxes are measured in.
+        """
+        if not item.group:
+            return [self.decoder.shrink(item.open())]
+        self.decoder.check_length(len(item.group), self.options.prompts, self.options.ask)
+        seen = [self.decoder.shrink(path) for path in item.group]
+        boxed = seen[item.group.index(item.path)]
+        return [replace(seen[0], size=boxed.size), *seen[1:]]

@@ -9,13 +9,15 @@ import sys
 import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+from palidecode.answers.row_files import LINES, Problem, open_rows
+from palidecode.answers.rows import RowReader
 from palidecode.codec.weights import cache_dir
 from palidecode.errors import InputError
 from palidecode.files import PICTURES, STDOUT, open_encoded, open_picture, reason_of, replacing
@@ -36,12 +38,14 @@ _BLOCK = 1 << 16
 class PictureFile(NamedTuple):
     """A picture and its name in the output, which is its path within the folder given.
 
-    `data`, the content of its file, goes before `path`.
+    `data`, the content of its file, goes before `path`. `group` are the paths of all pictures
+    that the prompt is about, in order, where they are several; boxes are measured in `path`.
     """
 
     path: str
     name: str
     data: bytes | None = None
+    group: tuple[str, ...] = ()
 
     def open(self) -> Image.Image:
         """Open the picture, as `open_picture` does."""
@@ -61,7 +65,9 @@ Source = str | os.PathLike[str]
 
 
 def each_picture(
-    inputs: Sequence[Source], skipped: Counter[str] | None = None
+    inputs: Sequence[Source],
+    skipped: Counter[str] | None = None,
+    box_image: int | None = None,
 ) -> Iterator[PictureFile | Unread]:
     """Yield the pictures of some sources: of a folder of millions only the names are held.
 
@@ -72,9 +78,14 @@ def each_picture(
         and addresses, one a line, in a ``.txt`` or on the standard input (``-``); addresses
         (http, https), which are downloaded into the cache. A path of a list is as it stands, or
         else in the list's folder; one that doesn't exist, and an address that can't be
-        downloaded, are pictures that can't be read.
+        downloaded, are pictures that can't be read. A ``.jsonl`` is such a list with a row for
+        each, ``{"image": "a.jpg"}``, or ``{"images": ["a.jpg", "b.jpg"]}`` for a prompt about
+        several.
     skipped : Counter, optional
         Counts files in folders that are pictures or videos of other kinds, by ending.
+    box_image : int, optional
+        Index of the picture that boxes are measured in, of a row that names several and has no
+        ``box_image`` of its own.
 
     Raises
     ------
@@ -86,7 +97,7 @@ def each_picture(
     one_folder = len(inputs) == 1 and os.path.isdir(inputs[0])  # within it names differ
     for given in inputs:
         none, before = True, Counter(skipped)
-        for item in _pictures_of(os.fspath(given), skipped):
+        for item in _pictures_of(os.fspath(given), skipped, box_image):
             none = False
             if not one_folder:
                 if item.name in names:
@@ -101,10 +112,12 @@ def each_picture(
 
 
 def find_pictures(
-    inputs: Sequence[Source], skipped: Counter[str] | None = None
+    inputs: Sequence[Source],
+    skipped: Counter[str] | None = None,
+    box_image: int | None = None,
 ) -> list[PictureFile | Unread]:
     """List what `each_picture` yields."""
-    return list(each_picture(inputs, skipped))
+    return list(each_picture(inputs, skipped, box_image))
 
 
 def kinds_of(skipped: Counter[str]) -> str:
@@ -112,7 +125,9 @@ def kinds_of(skipped: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in skipped.most_common())
 
 
-def _pictures_of(given: str, skipped: Counter[str]) -> Iterator[PictureFile | Unread]:
+def _pictures_of(
+    given: str, skipped: Counter[str], box_image: int | None
+) -> Iterator[PictureFile | Unread]:
     if _is_address(given):
         yield _downloaded(given)
     elif os.path.isdir(given):
@@ -121,6 +136,8 @@ def _pictures_of(given: str, skipped: Counter[str]) -> Iterator[PictureFile | Un
         yield from _listed(sys.stdin.read(), "", given)
     elif given.lower().endswith(".txt") and os.path.isfile(given):
         yield from _listed(_text_of(given), os.path.dirname(given), given)
+    elif given.lower().endswith(LINES) and os.path.isfile(given):
+        yield from _in_rows(given, box_image)
     elif given.lower().endswith(_VIDEOS):
         raise InputError(
             f"{given}: a video; make pictures of it, two a second for instance: "
@@ -148,17 +165,59 @@ def _matching(pattern: str, skipped: Counter[str]) -> Iterator[PictureFile | Unr
 def _listed(text: str, folder: str, where: str) -> Iterator[PictureFile | Unread]:
     """Yield the pictures of a list; their names are their paths in the folder of all of them."""
     lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
-    paths = []
-    for line in lines:
-        beside = os.path.join(folder, line)
-        here = _is_address(line) or os.path.exists(line) or not os.path.exists(beside)
-        paths.append(line if here else beside)
+    paths = [_path_of(line, folder) for line in lines]
     root = _common_folder([path for path in paths if not _is_address(path)])
     for path in paths:
         if _is_address(path):
             yield _downloaded(path)
         else:
             yield PictureFile(path, _name_in(root, path))
+
+
+def _path_of(name: str, folder: str) -> str:
+    """Return the path of a picture in a list: as it stands, or else in the list's folder."""
+    beside = os.path.join(folder, name)
+    return name if _is_address(name) or os.path.exists(name) else _existing(beside, name)
+
+
+def _existing(path: str, otherwise: str) -> str:
+    return path if os.path.exists(path) else otherwise
+
+
+def _in_rows(path: str, box_image: int | None) -> Iterator[PictureFile | Unread]:
+    """Yield the pictures of rows, or the groups of several; names are as in `_listed`."""
+    reader, folder = RowReader.of(None, None, None, None, box_image), os.path.dirname(path)
+    found: list[tuple[list[str], int] | Unread] = []
+    with open_rows(path) as file:
+        for item in file.objects():
+            try:
+                if isinstance(item, Problem):
+                    raise InputError(item.reason)
+                found.append(_group_of(item[1], reader, folder))
+            except InputError as error:
+                line = item.line if isinstance(item, Problem) else item[0]
+                found.append(Unread(f"line {line}", f"{path}: line {line}: {error}"))
+    named = [paths[boxed] for paths, boxed in (one for one in found if not isinstance(one, Unread))]
+    root = _common_folder(named)
+    for one in found:
+        if isinstance(one, Unread):
+            yield one
+        else:
+            paths, boxed = one
+            group = tuple(paths) if len(paths) > 1 else ()
+            yield PictureFile(paths[boxed], _name_in(root, paths[boxed]), None, group)
+
+
+def _group_of(row: Mapping[str, object], reader: RowReader, folder: str) -> tuple[list[str], int]:
+    """Return the paths of a row's pictures, and which of them has the boxes."""
+    names = [picture.name for picture in reader.named(row)]
+    reader.picture(row)  # refuses several of which none is named
+    paths = [_path_of(name, folder) for name in names if name is not None]
+    if len(paths) < len(names):
+        raise InputError("needs 'image', a file name, or 'images', a list of them")
+    if any(map(_is_address, paths)):
+        raise InputError("names an address; rows name files")
+    return paths, reader.box_index(row, len(paths)) or 0
 
 
 def _common_folder(paths: Sequence[str]) -> str:

@@ -129,6 +129,26 @@ def test_the_key_of_the_pictures_can_be_named(tmp_path):
     assert row.name == "a.png"
 
 
+def test_boxes_are_measured_in_the_picture_that_is_named(tmp_path):
+    for name, size in (("a.png", (64, 48)), ("b.png", (20, 30))):
+        Image.new("RGB", size).save(tmp_path / name)
+    pair = {"images": ["a.png", "b.png"], "output": CAT}
+    rows = [pair, {**pair, "box_image": 0}, {"images": ["b.png"], "output": CAT}]
+    path = written(tmp_path, rows)
+    none, first, single = read_rows(path, tmp_path)
+    assert none.reason == (
+        "names 2 pictures: box_image (--box-image N, from 0) says whose size the boxes have"
+    )
+    assert (first.name, first.size) == ("a.png", (64, 48))
+    assert (single.name, single.size) == ("b.png", (20, 30))
+    second, own, _ = read_rows(path, tmp_path, box_image=1)  # a row's own goes first
+    assert (second.name, second.size, own.name) == ("b.png", (20, 30), "a.png")
+    third, *_ = read_rows(path, tmp_path, box_image=2)
+    assert third.reason == "box_image is 2, and the row names 2 pictures: count from 0"
+    with pytest.raises(InputError, match="box_image must be 0 or above, got -1"):
+        list(read_rows(path, tmp_path, box_image=-1))
+
+
 def test_a_path_that_exists_is_used_as_it_is(tmp_path, monkeypatch):
     """From the folder of the file, then from the working directory."""
     (tmp_path / "rows").mkdir()
@@ -223,6 +243,8 @@ BAD = {
     "missing": {"output": CAT, "image": "nowhere.png"},
     "no name": {"output": CAT, "image": 7},
     "two pictures": {"output": CAT, "images": ["a.png", "b.png"], "width": 2, "height": 2},
+    "third of two": {"output": CAT, "images": ["a.png", "b.png"], "box_image": 2, "size": [2, 2]},
+    "no list of pictures": {"output": CAT, "images": [], "width": 2, "height": 2},
     "two answers": {"outputs": [CAT, CAT], "width": 2, "height": 2},
     "failed": {"response": None, "error": {"message": "busy"}, "width": 2, "height": 2},
     "refused": {"response": {"status_code": 400, "body": {"error": {"message": "no"}}}},

@@ -2,7 +2,12 @@
 
 import json
 
+import numpy as np
+import pytest
+
 from palidecode.cli import main
+from palidecode.pipeline import PaliDecoder
+from tests.runtime.tiny_models import PICTURES, write_folder
 from tests.samples import DEMO
 
 SCENE = DEMO / "scenes" / "scene_000000.jpg"
@@ -74,3 +79,89 @@ def test_fill_is_a_rule_of_the_grammar(capsys, tmp_path):
     words = ["predict", str(SCENE), "--model", "demo", "-o", str(tmp_path / "x.json"), "--fill"]
     assert main([*words, "--task", "detect", "--no-grammar"]) == 2
     assert "leave --no-grammar out" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("model"))
+
+
+def pairs(folder):
+    """Rows about one picture, two and three; the second has none, the last can't be read."""
+    for number, picture in enumerate(PICTURES):
+        picture.save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:500])
+    rows = [
+        {"image": "0.png"},
+        {"images": ["1.png", "2.png"], "box_image": 1},
+        {"images": ["2.png", "0.png", "1.png"], "box_image": 2},
+        {"images": ["2.png", "broken.png"], "box_image": 1},
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "rows.jsonl"
+
+
+def words_of(source, model, output):
+    words = ["predict", source, "--model", model, "--prompt", "detect cat ; dog", "-o", output]
+    words += ["--dtype", "float32", "--device", "cpu", "--max-new-tokens", "40", "--batch-size"]
+    return [*map(str, words), "2"]
+
+
+def test_rows_of_several_pictures(model, tmp_path, capsys):
+    output = tmp_path / "coco.json"
+    words = words_of(pairs(tmp_path), model, output)
+    assert main(words) == 1  # the last row
+    assert "broken.png" in capsys.readouterr().err
+    coco = json.loads(output.read_text())
+    sizes = {row["file_name"]: (row["width"], row["height"]) for row in coco["images"]}
+    assert sizes == {f"{number}.png": PICTURES[number].size for number in (0, 2, 1)}
+    decoder = PaliDecoder.from_pretrained(model, "float32", "cpu")
+    for name, group, boxed in (("2.png", [1, 2], 1), ("1.png", [2, 0, 1], 2)):
+        several = [PICTURES[number] for number in group]
+        wanted = decoder.detect([several], "cat ; dog", max_new_tokens=40, box_image=boxed)
+        (number,) = [row["id"] for row in coco["images"] if row["file_name"] == name]
+        found = [row["bbox"] for row in coco["annotations"] if row["image_id"] == number]
+        corners = np.array(wanted.xyxy)
+        corners[:, 2:] -= corners[:, :2]
+        np.testing.assert_allclose(found, corners, atol=0.01)
+    # Another row for the first picture is worked on anew, and only that batch.
+    assert main([*words, "--keep-journal"]) == 1
+    whole = output.read_bytes()
+    rows = (tmp_path / "rows.jsonl").read_text().replace('["1.png", "2.png"]', '["0.png", "2.png"]')
+    (tmp_path / "rows.jsonl").write_text(rows)
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["resumed"] == 2
+    assert output.read_bytes() != whole
+
+
+def test_rows_of_several_pictures_need_one_for_the_boxes(model, tmp_path, capsys):
+    path = pairs(tmp_path)
+    path.write_text('{"images": ["0.png", "1.png"]}')
+    words = words_of(path, model, tmp_path / "coco.json")
+    assert main(words) == 2
+    assert "names 2 pictures: box_image (--box-image N, from 0)" in capsys.readouterr().err
+    assert main([*words, "--box-image", "1"]) == 0
+    (image,) = json.loads((tmp_path / "coco.json").read_text())["images"]
+    assert image["file_name"] == "1.png"
+
+
+def test_more_pictures_than_the_model_can_read_are_one_bad_row(model, tmp_path, capsys):
+    path = pairs(tmp_path)
+    many = {"images": ["0.png"] * 2050, "box_image": 0}
+    path.write_text(f"{json.dumps({'image': '1.png'})}\n{json.dumps(many)}")
+    assert main(words_of(path, model, tmp_path / "coco.json")) == 1
+    assert "image (8200 tokens)" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_prompt_longer_than_the_trained_text_warns_once(tmp_path, capsys):
+    model = write_folder(tmp_path / "paligemma-3b-pt-224")
+    for number in range(3):
+        PICTURES[number].save(tmp_path / f"{number}.png")
+    words = words_of(tmp_path / "*.png", model, tmp_path / "coco.json")
+    words[words.index("detect cat ; dog")] = f"detect {' ; '.join(['cat'] * 70)}"
+    assert main(words) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "tokens" in line]
+    assert len(said) == 1
+    assert "are more than the 128 that the model was trained with" in said[0]

@@ -421,3 +421,21 @@ def test_a_coco_file_on_the_command_line(place, tmp_path, capsys):
     same(place, tmp_path / "out", "predicted")
     assert main([*words, "--pictures", str(place / "pictures")]) == 2
     assert "--pictures needs --ray" in capsys.readouterr().err
+
+
+def test_rows_of_several_pictures(place, tmp_path):
+    names = [name for name, _ in pictures_of(place)][:8]
+    pairs = zip(names[::2], names[1::2], strict=True)
+    rows = [{"images": [one, other], "box_image": n % 2} for n, (one, other) in enumerate(pairs)]
+    path = place / "pictures" / "pairs.jsonl"  # where both find the pictures
+    path.write_text("\n".join(map(json.dumps, [*rows, {"images": names[:2]}])))
+    words = predict_words(place, tmp_path / "one.json")
+    words[1] = str(path)
+    assert main(words) == 1  # the last row names no picture for its boxes
+    alone = (tmp_path / "one.json").read_bytes()
+    words[words.index("-o") + 1] = str(tmp_path / "ray.json")
+    words += ["--ray", "auto", "--workers", "2", "--worker-cpus", "0.5"]
+    assert main([*words, "--pictures", str(place / "pictures")]) == 1
+    path.unlink()
+    assert (tmp_path / "ray.json").read_bytes() == alone
+    assert len(json.loads(alone)["images"]) == 4

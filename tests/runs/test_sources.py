@@ -1,6 +1,7 @@
 """Globs, lists, addresses and videos as sources of pictures, and files of other kinds."""
 
 import io
+import json
 import threading
 from collections import Counter
 from functools import partial
@@ -58,6 +59,30 @@ def test_paths_of_a_list_may_be_relative_to_its_folder(place):
     (place / "pics" / "list.txt").write_text("a.png\ndeep/b.jpg\n")
     found = find_pictures(["pics/list.txt"])
     assert [item.path for item in found] == ["pics/a.png", "pics/deep/b.jpg"]
+
+
+def test_rows_name_one_picture_or_several(place):
+    rows = [
+        {"image": "pics/a.png"},
+        {"images": ["pics/deep/b.jpg", "pics/a.png"], "box_image": 0},
+        {"images": ["pics/a.png", "pics/deep/c.jpg"]},
+        {"output": "no picture"},
+        {"images": ["pics/a.png", "http://x.example/b.png"], "box_image": 0},
+    ]
+    lines = [json.dumps(row) for row in rows] + ["{oops"]
+    (place / "rows.jsonl").write_text("\n".join(lines))
+    one, pair, neither, none, address, broken = find_pictures(["rows.jsonl"])
+    assert one == PictureFile("pics/a.png", "a.png")
+    both = ("pics/deep/b.jpg", "pics/a.png")
+    assert pair == PictureFile("pics/deep/b.jpg", "deep/b.jpg", None, both)
+    assert neither.reason.startswith("rows.jsonl: line 3: names 2 pictures: box_image")
+    assert (
+        none.reason == "rows.jsonl: line 4: needs 'image', a file name, or 'images', a list of them"
+    )
+    assert "line 5: names an address; rows name files" in address.reason
+    assert "line 6: not JSON" in broken.reason
+    third = find_pictures(["rows.jsonl"], box_image=1)[2]
+    assert (third.path, third.name) == ("pics/deep/c.jpg", "deep/c.jpg")
 
 
 def test_other_kinds_of_files_are_counted(place):

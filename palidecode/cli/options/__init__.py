@@ -128,6 +128,17 @@ def add_keys(group: argparse._ArgumentGroup) -> None:
         metavar="KEY",
         help="key of the pictures' names (default: 'image', 'file_name', 'image_path' …)",
     )
+    add_box_image(group)
+
+
+def add_box_image(group: argparse._ArgumentGroup) -> None:
+    """Add the option of rows that name several pictures."""
+    group.add_argument(
+        "--box-image",
+        type=int,
+        metavar="N",
+        help="of rows that name several pictures: the one that boxes are measured in, from 0",
+    )
 
 
 def add_match(group: argparse._ArgumentGroup) -> None:

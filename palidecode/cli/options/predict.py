@@ -7,6 +7,7 @@ from pathlib import Path
 
 from palidecode.cli.options import (
     add_base,
+    add_box_image,
     add_divisor,
     add_drop_empty,
     add_format,
@@ -34,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="IMAGE",
         help="pictures, directories of pictures, globs in quotes, http(s) addresses, or lists of "
-        "these, one a line: a .txt file or - (stdin)",
+        "these, one a line: a .txt file, - (stdin), or rows with 'image' or 'images' in a .jsonl",
     )
     parser.add_argument(
         "--model",
@@ -90,6 +91,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         help="with --classes, or with a model that lists its classes: ask for all of them",
     )
     group.add_argument("--classes", type=Path, metavar="FILE", help="COCO file or list of names")
+    add_box_image(group)
     group.add_argument(
         "--per-class", action="store_true", help="one prompt per class (default: one for all)"
     )

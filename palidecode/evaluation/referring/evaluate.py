@@ -198,6 +198,7 @@ def evaluate_referring(
     vocabulary: Vocabulary = PALIGEMMA,
     output_key: str | None = None,
     image_key: str | None = None,
+    box_image: int | None = None,
 ) -> ReferringResult:
     """Evaluate answers to referring expressions against masks or boxes.
 
@@ -233,6 +234,8 @@ def evaluate_referring(
         Keys of the answers and of the pictures' names; by default ``output``, ``token_ids``,
         ``text`` … and ``image``, ``file_name`` … A ``text`` or ``answer`` without a loc token in
         any row is the expression.
+    box_image : int, optional
+        Index of the picture that the truth is about, of rows that name several.
 
     Returns
     -------
@@ -258,9 +261,10 @@ def evaluate_referring(
     if (refs is None) != (instances is None):
         raise InputError("RefCOCO's truth is two files: give refs and instances, or neither")
     problems: list[Problem] = []
+    keys = (output_key, image_key, box_image)
     lacking = 0
     skipped: tuple[Skip, ...] = ()
-    with open_answers(predictions, output_key, image_key, problems) as (reader, rows):
+    with open_answers(predictions, *keys, problems) as (reader, rows):
         if refs is None or instances is None:
             pairs = list(own_pairs(rows, reader, problems))
         else:

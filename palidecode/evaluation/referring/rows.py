@@ -139,6 +139,7 @@ def open_answers(
     predictions: str | os.PathLike[str] | Sequence[AnyRow],
     output_key: str | None,
     image_key: str | None,
+    box_image: int | None,
     problems: list[Problem],
 ) -> Iterator[tuple[RowReader, Iterator[tuple[int, AnyRow]]]]:
     """Open rows, and return their reader and each row with its number.
@@ -146,7 +147,7 @@ def open_answers(
     What is no row becomes a problem. The keys of the answers are chosen as `read_rows` does, but
     ``text`` and ``answer`` without a loc token in any row are the expression.
     """
-    reader = RowReader.of(None, None, output_key, image_key)
+    reader = RowReader.of(None, None, output_key, image_key, box_image)
     if not isinstance(predictions, (str, os.PathLike)):
         rows = list(_usable(enumerate(predictions, 1), problems))
         yield _chosen(reader, rows, ""), iter(rows)

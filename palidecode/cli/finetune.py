@@ -35,15 +35,16 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         tokenizer=args.tokenizer,
     )
+    quiet = args.quiet or not training.ranks.first
     every = max(1, training.total // _LINES)
 
     def report(line: Mapping[str, float]) -> None:
         found = {name: value for name, value in line.items() if name not in OF_A_STEP}
-        if not args.quiet and (found or line["step"] % every == 0):
+        if not quiet and (found or line["step"] % every == 0):
             message(_progress(line, found, training.total))
 
     examples = training.examples
-    if not args.quiet:
+    if not quiet:
         rows = many(len(examples.rows), "row")
         message(f"{rows}, {many(training.total, 'step')}, {training.weights.count():,} weights")
 
@@ -55,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     if code != DONE:
         return code
     problems = [(problem.line, problem.reason) for problem in examples.problems]
+    problems += sorted(training.unread.items())
+    left_out = SKIPPED if problems or examples.too_long else DONE
+    if not training.ranks.first:  # the first process reports
+        return DONE
     output.problems(problems)
     if examples.too_long:
         output.note(f"{many(examples.too_long, 'row')} left out: over {settings.longest} tokens")
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     best = [f"{name} {value:.4g}" for name, value in training.best.items()]
     lines += [f"best: {', '.join(best)}"] if best else []
     output.result(data, lines)
-    return SKIPPED if problems or examples.too_long else DONE
+    return left_out
 
 
 def _progress(line: Mapping[str, float], found: Mapping[str, float], total: int) -> str:

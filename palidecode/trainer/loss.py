@@ -31,8 +31,10 @@ def answer_loss(
         Standard deviation, in bins, of a Gaussian around the true bin that is the target of a loc
         token; 0 for the bin alone.
     """
-    whole = model.embed_prefix(model.encode_image(batch.pixels), batch.ids, batch.lengths)
-    images = model.config.vision.tokens
+    features = model.encode_image(batch.pixels)
+    features = features.reshape(len(batch.ids), -1, features.shape[-1])  # several pictures in a row
+    whole = model.embed_prefix(features, batch.ids, batch.lengths)
+    images = features.shape[1]
     hidden = model.language(whole.embeddings, whole.position, batch.prefix + images)[:, images:]
     # Each token is predicted from the one before it; a prompt begins with <bos>.
     logits = model.language.logits(hidden[batch.in_loss.roll(-1, 1)])

@@ -118,11 +118,13 @@ class Settings:
         """The alpha of the adapters."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
-    def total(self, rows: int) -> int:
-        """Return the number of steps for a number of rows."""
+    def total(self, rows: int, processes: int = 1) -> int:
+        """Return the number of steps for a number of rows, in some processes."""
         if self.steps is not None:
             return self.steps
-        return max(1, math.ceil(self.epochs * rows / (self.batch_size * self.accumulate)))
+        return max(
+            1, math.ceil(self.epochs * rows / (self.batch_size * self.accumulate * processes))
+        )
 
     def rate_at(self, step: int, total: int) -> float:
         """Return the learning rate of a step, from 0."""

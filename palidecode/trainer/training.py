@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ from palidecode.errors import InputError
 from palidecode.files import replacing
 from palidecode.pipeline.checkpoint import NOTES, Place, find, read_notes, tokenizer_path
 from palidecode.pipeline.decoder import PaliDecoder
+from palidecode.pipeline.text_length import TextLength
 from palidecode.prompts import asked_names
+from palidecode.runs.stopping import StopAsked
 from palidecode.runtime.config import config_to_hf
 from palidecode.runtime.memory import peak_bytes
 from palidecode.runtime.tokenizer import Tokenizer
@@ -30,9 +33,18 @@ from palidecode.runtime.torch_engine import TorchEngine
 from palidecode.runtime.torch_loading import find_device
 from palidecode.runtime.torch_weights import load_weights, state_to_hf
 from palidecode.runtime.weights import SINGLE
-from palidecode.trainer.examples import Batch, Example, Examples, make_batch, read_examples
+from palidecode.trainer.examples import (
+    Batch,
+    Example,
+    Examples,
+    Pixels,
+    make_batches,
+    open_pixels,
+    read_examples,
+)
 from palidecode.trainer.lora import Adapted, add_adapters, write_adapter
 from palidecode.trainer.loss import answer_loss
+from palidecode.trainer.ranks import join_ranks, own_device
 from palidecode.trainer.record import CARD, LOG, Data, Record
 from palidecode.trainer.settings import Settings
 from palidecode.trainer.validation import DECIDING, check_validation, validate
@@ -40,6 +52,7 @@ from palidecode.trainer.variation import Varying
 from palidecode.trainer.weights import Weights, recompute_layers, thaw
 
 STATE = "checkpoint.safetensors"
+_ROWS = 5  # that are named
 Report = Callable[[Mapping[str, float]], None]
 
 
@@ -69,6 +82,10 @@ class Training:
         The rows to train on, and to evaluate on.
     best : dict of str to float
         Numbers of the evaluation whose weights are kept.
+    ranks : Ranks
+        The processes that train; each has its share of the batches, and the first one writes.
+    unread : dict of int to str
+        Lines whose pictures could not be read when their turn came, and why.
 
     Raises
     ------
@@ -99,11 +116,15 @@ class Training:
         )
         self._codes, self._classes = read_notes(self._place.file(NOTES))
         longest = settings.longest
-        read = (self.tokenizer, longest, self._codes)
+        read = (self.tokenizer, longest, self._codes, checkpoint.config.vision.tokens)
         self.examples = read_examples(rows, images, *read)
         self.held_back = Examples() if val is None else read_examples(val, images, *read)
         check_validation(self.held_back.rows)
-        self.total = settings.total(len(self.examples.rows))
+        self._warn_of_long_texts()
+        self._device = find_device(own_device(device))
+        self.ranks = join_ranks(self._device)
+        self.unread: dict[int, str] = {}
+        self.total = settings.total(len(self.examples.rows), self.ranks.count)
         self._record = Record(
             out,
             self._place.name,
@@ -113,7 +134,6 @@ class Training:
             None if val is None else Data.of(val, len(self.held_back.rows)),
         )
         self._refuse_finished()
-        self._device = find_device(device)
         dtype: torch.dtype = getattr(torch, settings.dtype)
         self.model = load_weights(checkpoint.source, checkpoint.config, dtype, self._device)
         self._adapted = self._prepare()
@@ -125,8 +145,15 @@ class Training:
         self._varying = self._make_varying()
         self._decoder = self._make_decoder()
         self.step, self.best = 0, dict[str, float]()
-        out.mkdir(parents=True, exist_ok=True)
+        if self.ranks.first:
+            out.mkdir(parents=True, exist_ok=True)
         self._resume()
+
+    def _warn_of_long_texts(self) -> None:
+        """Warn, once, of rows that are longer than the text that the model was trained with."""
+        length = TextLength(self._place.text_length())
+        for example in self.examples.rows:
+            length.check(len(example.prompt), len(example.answer))
 
     def _prepare(self) -> list[Adapted]:
         """Choose what is trained, with factors that the seed gives."""
@@ -180,44 +207,64 @@ class Training:
         InputError
             If the loss is no number, or a file can't be written.
         """
-        settings = self.settings
         try:
             while self.step < self.total:
                 line = self.update()
-                if self.step % settings.evaluate_every == 0 or self.step == self.total:
-                    line |= self._evaluate()
-                self._record.add(line)
-                report(line)
-                if self.step % settings.save_every == 0 and self.step < self.total:
-                    self.save()
-                    self._record.write_page(self.best)
-                check()
+                if self.ranks.first:
+                    self._after(line, report)
+                self._check(check)
         except KeyboardInterrupt:
-            self.save()
+            if self.ranks.first:
+                self.save()
             raise
+        self.unread = self.ranks.gather(self.unread)
+        if not self.ranks.first:
+            return
         if not self.held_back.rows:
             self._keep()
         self._record.write_page(self.best)
         (self.out / STATE).unlink(missing_ok=True)
 
+    def _after(self, line: dict[str, float], report: Report) -> None:
+        """Evaluate, log and save after a step, where it is time to."""
+        settings = self.settings
+        if self.step % settings.evaluate_every == 0 or self.step == self.total:
+            line |= self._evaluate()
+        self._record.add(line)
+        report(line)
+        if self.step % settings.save_every == 0 and self.step < self.total:
+            self.save()
+            self._record.write_page(self.best)
+
+    def _check(self, check: Callable[[], None]) -> None:
+        """Stop all processes after the same step, whichever was asked to."""
+        stopped: KeyboardInterrupt | None = None
+        try:
+            check()
+        except KeyboardInterrupt as error:
+            stopped = error
+        (asked,) = self.ranks.sum(float(stopped is not None))
+        if asked:
+            raise stopped or StopAsked
+
     def update(self) -> dict[str, float]:
         """Train one step; return its numbers."""
         settings, began = self.settings, time.perf_counter()
-        batches = [self._batch(number) for number in range(settings.accumulate)]
-        count = sum(batch.targets() for batch in batches)
+        batches = self._batches()
+        (count,) = self.ranks.sum(sum(batch.targets() for batch in batches))
+        if not count:
+            raise InputError(f"step {self.step + 1}: none of its pictures can be read")
         total = 0.0
         for batch in batches:
             loss = answer_loss(self.model, batch, self.tokenizer.vocabulary, settings.soft_loc)
             loss = loss / count
-            if not bool(torch.isfinite(loss)):
-                names = ", ".join(example.name for example in self._examples_of(0))
-                raise InputError(
-                    f"step {self.step + 1}: the loss is {float(loss.detach())} ({names} …): lower "
-                    "the rate (--rate), or train in float32"
-                )
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        (total,) = self.ranks.sum(total)
+        if not math.isfinite(total):
+            self._refuse_loss(total)
         self.weights.collect()
+        self.ranks.add_up(self.weights.gradients())
         norm = nn.utils.clip_grad_norm_(self.weights.values, settings.clip)
         rate = settings.rate_at(self.step, self.total)
         for group in self._optimizer.param_groups:
@@ -235,15 +282,50 @@ class Training:
             "memory": peak_bytes(self._device),
         }
 
-    def _batch(self, number: int) -> Batch:
-        examples = self._examples_of(number)
-        pad = self.model.config.pad
-        return make_batch(examples, self._image_config, pad, self._device)
+    def _refuse_loss(self, total: float) -> None:
+        """Name the rows whose loss is no number."""
+        bad: dict[int, str] = {}
+        for number in self.ranks.share(self.settings.accumulate):
+            for example, pixels in self._readable(number):
+                (batch,) = self._made([example], [pixels])
+                with torch.no_grad():
+                    loss = answer_loss(self.model, batch, self.tokenizer.vocabulary)
+                if not bool(torch.isfinite(loss)):
+                    bad[example.line] = f"line {example.line}, {example.name}"
+        bad = self.ranks.gather(bad)
+        rows = "; ".join(list(bad.values())[:_ROWS]) or "no row alone"
+        more = f" and {len(bad) - _ROWS} more" if len(bad) > _ROWS else ""
+        raise InputError(
+            f"step {self.step + 1}: the loss is {total} ({rows}{more}): lower the rate (--rate), "
+            "or train in float32"
+        )
+
+    def _batches(self) -> list[Batch]:
+        """Return this process's batches of the step; pictures that can't be read are left out."""
+        batches: list[Batch] = []
+        for number in self.ranks.share(self.settings.accumulate):
+            read = self._readable(number)
+            batches += self._made([example for example, _ in read], [one for _, one in read])
+        return batches
+
+    def _made(self, examples: Sequence[Example], pixels: Sequence[Pixels]) -> list[Batch]:
+        return make_batches(examples, pixels, self.model.config.pad, self._device)
+
+    def _readable(self, number: int) -> list[tuple[Example, Pixels]]:
+        """Open the pictures of a batch."""
+        read: list[tuple[Example, Pixels]] = []
+        for example in self._examples_of(number):
+            try:
+                read.append((example, open_pixels(example, self._image_config)))
+            except InputError as error:
+                self.unread[example.line] = str(error)
+        return read
 
     def _examples_of(self, number: int) -> list[Example]:
         """Return the rows of a batch of this step: each epoch has its own order and versions."""
         settings, rows = self.settings, self.examples.rows
-        first = (self.step * settings.accumulate + number) * settings.batch_size
+        before = self.step * settings.accumulate * self.ranks.count
+        first = (before + number) * settings.batch_size
         places = [divmod(first + n, len(rows)) for n in range(settings.batch_size)]
         orders = {
             epoch: np.random.default_rng([settings.seed, epoch]).permutation(len(rows))
@@ -291,9 +373,16 @@ class Training:
         else:
             base = place.name if not os.path.exists(place.name) else os.path.abspath(place.name)
             write_adapter(self.out, self._adapted, base, settings.rank, settings.weight)
+        notes: dict[str, object] = {}
         if self._classes or self._codes != GOOGLE_ID:
+            notes = {"codes": self._codes, "classes": self._known()}
+        known = place.text_length()
+        if known is not None:
+            rows = self.examples.rows
+            notes["text_length"] = max(known, *(len(r.prompt) + len(r.answer) for r in rows))
+        if notes:
             with replacing(self.out / NOTES) as file:
-                json.dump({"codes": self._codes, "classes": self._known()}, file, indent=1)
+                json.dump(notes, file, indent=1)
         self._record.write_card(self.step, self.best)
 
     def _known(self) -> list[str]:
@@ -309,9 +398,11 @@ class Training:
         """Return what a checkpoint belongs to, as JSON."""
         record = self._record
         files = [record.rows, *([] if record.val is None else [record.val])]
+        settings = {**asdict(self.settings), "targets": list(self.settings.targets)}
+        settings["accumulate"] *= self.ranks.count  # more processes do the same with fewer batches
         return json.dumps(
             {
-                "settings": {**asdict(self.settings), "targets": list(self.settings.targets)},
+                "settings": settings,
                 "model": self._place.name,
                 "rows": [file.sha256 for file in files],
             },
@@ -338,7 +429,8 @@ class Training:
     def _resume(self) -> None:
         path = self.out / STATE
         if not path.exists():
-            (self.out / LOG).unlink(missing_ok=True)
+            if self.ranks.first:
+                (self.out / LOG).unlink(missing_ok=True)
             return
         try:
             with safe_open(path, "pt") as file:
@@ -363,7 +455,8 @@ class Training:
         self.weights.publish()
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._record.cut(self.step)
+        if self.ranks.first:
+            self._record.cut(self.step)
 
 
 def _whole_model(model: str) -> Place:

@@ -77,19 +77,21 @@ def validate(
     if noise:
         limit = settings.longest - max(len(example.prompt) for example in examples)
     found = decoder.generate(
-        [example.picture for example in examples],
+        [example.pictures for example in examples],
         [example.prefix for example in examples],
         limit,
         GrammarOptions(max_objects=noise, fill=True) if noise else True,
         over="vocabulary" if noise else "allowed",
         batch_size=settings.batch_size,
+        box_image=0,
     )
     names = [f"line-{example.line}" for example in examples]
     sizes = [example.size for example in examples]
     truth = decode([example.suffix for example in examples], sizes, codec, names=names)
     if referring:
         return _referring(truth, [answer.text for answer in found], codec)
-    read = decoder.read(found, score="label" if noise else DEFAULT_SCORE)
+    sized = [replace(one, size=size) for one, size in zip(found, sizes, strict=True)]
+    read = decoder.read(sized, score="label" if noise else DEFAULT_SCORE)
     return _average_precision(truth, replace(read, names=names))
 
 

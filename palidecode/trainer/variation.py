@@ -108,6 +108,8 @@ class Varying:
         """Make a new version of a row; one that lists no objects stays as it is."""
         objects, issues = parse(example.suffix)
         lists = split_verb(example.prefix)[0] is not None or objects
+        if example.others:  # boxes are those of one picture, and which is not known here
+            return example
         if issues or not lists or any(item.loc is None for item in objects):
             return example
         chosen = list(objects)

@@ -44,6 +44,13 @@ class Weights:
             if used is not value and used.grad is not None:
                 value.grad, used.grad = used.grad.float(), None
 
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the float32 values; 0 where a batch gave none."""
+        for value in self.values:
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
+        return [cast(Tensor, value.grad) for value in self.values]
+
     @torch.no_grad()
     def publish(self) -> None:
         """Round the float32 values to the model's parameters, and drop the gradients."""

@@ -15,7 +15,7 @@ from palidecode.runtime.opening import open_checkpoint
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.runtime.torch_weights import load_weights, state_to_hf
 from palidecode.runtime.weights import OLDER_PREFIXES, parts
-from palidecode.trainer.examples import make_batch, read_examples
+from palidecode.trainer.examples import make_batches, open_pixels, read_examples
 from palidecode.trainer.lora import add_adapters, factors, write_adapter
 from palidecode.trainer.loss import answer_loss
 from palidecode.trainer.variation import Variation, Varying
@@ -64,15 +64,21 @@ def ours(folder, tmp_path):
     model = load_weights(checkpoint.source, checkpoint.config, torch.float32, torch.device("cpu"))
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     rows = read_examples(write_rows(tmp_path), None, tokenizer, 512, "google-oid").rows
-    batch = make_batch(rows, ImageConfig(28), model.config.pad, torch.device("cpu"))
+    batch = batch_of(rows, model.config.pad)
     return model, batch, tokenizer.vocabulary
+
+
+def batch_of(rows, pad):
+    pixels = [open_pixels(row, ImageConfig(28)) for row in rows]
+    (batch,) = make_batches(rows, pixels, pad, torch.device("cpu"))
+    return batch
 
 
 def for_transformers(batch, config):
     """The batch as a processor with ``suffix`` makes it, padded on the right."""
-    images = torch.full((len(batch.ids), config.vision.tokens), config.image_token)
-    ids = torch.cat([images, batch.ids], 1)
-    column = torch.arange(ids.shape[1]) - config.vision.tokens
+    tokens = config.vision.tokens * (len(batch.pixels) // len(batch.ids))
+    ids = torch.cat([torch.full((len(batch.ids), tokens), config.image_token), batch.ids], 1)
+    column = torch.arange(ids.shape[1]) - tokens
     real = column < batch.lengths[:, None]
     suffix = real & (column >= batch.prefix[:, None])
     return {
@@ -90,7 +96,7 @@ def test_noise_boxes_are_in_the_loss_as_labels_say(folder, ours, tmp_path):
     rows = read_examples(write_rows(tmp_path), None, tokenizer, 512, "google-oid").rows[:2]
     varying = Varying(Variation(noise=5, noise_token="<unk>"), tokenizer, None, 512)
     rows = [varying.vary(row, np.random.default_rng(n)) for n, row in enumerate(rows)]
-    batch = make_batch(rows, ImageConfig(28), model.config.pad, torch.device("cpu"))
+    batch = batch_of(rows, model.config.pad)
     theirs = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     given = for_transformers(batch, model.config)
     ids = given["input_ids"]
@@ -196,6 +202,36 @@ def test_new_adapters_change_nothing_and_begin_as_pefts(folder, ours):
     assert float(torch.stack(own).mean()) == pytest.approx(
         float(torch.stack(spread).mean()), rel=0.1
     )
+
+
+def test_the_loss_of_several_pictures_is_that_of_transformers(folder, ours, tmp_path):
+    model, _, vocabulary = ours
+    pairs = [
+        {"images": ["0.png", "1.png"], "prefix": "are they alike?", "suffix": "no"},
+        {
+            "image": "2.png",
+            "prefix": "detect cat",
+            "suffix": "<loc0100><loc0200><loc0300><loc0400> cat",
+        },
+        {
+            "images": ["2.png", "1.png"],
+            "box_image": 1,
+            "prefix": "detect cat ; dog",
+            "suffix": "<loc0001><loc0002><loc0700><loc0900> dog",
+        },
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    rows = read_examples(tmp_path / "pairs.jsonl", None, tokenizer, 512, "google-oid", 4).rows
+    assert [row.size for row in rows] == [PICTURES[n].size for n in (0, 2, 1)]
+    pixels = [open_pixels(row, ImageConfig(28)) for row in rows]
+    batches = make_batches(rows, pixels, model.config.pad, torch.device("cpu"))
+    assert [len(batch.ids) for batch in batches] == [2, 1]
+    theirs = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    for batch in batches:
+        with torch.no_grad():
+            found = answer_loss(model, batch, vocabulary) / batch.targets()
+            close(found, theirs(**for_transformers(batch, model.config)).loss)
 
 
 def test_soft_loc_targets(ours):

@@ -20,6 +20,7 @@ from palidecode.codec.weights import DEMO_ID
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.files import data_folder
+from palidecode.pipeline import LongTextWarning
 from palidecode.pipeline.checkpoint import NOTES
 from palidecode.pipeline.decoder import PaliDecoder
 from palidecode.runtime.weights import SINGLE
@@ -227,8 +228,107 @@ def test_a_loss_that_is_no_number_stops(model, rows, tmp_path):
     )
     with torch.no_grad():
         training.weights.values[0].fill_(math.nan)
-    with pytest.raises(InputError, match=r"step 1: the loss is nan \(\d.png, \d.png …\): lower"):
+    with pytest.raises(InputError, match=r"step 1: the loss is nan \(line \d, \d.png; line"):
         training.run(lambda line: None)
+
+
+def cut_short(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def test_a_picture_that_is_cut_short_is_left_out_and_listed(model, tmp_path, capsys):
+    rows = write_rows(tmp_path)
+    cut_short(tmp_path / "1.png")
+    words = ["finetune", str(rows), "--model", str(model), "--steps", "4", "--batch-size", "2"]
+    assert main([*words, "-o", str(tmp_path / "out"), "--device", "cpu", "--rank", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "line 2: " in said
+    assert "1.png: can't be read as a picture" in said
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_picture_that_is_damaged_meanwhile_is_left_out(model, tmp_path):
+    rows = write_rows(tmp_path)
+    training = Training(
+        str(model), rows, tmp_path / "out", settings=Settings(**QUICK), device="cpu"
+    )
+    cut_short(tmp_path / "1.png")
+    seen = []
+    training.run(seen.append)
+    assert [line["step"] for line in seen] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(line["loss"]) for line in seen)
+    assert list(training.unread) == [2]
+    assert "1.png: can't be read as a picture" in training.unread[2]
+    other = tmp_path / "other"
+    other.mkdir()
+    fresh = Training(
+        str(model), write_rows(other), tmp_path / "none", settings=Settings(**QUICK), device="cpu"
+    )
+    for number in range(3):
+        cut_short(other / f"{number}.png")
+    with pytest.raises(InputError, match="step 1: none of its pictures can be read"):
+        fresh.run(seen.append)
+
+
+def test_rows_of_several_pictures(model, tmp_path, capsys):
+    several = [
+        {"images": ["0.png", "1.png"], "prefix": "are they alike?", "suffix": "no"},
+        {"images": ["0.png", "1.png"], "prefix": "detect cat", "suffix": ""},
+        {"images": ["0.png", "1.png"], "box_image": 1, "prefix": "detect cat", "suffix": ""},
+        {"images": ["0.png"] * 2050, "prefix": "caption en", "suffix": "a cat"},
+        {"images": [], "prefix": "caption en", "suffix": "a cat"},
+    ]
+    rows = write_rows(tmp_path, *several)
+    words = ["finetune", str(rows), "--model", str(model), "--steps", "3", "--batch-size", "4"]
+    words += ["--val", str(tmp_path / "val.jsonl"), "--device", "cpu", "--rank", "2"]
+    (tmp_path / "val.jsonl").write_text(
+        json.dumps({**several[2], "suffix": ANSWERS[0]}) + "\n" + rows.read_text().split("\n")[0]
+    )
+    assert main([*words, "-o", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "line 5: names 2 pictures: 'box_image', from 0, says" in said
+    assert "line 7: image (8200 tokens)" in said
+    assert "line 8: 'images' is an empty list" in said
+    assert "5 rows, 3 steps" in said
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(model, rows, tmp_path):
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from palidecode.trainer import training\n"
+        "from palidecode.cli import main\n"
+        "save, size = training.Training.save, []\n"
+        "def limited(self):\n"
+        "    if size:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (size[0] // 2, -1))\n"
+        "    save(self)\n"
+        "    size.append((self.out / training.STATE).stat().st_size)\n"
+        "training.Training.save = limited\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["finetune", rows, "--model", model, "-o", tmp_path / "out", "--steps", "9"]
+    words += ["--save-every", "2", "--device", "cpu", "--rank", "2", "--batch-size", "2"]
+    words = list(map(str, words))
+    run = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2, run.stderr
+    assert "checkpoint.safetensors: can't be written: File too large" in run.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if "part" in path.name) == []
+    settings = Settings(steps=9, save_every=2, rank=2, batch_size=2)
+    assert Training(str(model), rows, tmp_path / "out", settings=settings, device="cpu").step == 2
+
+
+def test_a_row_longer_than_the_trained_text_warns(tmp_path):
+    model = write_folder(tmp_path / "paligemma-3b-pt-224")
+    long = {"image": "0.png", "prefix": "detect cat", "suffix": "cat " * 200}
+    with pytest.warns(LongTextWarning, match="the 128 that the model was trained with") as caught:
+        trained(model, write_rows(tmp_path, long, long), tmp_path / "out", steps=1)
+    assert len(caught) == 1
+    notes = json.loads((tmp_path / "out" / "palidecode.json").read_text())
+    assert 200 < notes["text_length"] <= 512
 
 
 def test_validation_needs_prompts_for_boxes(model, rows, tmp_path):

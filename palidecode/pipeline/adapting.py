@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from palidecode.errors import InputError
+from palidecode.files import read_json
 from palidecode.pipeline.checkpoint import NOTES, Place, find, new_folder, read_notes
 from palidecode.runtime.adapters import AdaptedSource, is_adapter
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.opening import adapted
+from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.weights import SINGLE, write_weights
 
 
@@ -52,6 +54,7 @@ class Adapters:
                     f"{folder}: its pictures are prepared otherwise than the base's (size, filter, "
                     "mean or std): load it by itself"
                 )
+            _check_tokenizer(base, Path(folder))
             its_codes, its_classes = read_notes(place.file(NOTES))
             if its_codes != codes:
                 raise InputError(
@@ -81,6 +84,18 @@ class Adapters:
         source, config = self._sources[name], self._engine.config
         text = replace(config.text, tied_head=source.tied_head)
         return self._engine.adapted(source, replace(config, text=text)), self._classes[name]
+
+
+def _check_tokenizer(base: Place, folder: Path) -> None:
+    """Refuse an adapter with another tokenizer than the base's: all of them share one."""
+    own, shared = folder / TOKENIZER, base.file(TOKENIZER)
+    if not own.exists() or (shared.exists() and own.read_bytes() == shared.read_bytes()):
+        return
+    if not shared.exists() or read_json(own) != read_json(shared):  # the same, written otherwise
+        raise InputError(
+            f"{folder}: has a tokenizer of its own ({TOKENIZER}), and adapters share the base's: "
+            "load it by itself"
+        )
 
 
 class Merged(NamedTuple):

@@ -158,6 +158,20 @@ def test_a_table_with_its_head_tied_to_it(base, tmp_path, options):
         close(logprobs(answers), theirs(model, decoder, answers))
 
 
+def test_adapters_of_one_base_share_its_tokenizer(tmp_path):
+    whole = write_folder(tmp_path / "base", 2)
+    adapter = tmp_path / "a"
+    trained(whole, adapter, **CASES["attention"])
+    tokenizer = json.loads((whole / "tokenizer.json").read_text())
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))  # the same
+    loaded(whole, "onnx", adapters={"a": adapter}).use("a")
+    last = tokenizer["added_tokens"][-1]
+    tokenizer["added_tokens"].append({**last, "id": last["id"] + 1, "content": "<extra>"})
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match=r"a: has a tokenizer of its own \(tokenizer.json\)"):
+        loaded(whole, "onnx", adapters={"a": adapter})
+
+
 def test_pictures_are_prepared_as_for_the_adapter(tmp_path):
     whole = write_folder(tmp_path / "base", 2)
     (whole / "preprocessor_config.json").write_text('{"resample": 3}')

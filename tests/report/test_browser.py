@@ -130,7 +130,7 @@ def test_it_opens_with_everything_in_place(page, report):
         box = panel.locator(f"[data-id={section}]").bounding_box()
         assert box["height"] > 150
         assert box["width"] > 900
-    assert panel.locator(".plot svg").count() == 5
+    assert panel.locator(".plot svg").count() == 6
     picture = panel.locator(".shot img").first
     assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
     width = page.evaluate("document.documentElement.scrollWidth")

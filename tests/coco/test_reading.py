@@ -376,3 +376,15 @@ def test_junk_anywhere_is_an_error_or_counted(kind):
         assert result.objects + left_out.get("truth", 0) >= 1
         assert result.predictions + left_out.get("prediction", 0) == 2
         json.dumps(result.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("damage", ["", ', {"image_id": 7}'])
+def test_of_a_key_twice_the_last_value_counts(tmp_path, damage):
+    """On both paths: a sound file's, and that of a file with a row that can't be read."""
+    row = '{"image_id": 1, "image_id": 2, "category_id": 1, "bbox": [9, 9, 9, 9]'
+    row += ', "bbox": [1, 1, 4, 4]'
+    (tmp_path / "twice.json").write_text(f'[{row}, "score": 0.1, "score": 0.9}}{damage}]')
+    skips = Skips()
+    read = read_predictions(tmp_path / "twice.json", Row, skips)
+    ((_, first), *_) = read.annotations.numbered()
+    assert (first.image_id, first.bbox, first.score) == (2, (1, 1, 4, 4), 0.9)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_data.machines import descendants, end
+from tests.ray_data.machines import Command, descendants, end
 from tests.ray_data.samples import gone, running
 
 LIMIT = 600  # seconds; a test takes less than two minutes on a busy machine
@@ -36,6 +36,12 @@ def nothing_left():
     """End what a test has started and not ended, and fail where that is more than nothing."""
     before = children()
     yield
+    for process in Command.started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    Command.started.clear()
     left = [pid for pid in children() - before if not gone([pid], 50)]
     titles = [Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace") for pid in left]
     for pid in left:

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 from palidecode.runs.journal import shards_folder
 from tests.ray_data.samples import running
@@ -161,6 +162,8 @@ def cut(number, seconds):
 class Command:
     """`palidecode … --ray ADDRESS`, with its shards."""
 
+    started: ClassVar[list[subprocess.Popen]] = []  # ended by a fixture where a test fails
+
     def __init__(self, machine, words, *more):
         self.output = Path(words[-1])
         ray = ["--ray", machine.address]
@@ -171,6 +174,8 @@ class Command:
             text=True,
             env=os.environ | ENVIRONMENT,
         )
+
+        self.started.append(self.process)
 
     def wait_for(self, shards):
         while len(list(shards_folder(self.output).glob("*.json"))) < shards:

@@ -117,7 +117,8 @@ def predict(
     batch_size : int
         Pictures that the model sees together.
     shard_size : int
-        Pictures that are finished, and lost, together; rounded up to whole batches.
+        Pictures that are finished, and lost, together, fewer at the end; rounded up to whole
+        batches.
     weights : path, optional
         Of the mask codec.
     box_image : int, optional
@@ -216,7 +217,8 @@ def decode(
     batch_size : int
         Answers that are decoded together.
     shard_size : int
-        Answers that are finished, and lost, together; rounded up to whole batches.
+        Answers that are finished, and lost, together, fewer at the end; rounded up to whole
+        batches.
     weights, backend, tokenizer, divisor, clip, label_from_prompt
         See `palidecode.runs.answers.DecodeOptions`. Files must be seen by every machine.
     concurrency, num_cpus

@@ -49,7 +49,8 @@ class Found:
     job : Job
     workers : Workers
     shard_size : int
-        Rows that are done together, and written to one file; rounded up to whole batches.
+        Rows that are done together, and written to one file, fewer at the end; rounded up to whole
+        batches.
     """
 
     source: Source

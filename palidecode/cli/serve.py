@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, Output
@@ -21,7 +22,12 @@ def run(args: argparse.Namespace) -> int:
     from palidecode.pipeline import ModelOptions, PaliDecoder
 
     output = fill(Output, args)
-    settings = fill(Settings, args, allow_origin=tuple(args.allow_origin))
+    settings = fill(
+        Settings,
+        args,
+        allow_origin=tuple(args.allow_origin),
+        label_studio_key=os.environ.get("LABEL_STUDIO_API_KEY"),
+    )
 
     def load() -> PaliDecoder | None:
         if args.model == NO_MODEL:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
@@ -27,7 +27,14 @@ from palidecode.version import __version__
 
 DEFAULT_URL = "/data/local-files/?d="
 """Address of files that Label Studio serves from its own disk."""
-_TOOLS = {"box": "RectangleLabels", "polygon": "PolygonLabels", "brush": "BrushLabels"}
+Tool: TypeAlias = Literal["box", "polygon", "brush"]
+_TOOLS: dict[Tool, str] = {
+    "box": "RectangleLabels",
+    "polygon": "PolygonLabels",
+    "brush": "BrushLabels",
+}
+NAMES: Mapping[Tool, str] = {tool: tool for tool in _TOOLS}
+"""Names of the tools in the config that `write_labelstudio` writes."""
 _WORDS = (3, 4, 8, 16)  # bits of a run's length, whichever is enough
 _LONGEST = 1 << _WORDS[-1]
 _HEADER = "{:032b}" + f"{8 - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in _WORDS)
@@ -88,10 +95,11 @@ def _config(classes: list[str]) -> str:
 def _task(
     picture: LabelledPicture, index: int, url: str, report: ConvertReport
 ) -> Mapping[str, Any]:
-    shapes = [
-        _shape(item, box, picture, f"{index}-{number}")
+    made = [
+        shape_of(item, box, picture, f"{index}-{number}")
         for number, (item, box) in enumerate(visible(picture, report))
     ]
+    shapes = [shape for shape in made if shape is not None]
     scores = [shape["score"] for shape in shapes if "score" in shape]
     prediction: dict[str, Any] = {"model_version": f"palidecode {__version__}", "result": shapes}
     if scores:
@@ -102,37 +110,71 @@ def _task(
     }
 
 
-def _shape(item: Labelled, box: Box, picture: LabelledPicture, name: str) -> dict[str, Any]:
-    mask = item.mask
-    value: dict[str, Any]
-    percent = 100 / np.array([picture.width, picture.height], np.float64)
-    if isinstance(mask, list) and len(mask) == 1:
-        tool = "polygon"
-        points = np.clip(np.reshape(mask[0], (-1, 2)) * percent, 0, 100)
-        value = {"points": points.round(4).tolist(), "closed": True}
-    elif mask and item.outline is not None:
-        tool = "brush"
-        rle = (
-            mask if isinstance(mask, dict) else rings_to_rle(mask, (picture.width, picture.height))
-        )
-        value = {"format": "rle", "rle": brush_rle(rle)}
-    else:
-        tool = "box"
-        x1, y1, x2, y2 = (np.array(box) * np.tile(percent, 2)).tolist()
-        sides = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
-        value = {key: round(side, 4) for key, side in sides.items()} | {"rotation": 0}
+def shape_of(
+    item: Labelled,
+    box: Box,
+    picture: LabelledPicture,
+    name: str,
+    tools: Mapping[Tool, str] = NAMES,
+    image: str = "image",
+) -> dict[str, Any] | None:
+    """Return an object as a region of a task; None if no tool can hold it.
+
+    Parameters
+    ----------
+    item : Labelled
+    box : tuple of 4 float
+        Clipped to the picture.
+    picture : LabelledPicture
+    name : str
+        Id of the region.
+    tools : mapping of str to str
+        Names of the config's tools.
+    image : str
+        Name of the config's image.
+    """
+    tool = next((tool for tool in _fitting(item) if tool in tools), None)
+    if tool is None:
+        return None
     kind = _TOOLS[tool].lower()
     return {
         "id": name,
         "type": kind,
-        "from_name": tool,
-        "to_name": "image",
+        "from_name": tools[tool],
+        "to_name": image,
         "original_width": picture.width,
         "original_height": picture.height,
         "image_rotation": 0,
-        "value": value | {kind: [item.label]},
+        "value": _value(tool, item, box, picture) | {kind: [item.label]},
         **({} if item.score is None else {"score": round(item.score, 6)}),
     }
+
+
+def _fitting(item: Labelled) -> tuple[Tool, ...]:
+    """Return the tools that can hold an object, the best first."""
+    if isinstance(item.mask, list) and len(item.mask) == 1:
+        return "polygon", "brush", "box"
+    return ("brush", "polygon", "box") if item.mask and item.outline is not None else ("box",)
+
+
+def _value(tool: Tool, item: Labelled, box: Box, picture: LabelledPicture) -> dict[str, Any]:
+    """Return the geometry of a region, in percent of the picture; a brush's in bytes."""
+    percent = 100 / np.array([picture.width, picture.height], np.float64)
+    if tool == "polygon":
+        ring = item.outline  # of one ring, or of several joined by cuts
+        if isinstance(item.mask, list) and len(item.mask) == 1:
+            ring = np.reshape(item.mask[0], (-1, 2))
+        points = np.clip(np.asarray(ring) * percent, 0, 100)
+        return {"points": points.round(4).tolist(), "closed": True}
+    if tool == "brush":
+        rle = item.mask
+        if isinstance(rle, list):
+            rle = rings_to_rle(rle, (picture.width, picture.height))
+        assert rle is not None
+        return {"format": "rle", "rle": brush_rle(rle)}
+    x1, y1, x2, y2 = (np.array(box) * np.tile(percent, 2)).tolist()
+    sides = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+    return {key: round(side, 4) for key, side in sides.items()} | {"rotation": 0}
 
 
 def brush_rle(rle: Rle) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.reading import Generated
+from palidecode.prompts import asked_names
 from palidecode.runtime.generate import GeneratedTokens, Generation
 from palidecode.runtime.image import Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions
@@ -63,9 +64,12 @@ class Session:
         Raises
         ------
         InputError
-            For a prompt that is too long, or spells a control token.
+            For a prompt that is too long, asks for a name that can't be one, or spells a control
+            token.
         """
         self._asker.encode(question.prompt, len(question.pictures), question.options.max_new_tokens)
+        if question.grammar is not False:
+            asked_names(question.prompt)
 
     def add(self, questions: Sequence[Question]) -> list[Writing]:
         """Read the questions and write the first token of each answer.

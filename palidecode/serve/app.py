@@ -16,8 +16,9 @@ from starlette.routing import Route
 
 from palidecode.errors import PalidecodeError
 from palidecode.pipeline import PaliDecoder
-from palidecode.serve import answers, chat, site, streaming
+from palidecode.serve import answers, chat, labelstudio, site, streaming
 from palidecode.serve.access import Access, Traffic
+from palidecode.serve.detecting import asking_to
 from palidecode.serve.metrics import Metrics, metrics
 from palidecode.serve.refusals import Refused, refusal
 from palidecode.serve.service import Service
@@ -33,8 +34,13 @@ ROUTES = [
     Route("/v1/models", chat.models),
     Route("/v1/chat/completions", chat.chat, methods=["POST"]),
     Route("/v1/stream", streaming.stream, methods=["POST"]),
+    Route("/v1/detect", asking_to("detect"), methods=["POST"]),
+    Route("/v1/segment", asking_to("segment"), methods=["POST"]),
     Route("/v1/decode", answers.decode, methods=["POST"]),
     Route("/metrics", metrics),
+    Route("/health", labelstudio.health),
+    Route("/setup", labelstudio.setup, methods=["POST"]),
+    Route("/predict", labelstudio.predict, methods=["POST"]),
 ]
 
 

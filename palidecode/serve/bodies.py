@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from palidecode.errors import InputError
@@ -96,8 +96,8 @@ async def _read_form(request: Request, settings: Settings) -> Asked:
                     data, name = await value.read(), value.filename or "image"
                 else:
                     fields[key] = value
-    except MultiPartException as error:
-        raise Refused(400, f"the form can't be read: {error.message}") from error
+    except HTTPException as error:  # the form's
+        raise Refused(400, f"the form can't be read: {error.detail}") from error
     options = read_json(fields.pop("options", "{}"), Options, "options")
     classes = fields.pop("classes", None)
     names = None if classes is None else [name.strip() for name in classes.split(";")]

@@ -10,7 +10,7 @@ import asyncio
 import codecs
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from palidecode.serve.addresses import fetch
 from palidecode.serve.bodies import check_pixels, from_base64
 from palidecode.serve.options import Options, read_json
 from palidecode.serve.refusals import Refused, json_reply
-from palidecode.serve.service import Job, Service
+from palidecode.serve.service import Job, Service, service_of
 from palidecode.serve.settings import Settings
 from palidecode.serve.streaming import HEADERS
 
@@ -94,7 +94,7 @@ class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 async def chat(request: Request) -> Response:
     """Answer ``POST /v1/chat/completions``."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     settings: Settings = request.app.state.settings
     body: ChatBody = read_json(await request.body(), ChatBody)
     top = body.top_logprobs or 0
@@ -251,11 +251,10 @@ def _data(value: Any) -> bytes:
 
 async def models(request: Request) -> Response:
     """Answer ``GET /v1/models``."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     created: int = request.app.state.created
-    listed: Sequence[str] = service.models
     data = [
         {"id": name, "object": "model", "created": created, "owned_by": "palidecode"}
-        for name in listed
+        for name in service.models
     ]
     return json_reply({"object": "list", "data": data})

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from palidecode.errors import InputError, PalidecodeError
+from palidecode.errors import PalidecodeError
 from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.reading import Generated
 from palidecode.pipeline.session import Question, Session, Writing
@@ -236,12 +236,25 @@ class Service:
         self._active = [job for job in self._active if not job.dropped]
         new = [job for job in new if not job.dropped]
         if new:
-            added = self._session.add([job.question for job in new])
-            for job, writing in zip(new, added, strict=True):
-                job.session, job.writing = self._session, writing
+            self._add(new)
             self._tell()
         self._session.step()
         self._tell()
+
+    def _add(self, jobs: list[Job]) -> None:
+        """Add questions; one that can't be asked ends alone."""
+        try:
+            added = self._session.add([job.question for job in jobs])
+        except PalidecodeError as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._add([job])
+                return
+            self._active.remove(jobs[0])
+            _deliver([(jobs[0], News(0, True, Refused(400, str(error))))])
+            return
+        for job, writing in zip(jobs, added, strict=True):
+            job.session, job.writing = self._session, writing
 
     def _tell(self) -> None:
         going = set(map(id, self._session.writing))
@@ -258,11 +271,9 @@ class Service:
 
     def _fail(self, error: Exception) -> None:
         """End all answers in progress with an error, and begin anew."""
-        if not isinstance(error, PalidecodeError):
-            log.error("the model failed: %s: %s", type(error).__name__, error)
-        known = isinstance(error, InputError)
-        text = str(error) if known else f"the model failed ({type(error).__name__}: {error})"
-        failed = Refused(400 if known else 500, text.splitlines()[0])
+        log.error("the model failed: %s: %s", type(error).__name__, error)
+        text = f"the model failed ({type(error).__name__}: {error})"
+        failed = Refused(500, text.splitlines()[0])
         jobs, self._active = self._active, []
         self._session = self.decoder.session()
         _deliver((job, News(job.told, True, failed)) for job in jobs)
@@ -287,6 +298,20 @@ def _deliver(news: Iterable[tuple[Job, News]]) -> None:
 def _receive(items: list[tuple[Job, News]]) -> None:
     for job, news in items:
         job.receive(news)
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of the server that a request came to.
+
+    Raises
+    ------
+    Refused
+        If no model is loaded.
+    """
+    service: Service | None = request.app.state.service
+    if service is None:
+        raise Refused(503, "no model is loaded here: start the server with --model")
+    return service
 
 
 def model_name(decoder: PaliDecoder) -> str:

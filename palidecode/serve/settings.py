@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from palidecode.errors import InputError
@@ -25,6 +26,10 @@ class Settings:
         Origins of other pages that may ask (``https://example.org``), and further host names.
     allow_urls : bool
         Fetch pictures that a request names by their address.
+    images : str, optional
+        Directory of the pictures that tasks of Label Studio name as local files.
+    label_studio, label_studio_key : str, optional
+        Address of a Label Studio, whose pictures are fetched, and the access token for it.
     max_body : int
         Bytes of a request.
     max_pixels : int
@@ -48,6 +53,9 @@ class Settings:
     api_key: str | None = None
     allow_origin: tuple[str, ...] = ()
     allow_urls: bool = False
+    images: str | None = None
+    label_studio: str | None = None
+    label_studio_key: str | None = None
     max_body: int = 32 << 20
     max_pixels: int = 50_000_000
     max_pictures: int = 8
@@ -67,6 +75,10 @@ class Settings:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.queue < 0:
             raise InputError(f"queue must be 0 or more, got {self.queue}")
+        if self.images is not None and not os.path.isdir(self.images):
+            raise InputError(f"images: {self.images}: no such directory")
+        if self.label_studio is not None and not self.label_studio.startswith("http"):
+            raise InputError(f"label_studio must be an http address, got {self.label_studio!r}")
         for name in ("timeout", "body_timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name):g}")

@@ -18,7 +18,7 @@ from palidecode.serve.bodies import prompt_of, question_of, read_request
 from palidecode.serve.objects import Reader
 from palidecode.serve.options import Options
 from palidecode.serve.refusals import Refused
-from palidecode.serve.service import Job, Service
+from palidecode.serve.service import Job, Service, service_of
 from palidecode.serve.settings import Settings
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -31,7 +31,7 @@ def event(name: str, data: Any) -> bytes:
 
 async def stream(request: Request) -> Response:
     """Answer ``POST /v1/stream``."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     settings: Settings = request.app.state.settings
     asked = await read_request(request, settings)
     prompt = prompt_of(asked.body, None, service.decoder)

@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     _add_model(parser)
     _add_access(parser)
+    _add_label_studio(parser)
     _add_limits(parser)
     add_messages(parser)
 
@@ -78,6 +79,19 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--allow-urls",
         action="store_true",
         help="fetch pictures by their address, never from private networks",
+    )
+
+
+def _add_label_studio(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "label studio",
+        "The access token is read from the environment, LABEL_STUDIO_API_KEY.",
+    )
+    group.add_argument(
+        "--images", metavar="DIR", help="directory of the local files that tasks name"
+    )
+    group.add_argument(
+        "--label-studio", metavar="URL", help="Label Studio whose pictures may be fetched"
     )
 
 

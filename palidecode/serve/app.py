@@ -20,6 +20,7 @@ from palidecode.serve import answers, chat, labelstudio, site, streaming
 from palidecode.serve.access import Access, Traffic
 from palidecode.serve.detecting import asking_to
 from palidecode.serve.metrics import Metrics, metrics
+from palidecode.serve.openapi import openapi
 from palidecode.serve.refusals import Refused, refusal
 from palidecode.serve.service import Service
 from palidecode.serve.settings import Settings
@@ -37,6 +38,7 @@ ROUTES = [
     Route("/v1/detect", asking_to("detect"), methods=["POST"]),
     Route("/v1/segment", asking_to("segment"), methods=["POST"]),
     Route("/v1/decode", answers.decode, methods=["POST"]),
+    Route("/openapi.json", openapi),
     Route("/metrics", metrics),
     Route("/health", labelstudio.health),
     Route("/setup", labelstudio.setup, methods=["POST"]),

@@ -107,10 +107,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     ):
         help = f"{text} (default: %(default)s)"
         group.add_argument(name, type=int, default=default, metavar="N", help=help)
-    group.add_argument(
-        "--timeout",
-        type=float,
-        default=120.0,
-        metavar="S",
-        help="seconds that a request may take (default: 120)",
-    )
+    for name, seconds, text in (
+        ("--timeout", 120.0, "seconds that an answer may take"),
+        ("--body-timeout", 30.0, "seconds that a request may take to arrive"),
+    ):
+        help = f"{text} (default: %(default)g)"
+        group.add_argument(name, type=float, default=seconds, metavar="S", help=help)

@@ -16,7 +16,7 @@ from palidecode.errors import InputError
 from palidecode.files import data_folder, inside, open_encoded, picture_size
 from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.session import Question
-from palidecode.prompts import Task, split_verb, with_verb, write_prompt
+from palidecode.prompts import Task, prompts_for, with_verb
 from palidecode.serve.addresses import fetch
 from palidecode.serve.options import Options, read_json
 from palidecode.serve.refusals import Refused
@@ -175,7 +175,7 @@ def prompt_of(body: Body, task: Task | None, decoder: PaliDecoder) -> str:
         names = decoder.classes if body.classes is None else body.classes
         if task is None or not names:
             raise Refused(400, "nothing to ask: give a prompt, for instance 'detect cat ; dog'")
-        return write_prompt(task, names)
+        return with_verb(task, prompts_for(task, names, per_class=False)[0])
     except InputError as error:
         raise Refused(400, str(error)) from error
 
@@ -197,8 +197,3 @@ async def question_of(
     if asked.body.options.box_image != 0:
         raise Refused(400, "box_image must be below the number of pictures, which is 1")
     return await asyncio.to_thread(opened)
-
-
-def has_boxes(prompt: str) -> bool:
-    """Return True if the answer to a prompt has boxes."""
-    return split_verb(prompt)[0] is not None

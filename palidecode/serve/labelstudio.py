@@ -24,7 +24,8 @@ from palidecode.files import inside, reason_of, regular
 from palidecode.formats.labelstudio import Tool, shape_of
 from palidecode.formats.objects import ConvertReport, Labelled, LabelledPicture, visible
 from palidecode.pipeline.reading import Generated
-from palidecode.prompts import write_prompt
+from palidecode.prompts import Task as TaskName
+from palidecode.prompts import prompts_for, with_verb
 from palidecode.serve.addresses import download, fetch
 from palidecode.serve.bodies import Asked, Body, from_base64, question_of
 from palidecode.serve.objects import Reader
@@ -142,7 +143,13 @@ async def predict(request: Request) -> Response:
     settings: Settings = request.app.state.settings
     body: PredictBody = read_json(await request.body(), PredictBody)
     config = read_config(body.label_config)
-    results = [await _predicted(request, service, settings, config, task) for task in body.tasks]
+    together = asyncio.Semaphore(settings.batch_size)
+
+    async def one(task: Task) -> dict[str, Any]:
+        async with together:
+            return await _predicted(request, service, settings, config, task)
+
+    results = await asyncio.gather(*map(one, body.tasks))
     return json_reply({"results": results, "model_version": config.version})
 
 
@@ -155,11 +162,10 @@ async def _predicted(
     file = await _picture(address, settings)
     options = Options(segmentation="polygons" if "polygon" in config.tools else "rle")
     try:
-        prompt = write_prompt(
-            "segment" if {"polygon", "brush"} & config.tools.keys() else "detect", config.labels
-        )
+        task_name: TaskName = "segment" if {"polygon", "brush"} & config.tools.keys() else "detect"
+        names = prompts_for(task_name, config.labels, per_class=False)[0]
         asked = Asked(file, "the picture", Body(options=options))
-        question = await question_of(asked, prompt, service.decoder, settings)
+        question = await question_of(asked, with_verb(task_name, names), service.decoder, settings)
     except InputError as error:
         raise Refused(400, f"label_config: {error}") from error
     answer = await service.ask(question).finished(request)

@@ -29,6 +29,7 @@ BENCHMARKS = {
     "training_step": "A training step of the 3B model",
     "journal": "The journal of a long run",
     "ray_scale": "Many pictures, on Ray",
+    "serving": "Serving",
     "startup": "Starting, and memory",
 }
 

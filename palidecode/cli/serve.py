@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             [f"palidecode serves {what} at {address}", "Ctrl-C stops it"],
         )
 
-    serve(load, settings, started, open_browser=args.open)
+    serve(load, settings, started, open_browser=args.open, log=not args.quiet)
     return DONE
 
 

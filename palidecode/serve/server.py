@@ -27,6 +27,7 @@ def serve(
     started: Callable[[str, PaliDecoder | None], None],
     *,
     open_browser: bool = False,
+    log: bool = True,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then answer those that were asked.
 
@@ -38,6 +39,8 @@ def serve(
     started : callable
         Called with the address and the model when requests are taken.
     open_browser : bool
+    log : bool
+        Write a line of JSON for each request to stderr.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def serve(
         server = _Server(config, lambda: started(address, decoder), app.state.traffic)
         if open_browser:
             server.then = lambda: webbrowser.open(address)
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.basicConfig(level=logging.INFO if log else logging.WARNING, format="%(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         server.run(sockets=[listener])
 

@@ -42,6 +42,7 @@ class Load:
 def serving() -> Iterator[tuple[int, int]]:
     """Run the server; yield its port and the id of its process."""
     command = [sys.executable, "-m", "palidecode", "serve", "--engine", "onnx", "--port", "0", "-q"]
+    command += ["--batch-size", "32"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

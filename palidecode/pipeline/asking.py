@@ -19,7 +19,8 @@ from palidecode.runtime.image import ImageConfig, Shrunk, shrink
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
 from palidecode.runtime.tokenizer import Tokenizer
 
-_KEPT_FEATURES = 8  # pictures whose image tokens are kept for the next prompt
+_KEPT_PICTURES = 8  # at least, whose image tokens are kept for the next prompt
+_KEPT_TOKENS = 8192  # image tokens that are kept of more pictures
 _KEPT_GRAMMARS = 64
 
 
@@ -199,7 +200,9 @@ class Asker:
             encoded = self.engine.encode_image(pixels[list(new.values())])
             self.features.update(zip(new, encoded, strict=True))
         features = [self.features[key] for key in keys]
-        while len(self.features) > _KEPT_FEATURES:
+        for key in dict.fromkeys(keys):  # the last used is the last to go
+            self.features[key] = self.features.pop(key)
+        while len(self.features) > max(_KEPT_PICTURES, _KEPT_TOKENS // len(features[0])):
             self.features.pop(next(iter(self.features)))
         count = len(rows[0])
         if count == 1:

@@ -12,6 +12,8 @@ from palidecode.runtime.generate import GeneratedTokens, Generation
 from palidecode.runtime.image import Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions
 
+__all__ = ["Question", "Session", "Shrunk", "Writing"]
+
 
 @dataclass(frozen=True)
 class Question:

@@ -13,13 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from palidecode.errors import InputError
-from palidecode.files import data_folder, inside, open_encoded, picture_size
+from palidecode.files import data_folder, inside
 from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.session import Question
 from palidecode.prompts import Task, prompts_for, with_verb
 from palidecode.serve.addresses import fetch
 from palidecode.serve.options import Options, read_json
 from palidecode.serve.refusals import Refused
+from palidecode.serve.service import Service
 from palidecode.serve.settings import Settings
 
 SCENES = "scenes"
@@ -150,21 +151,6 @@ def scene(name: str) -> bytes:
     return inside(data_folder("palidecode.demo") / SCENES, name).read_bytes()
 
 
-def check_pixels(data: bytes, name: str, settings: Settings) -> tuple[int, int]:
-    """Return a picture's width and height; refuse one of too many pixels."""
-    try:
-        width, height = picture_size(name, data)
-    except InputError as error:
-        raise Refused(400, str(error)) from error
-    if width * height > settings.max_pixels:
-        raise Refused(
-            413,
-            f"{name}: {width}×{height} pixels are more than {settings.max_pixels:,}: send a "
-            "smaller one",
-        )
-    return width, height
-
-
 def prompt_of(body: Body, task: Task | None, decoder: PaliDecoder) -> str:
     """Return the prompt of a request; by default the model's classes are asked for."""
     if body.prompt is not None and body.classes is not None:
@@ -180,20 +166,11 @@ def prompt_of(body: Body, task: Task | None, decoder: PaliDecoder) -> str:
         raise Refused(400, str(error)) from error
 
 
-async def question_of(
-    asked: Asked, prompt: str, decoder: PaliDecoder, settings: Settings
-) -> Question:
+async def question_of(asked: Asked, prompt: str, service: Service, settings: Settings) -> Question:
     """Return the question of a request; its picture is opened in another thread."""
     options = asked.body.options.asking(settings)
 
-    def opened() -> Question:
-        check_pixels(asked.picture, asked.name, settings)
-        try:
-            picture = decoder.shrink(open_encoded(asked.picture, asked.name))
-        except InputError as error:
-            raise Refused(400, str(error)) from error
-        return Question([picture], prompt, options.grammar, options.generating)
-
     if asked.body.options.box_image != 0:
         raise Refused(400, "box_image must be below the number of pictures, which is 1")
-    return await asyncio.to_thread(opened)
+    picture = await asyncio.to_thread(service.pictures.shrink, asked.picture, asked.name)
+    return Question([picture], prompt, options.grammar, options.generating)

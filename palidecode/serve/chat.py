@@ -18,13 +18,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from palidecode.errors import InputError
-from palidecode.files import open_encoded
-from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.decoder import DEFAULT_TOKENS
 from palidecode.pipeline.session import Question, Writing
 from palidecode.serve.addresses import fetch
-from palidecode.serve.bodies import check_pixels, from_base64
+from palidecode.serve.bodies import from_base64
 from palidecode.serve.options import Options, read_json
 from palidecode.serve.refusals import Refused, json_reply
 from palidecode.serve.service import Job, Service, service_of
@@ -100,7 +97,7 @@ async def chat(request: Request) -> Response:
     top = body.top_logprobs or 0
     if not 0 <= top <= MAX_TOP or (top and not body.logprobs):
         raise Refused(400, f"top_logprobs must be 0 to {MAX_TOP}, with logprobs: true, got {top}")
-    question = await _question(body, top, service.decoder, settings)
+    question = await _question(body, top, service, settings)
     job = service.ask(question, service.adapter_of(body.model))
     completion = _Completion(service, job, body)
     if not body.stream:
@@ -110,7 +107,7 @@ async def chat(request: Request) -> Response:
     return StreamingResponse(chunks, media_type="text/event-stream", headers=HEADERS)
 
 
-async def _question(body: ChatBody, top: int, decoder: PaliDecoder, settings: Settings) -> Question:
+async def _question(body: ChatBody, top: int, service: Service, settings: Settings) -> Question:
     if len(body.messages) != 1 or body.messages[0].role != "user":
         raise Refused(400, f"messages: {_ONE_MESSAGE}")
     content = body.messages[0].content
@@ -136,18 +133,12 @@ async def _question(body: ChatBody, top: int, decoder: PaliDecoder, settings: Se
         for url in images
     ]
 
-    def opened() -> Question:
-        pictures = []
-        for number, data in enumerate(files, 1):
-            check_pixels(data, f"picture {number}", settings)
-            try:
-                pictures.append(decoder.shrink(open_encoded(data, f"picture {number}")))
-            except InputError as error:
-                raise Refused(400, str(error)) from error
-        generating = replace(options.generating, top_logprobs=top)
-        return Question(pictures, prompt, options.grammar, generating, body.box_image)
-
-    return await asyncio.to_thread(opened)
+    pictures = [
+        await asyncio.to_thread(service.pictures.shrink, data, f"picture {number}")
+        for number, data in enumerate(files, 1)
+    ]
+    generating = replace(options.generating, top_logprobs=top)
+    return Question(pictures, prompt, options.grammar, generating, body.box_image)
 
 
 class _Completion:

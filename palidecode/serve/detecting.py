@@ -29,7 +29,7 @@ def asking_to(task: Task) -> Callable[[Request], Awaitable[Response]]:
         coco = wants_coco(request)
         asked = await read_request(request, settings)
         prompt = prompt_of(asked.body, task, service.decoder)
-        question = await question_of(asked, prompt, service.decoder, settings)
+        question = await question_of(asked, prompt, service, settings)
         job = service.ask(question, service.adapter_of(asked.body.model))
         answer = await job.finished(request)
         reader = Reader(service.decoder, asked.body.options)

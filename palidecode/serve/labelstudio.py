@@ -165,7 +165,7 @@ async def _predicted(
         task_name: TaskName = "segment" if {"polygon", "brush"} & config.tools.keys() else "detect"
         names = prompts_for(task_name, config.labels, per_class=False)[0]
         asked = Asked(file, "the picture", Body(options=options))
-        question = await question_of(asked, with_verb(task_name, names), service.decoder, settings)
+        question = await question_of(asked, with_verb(task_name, names), service, settings)
     except InputError as error:
         raise Refused(400, f"label_config: {error}") from error
     answer = await service.ask(question).finished(request)

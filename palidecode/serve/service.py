@@ -16,6 +16,7 @@ from palidecode.errors import PalidecodeError
 from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.reading import Generated
 from palidecode.pipeline.session import Question, Session, Writing
+from palidecode.serve.pictures import Pictures
 from palidecode.serve.refusals import Refused
 from palidecode.serve.settings import Settings
 
@@ -112,6 +113,7 @@ class Service:
 
     def __init__(self, decoder: PaliDecoder, settings: Settings) -> None:
         self.decoder, self._settings = decoder, settings
+        self.pictures = Pictures(decoder, settings.max_pixels)
         name = model_name(decoder)
         self.models = [name, *(f"{name}:{adapter}" for adapter in decoder.adapters)]
         """Names of the model, and of it with each of its adapters."""

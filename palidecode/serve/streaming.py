@@ -35,7 +35,7 @@ async def stream(request: Request) -> Response:
     settings: Settings = request.app.state.settings
     asked = await read_request(request, settings)
     prompt = prompt_of(asked.body, None, service.decoder)
-    question = await question_of(asked, prompt, service.decoder, settings)
+    question = await question_of(asked, prompt, service, settings)
     job = service.ask(question, service.adapter_of(asked.body.model))
     events = _events(service, job, asked.name, asked.body.options)
     return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)

@@ -16,7 +16,7 @@ from palidecode.answers.scoring import RECIPES, Evidence
 from palidecode.coco.writing import to_coco
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
-from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning
+from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning, asking
 from palidecode.pipeline.reading import SUB_BIN_RADIUS, Generated
 from palidecode.runtime.grammar import GrammarOptions
 from tests.runtime.tiny_models import (
@@ -98,7 +98,13 @@ def test_every_picture_of_a_batch_is_looked_at_once(decoder, looked_at):
     many = [random_picture(seed, (20, 20)) for seed in range(12)]
     decoder.detect(many, ["cat", "dog"], max_new_tokens=4, batch_size=5)
     assert sum(looked_at) == 12
-    assert len(decoder._asker.features) <= 8
+    assert len(decoder._asker.features) == 12
+
+
+def test_only_the_last_pictures_are_kept(decoder, monkeypatch):
+    monkeypatch.setattr(asking, "_KEPT_TOKENS", 0)
+    decoder.detect([random_picture(seed, (20, 20)) for seed in range(12)], "cat", max_new_tokens=2)
+    assert len(decoder._asker.features) == 8
 
 
 def cut_short(folder):

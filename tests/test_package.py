@@ -217,6 +217,14 @@ def test_torch_is_imported_only_where_it_belongs():
     )
 
 
+def test_serving_needs_no_torch():
+    code = "from palidecode.pipeline import PaliDecoder\n"
+    code += "from palidecode.serve import create_app\n"
+    code += "from palidecode.serve import server\n"
+    code += "create_app(PaliDecoder.from_pretrained('demo', engine='onnx'))"
+    assert not loaded_after(code) & {"torch", "ray", "transformers", "matplotlib"}
+
+
 def test_evaluate_loads_no_notebook():
     code = "import palidecode.cli.evaluate"
     assert not loaded_after(code) & {"IPython", "matplotlib", "torch"}

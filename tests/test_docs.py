@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import palidecode
-from palidecode import cli, ray_data
+from palidecode import cli, ray_data, serve
 from palidecode.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,7 @@ def test_every_public_name_has_one_entry_in_the_reference():
     text = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
     public = [f"palidecode.{name}" for name in palidecode.__all__]
     public += [f"palidecode.ray_data.{name}" for name in ray_data.__all__]
+    public += [f"palidecode.serve.{name}" for name in serve.__all__]
     assert sorted(re.findall(r"^::: (\S+)$", text, re.M)) == sorted(public)
 
 

@@ -3,6 +3,7 @@
 from palidecode.pipeline.checkpoint import ModelOptions
 from palidecode.pipeline.decoder import AskOptions, PaliDecoder
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
+from palidecode.pipeline.session import Question, Session
 from palidecode.pipeline.text_length import LongTextWarning
 from palidecode.runtime.image import Shrunk
 from palidecode.runtime.options import GrammarOptions
@@ -14,6 +15,8 @@ __all__ = [
     "LongTextWarning",
     "ModelOptions",
     "PaliDecoder",
+    "Question",
+    "Session",
     "Shrunk",
     "UnreadablePictureWarning",
 ]

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     """Run ``palidecode serve``."""
     try:
         from palidecode.serve.server import serve
-        from palidecode.serve.settings import Settings
+        from palidecode.serve.settings import LOOPBACK, Settings
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'palidecode[serve]'") from error
     from palidecode.pipeline import ModelOptions, PaliDecoder
@@ -28,6 +28,11 @@ def run(args: argparse.Namespace) -> int:
         allow_origin=tuple(args.allow_origin),
         label_studio_key=os.environ.get("LABEL_STUDIO_API_KEY"),
     )
+
+    if settings.host not in LOOPBACK and settings.api_key is None:
+        output.note(
+            f"anyone who reaches {settings.host} may ask this server; --api-key asks for a key"
+        )
 
     def load() -> PaliDecoder | None:
         if args.model == NO_MODEL:

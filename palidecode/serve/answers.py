@@ -24,6 +24,7 @@ from palidecode.serve.objects import boxed, issues_of, objects_of
 from palidecode.serve.options import Segmentation, read_json
 from palidecode.serve.refusals import Refused, json_reply
 from palidecode.serve.service import Service
+from palidecode.serve.settings import Settings
 from palidecode.vocab import PALIGEMMA, Vocabulary
 
 MAX_ANSWERS = 1000
@@ -58,7 +59,8 @@ async def decode(request: Request) -> Response:
     service: Service | None = request.app.state.service
     decoder = None if service is None else service.decoder
     coco = wants_coco(request)
-    return json_reply(await asyncio.to_thread(_decoded, body, decoder, coco))
+    settings: Settings = request.app.state.settings
+    return json_reply(await asyncio.to_thread(_decoded, body, decoder, coco, settings.max_pixels))
 
 
 def wants_coco(request: Request) -> bool:
@@ -69,7 +71,9 @@ def wants_coco(request: Request) -> bool:
     return form == "coco"
 
 
-def _decoded(body: DecodeBody, decoder: PaliDecoder | None, coco: bool) -> dict[str, Any]:
+def _decoded(
+    body: DecodeBody, decoder: PaliDecoder | None, coco: bool, max_pixels: int
+) -> dict[str, Any]:
     answers: list[Answer] = []
     answers += [body.answers] if isinstance(body.answers, str) else body.answers
     if len(answers) > MAX_ANSWERS:
@@ -90,6 +94,8 @@ def _decoded(body: DecodeBody, decoder: PaliDecoder | None, coco: bool) -> dict[
             clip=body.clip,
             codes_id=codec.id,
         )
+        if (detections.sizes.prod(axis=1) > max_pixels).any():  # masks are as large as pictures
+            raise Refused(413, f"a size is of more than {max_pixels:,} pixels: send a smaller one")
         if not detections.has_mask.any():
             warnings = []
         if coco:

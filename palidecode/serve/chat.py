@@ -18,7 +18,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from palidecode.pipeline.decoder import DEFAULT_TOKENS
 from palidecode.pipeline.session import Question, Writing
 from palidecode.serve.addresses import fetch
 from palidecode.serve.bodies import from_base64
@@ -120,9 +119,11 @@ async def _question(body: ChatBody, top: int, service: Service, settings: Settin
         raise Refused(400, f"messages: more than {settings.max_pictures} pictures")
     if not 0 <= body.box_image < len(images):
         raise Refused(400, f"box_image must be below the number of pictures, {len(images)}")
-    limit = body.max_completion_tokens or body.max_tokens
+    limit = body.max_completion_tokens
+    if limit is None:
+        limit = body.max_tokens
     options = Options(
-        max_new_tokens=min(DEFAULT_TOKENS, settings.max_new_tokens) if limit is None else limit,
+        max_new_tokens=limit,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=body.seed or 0,

@@ -22,6 +22,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     Attributes
     ----------
+    max_new_tokens : int, optional
+        By default 256, or the server's limit if that is lower.
     segmentation : {"polygons", "rle", "none"}
         Form of the masks.
     min_score : float
@@ -30,7 +32,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Index of the picture that boxes are measured in, of several.
     """
 
-    max_new_tokens: int = DEFAULT_TOKENS
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -45,12 +47,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def asking(self, settings: Settings) -> AskOptions:
         """Return the options of asking a model, within the server's limits."""
-        if self.max_new_tokens > settings.max_new_tokens:
-            raise Refused(
-                400,
-                f"max_new_tokens is {self.max_new_tokens}: this server writes at most "
-                f"{settings.max_new_tokens}",
-            )
+        tokens, most = self.max_new_tokens, settings.max_new_tokens
+        if tokens is None:
+            tokens = min(DEFAULT_TOKENS, most)
+        if tokens > most:
+            raise Refused(400, f"max_new_tokens is {tokens}: this server writes at most {most}")
         if self.divisor not in (1023, 1024):
             raise Refused(400, f"divisor must be 1024 or 1023, got {self.divisor}")
         try:
@@ -61,7 +62,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 self.sub_bin,
                 self.divisor,
                 self.clip,
-                self.max_new_tokens,
+                tokens,
                 self.temperature,
                 self.top_p,
                 self.seed,

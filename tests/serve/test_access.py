@@ -148,3 +148,10 @@ def test_a_server_that_stops_takes_no_requests():
     client.app.state.traffic.closing = True
     reply = client.get("/v1/info")
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+
+
+def test_an_answer_is_as_long_as_the_server_lets_it_be(decoder):
+    with asking(decoder=decoder, max_new_tokens=9) as client:
+        body = {"scene": "scene_000004.jpg", "options": {"grammar": False, "temperature": 5}}
+        reply = client.post("/v1/detect", json=body)
+        assert (reply.status_code, reply.json()["finished"]) == (200, False)

@@ -23,8 +23,9 @@ _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
 _SPAN = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
 
 
-def _record(properties: Json, **more: Any) -> Json:
-    return {"type": "object", "required": list(properties), "properties": properties, **more}
+def _record(properties: Json, description: str | None = None) -> Json:
+    made: Json = {"type": "object", "required": list(properties), "properties": properties}
+    return made if description is None else made | {"description": description}
 
 
 def _list(items: Json) -> Json:

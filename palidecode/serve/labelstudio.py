@@ -52,7 +52,7 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class SetupBody(msgspec.Struct, frozen=True):
-    """The body that Label Studio sends when a backend is connected."""
+    """The request of Label Studio when a backend is connected."""
 
     schema: str = ""
     project: str | int | None = None

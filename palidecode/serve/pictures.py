@@ -16,7 +16,7 @@ _KEPT_BYTES = 64 << 20
 
 
 class Pictures:
-    """What a model sees of pictures, by a hash of their files; any thread may ask.
+    """The last pictures as a model sees them, by a hash of their files; any thread may ask.
 
     Parameters
     ----------

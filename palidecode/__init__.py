@@ -63,6 +63,7 @@ if TYPE_CHECKING or not _SOURCE:
     from palidecode.geometry.boxes import loc_to_xyxy as loc_to_xyxy
     from palidecode.geometry.boxes import xyxy_to_loc as xyxy_to_loc
     from palidecode.pipeline.decoder import PaliDecoder as PaliDecoder
+    from palidecode.pipeline.lark import lark_grammar as lark_grammar
     from palidecode.pipeline.reading import Answers as Answers
     from palidecode.pipeline.reading import Generated as Generated
     from palidecode.pipeline.reading import UnreadablePictureWarning as UnreadablePictureWarning

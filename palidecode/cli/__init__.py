@@ -41,6 +41,8 @@ COMMANDS = {
     "serve": "Serve a model over HTTP: a page to try it, and an API that returns boxes and masks.",
     "export": "Write a model as ONNX graphs, in 8 or 4 bits, to run without torch.",
     "merge": "Merge a LoRA adapter into its base model.",
+    "grammar": "Write the grammar of a prompt's answers for servers that constrain them: Lark, for "
+    "llguidance.",
     "weights": "List, fetch, verify or convert the mask codec's weights.",
     "demo": "Run the bundled tiny model on pictures it has never seen, and evaluate it.",
     "completion": "Print the completion script of a shell.",
@@ -57,6 +59,7 @@ _MEANT = {
     **dict.fromkeys(("fetch", "download", "verify"), "weights"),
     "diff": "compare",
     **dict.fromkeys(("server", "api", "web", "ui"), "serve"),
+    **dict.fromkeys(("lark", "schema", "guidance"), "grammar"),
     "help": "--help",
 }
 """Words of other tools, and the commands that do it here."""

@@ -29,10 +29,10 @@ _LONGEST_LABEL = 200  # tokens; no answer has room for more, and the trie is wal
 
 
 @dataclass(eq=False)
-class _Node:
+class Node:
     """A node in the trie of labels and the separators that follow them."""
 
-    next: dict[int, _Node] = field(default_factory=dict)
+    next: dict[int, Node] = field(default_factory=dict)
     labels: int = 0  # bits of the labels below this node
     complete: int = 0  # bits of the labels that end here: <eos> may follow
     separated: bool = False  # the separator ends here: an object must follow
@@ -117,13 +117,13 @@ class Grammar:
         return slice(self._seg, self._seg + SEG_COUNT)
 
 
-def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
+def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> Node:
     """Build the trie of labels as the tokenizer writes them between objects and at the end.
 
     The tokens between a label and the next object depend on the tokenizer, so whole answers
     are tokenised, and the tokens between their loc tokens taken.
     """
-    root, loc = _Node(), loc_token(0)
+    root, loc = Node(), loc_token(0)
     for number, name in enumerate(names):
         words = f" {name}" if name else ""
         middle = tokenizer.encode(f"{loc}{words}{SEPARATOR}{loc}")[1:-1]
@@ -138,16 +138,16 @@ def _trie(tokenizer: Tokenizer, names: Sequence[str]) -> _Node:
     return root
 
 
-def _insert(root: _Node, path: Sequence[int], label: int) -> _Node:
+def _insert(root: Node, path: Sequence[int], label: int) -> Node:
     node = root
     node.labels |= label
     for token in path:
-        node = node.next.setdefault(token, _Node())
+        node = node.next.setdefault(token, Node())
         node.labels |= label
     return node
 
 
-def _measure(node: _Node) -> None:
+def _measure(node: Node) -> None:
     """Set the greatest number of tokens to a label's end and to the next object."""
     if node.complete:
         node.to_end = 0
@@ -158,11 +158,11 @@ def _measure(node: _Node) -> None:
             node.to_end = max(node.to_end or 0, child.to_end + 1)
 
 
-def _tokens(node: _Node) -> set[int]:
+def _tokens(node: Node) -> set[int]:
     return set(node.next).union(*map(_tokens, node.next.values()))
 
 
-def _after_label(root: _Node) -> _Node:
+def _after_label(root: Node) -> Node:
     """Return the node at which a label ends, in the trie of one label."""
     node = root
     while not node.complete:
@@ -180,7 +180,7 @@ class AnswerState:
         self._objects = 0
         self._box: list[int] = []
         self._segs = 0
-        self._node: _Node | None = None  # inside a label or behind it
+        self._node: Node | None = None  # inside a label or behind it
         self._free = 0  # tokens of a free label so far
         self._space = False  # they are one space: a word must follow
         self._written: dict[tuple[int, ...], int] = defaultdict(int)  # box: bits of its labels
@@ -248,16 +248,16 @@ class AnswerState:
             node, left = node.next.get(choices[0]), left - 1  # <eos> has no node
         return forced
 
-    def _in_free_label(self, node: _Node) -> bool:
+    def _in_free_label(self, node: Node) -> bool:
         return self._free > 0 or (self.grammar.free and node is self.grammar.root)
 
-    def _allow_label(self, mask: npt.NDArray[np.bool_], node: _Node) -> None:
+    def _allow_label(self, mask: npt.NDArray[np.bool_], node: Node) -> None:
         if self._in_free_label(node):
             self._allow_free(mask)
         else:
             mask[self.grammar.indices(self._choices(node, self.left))] = True
 
-    def _choices(self, node: _Node, left: int) -> list[int]:
+    def _choices(self, node: Node, left: int) -> list[int]:
         """Return the tokens that may follow a node of the trie, with `left` tokens to go."""
         g = self.grammar
         used = 0 if g.options.repeats else self._written.get(tuple(self._box), 0)
@@ -286,7 +286,7 @@ class AnswerState:
         mask[g.indices(after)] = True
         mask[g.indices([g.vocabulary.eos])] = not (after and g.options.fill)
 
-    def _can_finish(self, node: _Node, left: int) -> bool:
+    def _can_finish(self, node: Node, left: int) -> bool:
         """Return True if an answer of `left` more tokens could end once this node is entered."""
         if node.to_end is not None:
             return left - 1 >= node.to_end + 1
@@ -294,7 +294,7 @@ class AnswerState:
         more = most is None or self._objects + 1 < most
         return more and left - 1 >= node.to_next + self.grammar.object_cost
 
-    def _advance_label(self, token: int, node: _Node) -> None:
+    def _advance_label(self, token: int, node: Node) -> None:
         g = self.grammar
         if g.free and (node is g.root or self._free):
             if self._free == 0 or token not in g.separator.next:
@@ -305,7 +305,7 @@ class AnswerState:
             self._free = 0
         self._enter(node.next[token])
 
-    def _enter(self, node: _Node) -> None:
+    def _enter(self, node: Node) -> None:
         self._node = node
         if node.separated:
             self._close_object(node.labels)

@@ -117,6 +117,11 @@ CODES = """
 2 merge demo -o new
 2 export nowhere -o new
 2 export demo -o pictures
+0 grammar "detect cat ; dog"
+0 grammar "segment cat" --model demo --labels free --max-objects 3 -o new.lark
+2 grammar "caption en"
+2 grammar "detect cat" --labels free
+2 grammar "detect cat" --model nowhere
 0 weights list
 0 weights convert palidecode-demo new.npz
 1 weights verify palidecode-demo

@@ -46,6 +46,7 @@ if TYPE_CHECKING or not _SOURCE:
     from palidecode.errors import InputError as InputError
     from palidecode.errors import PalidecodeError as PalidecodeError
     from palidecode.errors import ParseError as ParseError
+    from palidecode.errors import ServerError as ServerError
     from palidecode.errors import WeightsError as WeightsError
     from palidecode.evaluation.coco.comparison import CocoComparison as CocoComparison
     from palidecode.evaluation.coco.comparison import compare_coco as compare_coco
@@ -63,6 +64,7 @@ if TYPE_CHECKING or not _SOURCE:
     from palidecode.geometry.boxes import loc_to_xyxy as loc_to_xyxy
     from palidecode.geometry.boxes import xyxy_to_loc as xyxy_to_loc
     from palidecode.pipeline.decoder import PaliDecoder as PaliDecoder
+    from palidecode.pipeline.endpoint import EndpointOptions as EndpointOptions
     from palidecode.pipeline.lark import lark_grammar as lark_grammar
     from palidecode.pipeline.reading import Answers as Answers
     from palidecode.pipeline.reading import Generated as Generated

@@ -3,7 +3,8 @@
 PalidecodeError
 ├── ParseError      an answer with a parse issue, under ``strict=True`` (also a ValueError)
 ├── InputError      an argument or a file that can't be used (also a ValueError)
-└── WeightsError    weights that are missing, damaged or of another layout
+├── WeightsError    weights that are missing, damaged or of another layout
+└── ServerError     a server that answers prompts is gone, refuses, or sends something else
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class InputError(PalidecodeError, ValueError):
 
 class WeightsError(PalidecodeError):
     """Weights are missing, damaged, or not of the expected layout."""
+
+
+class ServerError(PalidecodeError):
+    """A server that answers prompts is gone, refuses, or sends something else."""
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import count, takewhile
@@ -37,6 +38,15 @@ except ImportError:  # Windows has no flock
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 """A file, an image, or an array (H, W), (H, W, 3) or (H, W, 4)."""
+
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """The content of a picture's file; `name` is for messages."""
+
+    data: bytes
+    name: str
+
 
 PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
@@ -356,6 +366,49 @@ def open_picture(picture: Picture) -> Image.Image:
             return _rgb(picture)
     with _opened(picture) as image:
         return _rgb(image)
+
+
+def as_sent(picture: Picture | PictureBytes) -> tuple[bytes, str, tuple[int, int]]:
+    """Return a picture for another program: the bytes of a file, their MIME type, and its size.
+
+    A JPEG, PNG or WebP file in 8 bits that any program reads as `open_picture` does stays as it
+    is. Others become a PNG of what `open_picture` sees: other formats, 16 bits, an EXIF
+    rotation, transparency, several pictures in a file, CMYK.
+
+    Raises
+    ------
+    InputError
+        If it can't be read.
+    """
+    if isinstance(picture, PictureBytes):
+        data, name = picture.data, picture.name
+    elif isinstance(picture, str | os.PathLike):
+        check_picture(picture)
+        name = os.fsdecode(picture)
+        with _named_errors(name):
+            data = regular(picture).read_bytes()
+    else:
+        opened = open_picture(picture)
+        return _as_png(opened), "image/png", opened.size
+    with _opened(name, data) as image:
+        mime, opened = _plain_mime(image), _rgb(image)
+    return (data, mime, opened.size) if mime else (_as_png(opened), "image/png", opened.size)
+
+
+def _plain_mime(image: Image.Image) -> str | None:
+    """Return the MIME type of a file that every program reads alike; None for others."""
+    plain = image.format in ("JPEG", "PNG", "WEBP") and image.mode in ("RGB", "L")
+    one = getattr(image, "n_frames", 1) == 1
+    upright = image.getexif().get(_ORIENTATION, 1) == 1
+    if not (plain and one and upright) or "transparency" in image.info:
+        return None
+    return Image.MIME[str(image.format)]
+
+
+def _as_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def check_picture(picture: object) -> None:

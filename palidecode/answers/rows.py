@@ -19,9 +19,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from palidecode.answers.logprobs import scores_of_text
 from palidecode.answers.parsing import Answer
 from palidecode.answers.row_files import ROWS, Problem, RowFile, open_rows, read_object
-from palidecode.answers.scoring import scores_of_text
 from palidecode.errors import InputError, warn
 from palidecode.files import check_size, inside, picture_size, regular
 from palidecode.wording import many

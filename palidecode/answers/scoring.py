@@ -7,20 +7,16 @@ one depends on the checkpoint: compare them with `palidecode evaluate`.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from palidecode.answers.assembler import ParsedObject
-from palidecode.answers.parsing import parse
 from palidecode.errors import InputError
 from palidecode.vocab import (
-    LOC_BINS,
     LOC_COUNT,
     LOC_PER_BOX,
     PALIGEMMA,
-    SEG_CODES,
     SEG_COUNT,
     SEG_PER_MASK,
     Vocabulary,
@@ -33,10 +29,6 @@ DEFAULT_SCORE: Score = "product"
 # A box token mostly hesitates between two neighbouring bins; at full weight that would hide the
 # label's probability. Chosen on validation scenes with the bundled model: 0, 0.1, 0.25, 0.5, 1.
 _BOX_SHARE = 0.1
-
-_ENDS = ("<eos>", "</s>", "<end_of_turn>")
-_IMPOSSIBLE = -1e9
-_WORD, _SEPARATOR = 3, 4  # ids that are no special tokens
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def _box(e: Evidence) -> float:
 
 
 def _objectness(e: Evidence) -> float:
-    return -math.expm1(min(0.0, e.end))
+    return -math.expm1(min(e.end, 0.0))  # NaN stays: unknown
 
 
 def _mean(e: Evidence) -> float:
@@ -140,90 +132,3 @@ def evidence_of(
             )
         behind = cut
     return collected
-
-
-def scores_of_text(text: str, tokens: Sequence[Mapping[str, object]]) -> list[float]:
-    """Score the objects of an answer by the log probabilities that a chat completion lists.
-
-    The recipe is `DEFAULT_SCORE`. An end of the answer counts as impossible where ``top_logprobs``
-    doesn't list one.
-
-    Parameters
-    ----------
-    text : str
-    tokens : sequence of mapping
-        ``token``, perhaps its ``bytes``, ``logprob`` and ``top_logprobs``.
-
-    Returns
-    -------
-    list of float
-        One per object with a box; NaN where tokens and text don't fit.
-    """
-    objects = parse(text).objects
-    starts = _starts(_utf8(text), tokens)
-    if starts is None:
-        return [math.nan for item in objects if item.loc is not None]
-    ids = [_known_id(str(token.get("token")).strip()) for token in tokens]
-    placed = []
-    for item in objects:
-        first, stop = (len(_utf8(text[:at])) for at in item.span)
-        span = max(0, bisect_right(starts, first) - 1), bisect_left(starts, stop)
-        placed.append(item._replace(span=span))
-    ends = [_end_logprob(token.get("top_logprobs")) for token in tokens]
-    logprobs = [_logprob(token) for token in tokens]
-    evidence = evidence_of(placed, ids, logprobs, ends, lambda token: token == _SEPARATOR)
-    recipe = RECIPES[DEFAULT_SCORE]
-    # Another tokenizer may spell loc tokens in pieces.
-    return [recipe(item) if len(item.loc) == LOC_PER_BOX else math.nan for item in evidence]
-
-
-def _starts(text: bytes, tokens: Sequence[Mapping[str, object]]) -> list[int] | None:
-    """Return where each token starts in a text, its end for those after it; None if they differ.
-
-    White space between tokens may be missing on either side.
-    """
-    at, starts = 0, []
-    for token in tokens:
-        data = token.get("bytes")  # of a part of a character
-        try:
-            piece = bytes(data) if isinstance(data, list) else b""
-        except (TypeError, ValueError):
-            return None
-        piece = piece or _utf8(str(token.get("token")).replace("▁", " "))
-        if not text.startswith(piece, at):
-            piece = piece.strip()
-            at = len(text) - len(text[at:].lstrip())
-        starts.append(at)
-        if text.startswith(piece, at):
-            at += len(piece)
-        elif at < len(text):
-            return None
-    return starts if not text[at:].strip() else None
-
-
-def _known_id(token: str) -> int:
-    """Return PaliGemma's id of a loc or seg token; all other text is `_WORD` or `_SEPARATOR`."""
-    if token in LOC_BINS:
-        return PALIGEMMA.loc_offset + LOC_BINS[token]
-    if token in SEG_CODES:
-        return PALIGEMMA.seg_offset + SEG_CODES[token]
-    if token in _ENDS:
-        return PALIGEMMA.eos
-    return _SEPARATOR if ";" in token else _WORD
-
-
-def _end_logprob(top: object) -> float:
-    """Return the log probability of an end among the best tokens, minus infinity without one."""
-    listed = [item for item in top if isinstance(item, Mapping)] if isinstance(top, list) else []
-    return max((_logprob(item) for item in listed if item.get("token") in _ENDS), default=-math.inf)
-
-
-def _logprob(token: Mapping[str, object]) -> float:
-    value = token.get("logprob")
-    if not isinstance(value, (int, float)):
-        return math.nan
-    return math.nan if math.isnan(value) else float(min(0, max(value, _IMPOSSIBLE)))
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

@@ -31,7 +31,7 @@ from palidecode.detections import Detections, draw
 from palidecode.errors import InputError
 from palidecode.files import inside, png_names, replacing, whole_png
 from palidecode.geometry.masks import Paste
-from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions
+from palidecode.pipeline import AskOptions, EndpointOptions, GrammarOptions, ModelOptions
 from palidecode.runs.journal import sync_folder
 from palidecode.runs.local import RunOptions, Watch
 from palidecode.runs.pictures import PredictJob, predict_options
@@ -94,7 +94,7 @@ def _job(args: argparse.Namespace) -> PredictJob:
     # With --fill the probability that a box has no object counts against its label.
     over = "vocabulary" if args.no_grammar or args.fill else "allowed"
     options = predict_options(
-        fill(ModelOptions, args, codec=args.weights),
+        _model(args),
         prompt=args.prompt,
         task=args.task,
         classes=category_names(read_categories(args.classes)),
@@ -105,6 +105,22 @@ def _job(args: argparse.Namespace) -> PredictJob:
         box_image=args.box_image,
     )
     return PredictJob(options)
+
+
+def _model(args: argparse.Namespace) -> ModelOptions | EndpointOptions:
+    """Return the options of the model to load, or of the server that answers."""
+    if args.endpoint is None:
+        for name in ("concurrency", "timeout", "retries", "top_logprobs", "api_key_env"):
+            if getattr(args, name) != getattr(EndpointOptions, name):
+                raise InputError(f"--{name.replace('_', '-')} needs --endpoint")
+        return fill(ModelOptions, args, codec=args.weights)
+    here = ("base", "device", "dtype", "quantize", "tokenizer", "max_objects")
+    given = [name for name in here if getattr(args, name) is not None]
+    given += ["engine"] * (args.engine != "auto") + ["no_grammar"] * args.no_grammar
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names} can't be combined with --endpoint: the server decides that")
+    return fill(EndpointOptions, args, codec=args.weights)
 
 
 class _Overlay:

@@ -2,6 +2,7 @@
 
 from palidecode.pipeline.checkpoint import ModelOptions
 from palidecode.pipeline.decoder import AskOptions, PaliDecoder
+from palidecode.pipeline.endpoint import EndpointOptions
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.pipeline.session import Question, Session
 from palidecode.pipeline.text_length import LongTextWarning
@@ -10,6 +11,7 @@ from palidecode.runtime.options import GrammarOptions
 
 __all__ = [
     "AskOptions",
+    "EndpointOptions",
     "Generated",
     "GrammarOptions",
     "LongTextWarning",

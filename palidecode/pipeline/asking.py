@@ -9,8 +9,16 @@ from dataclasses import replace
 import numpy as np
 
 from palidecode.errors import InputError, warn
-from palidecode.files import Picture, check_picture, open_picture, picture_name
-from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
+from palidecode.files import (
+    Picture,
+    PictureBytes,
+    check_picture,
+    open_encoded,
+    open_picture,
+    picture_name,
+)
+from palidecode.pipeline.protocol import Seen, SentPicture
+from palidecode.pipeline.reading import Generated, Tokens, UnreadablePictureWarning
 from palidecode.pipeline.text_length import TextLength
 from palidecode.runtime.engine import Engine, Features
 from palidecode.runtime.generate import GeneratedTokens, Request, cache_length, generate
@@ -31,6 +39,7 @@ class Asker:
     ----------
     engine : Engine
     tokenizer : Tokenizer
+    image_config : ImageConfig
     features : dict of bytes to image tokens
         Image tokens of the last pictures, by a hash of their pixels.
     """
@@ -42,14 +51,14 @@ class Asker:
         image_config: ImageConfig,
         text_length: TextLength,
     ) -> None:
-        self.engine, self.tokenizer, self._image_config = engine, tokenizer, image_config
+        self.engine, self.tokenizer, self.image_config = engine, tokenizer, image_config
         self._text_length = text_length
         self.features: dict[bytes, Features] = {}
         self._grammars: dict[tuple[str, GrammarOptions], Grammar | None] = {}
 
     def generate(
         self,
-        pictures: Sequence[Sequence[Picture | Shrunk]],
+        pictures: Sequence[Sequence[Picture | Seen]],
         prompts: Sequence[str],
         grammar: bool | GrammarOptions,
         options: GenerateOptions,
@@ -62,6 +71,8 @@ class Asker:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         for several in pictures:
             for picture in several:
+                if isinstance(picture, SentPicture):
+                    raise InputError("a picture that was read for a server isn't one for a model")
                 if not isinstance(picture, Shrunk):
                     check_picture(picture)
         encoded = [
@@ -85,7 +96,7 @@ class Asker:
             )
             for row, answer in zip(rows, made, strict=True):
                 named = pictures[row][box_image]
-                name = "" if isinstance(named, Shrunk) else picture_name(named)
+                name = "" if isinstance(named, Seen) else picture_name(named)
                 answers[row] = replace(answer, name=name)
         return answers
 
@@ -210,12 +221,32 @@ class Asker:
         each = range(0, len(features), count)
         return [self.engine.join(features[start : start + count]) for start in each]
 
+    @property
+    def name(self) -> str:
+        """The engine, for people."""
+        return self.engine.name
+
+    @property
+    def tokens(self) -> Tokens:
+        """The meaning of the token ids of its answers."""
+        return self.tokenizer
+
     def shrink(self, picture: Picture) -> Shrunk:
         """Open a picture and convert it to what the model sees of it."""
-        return shrink(open_picture(picture), self._image_config)
+        return shrink(open_picture(picture), self.image_config)
+
+    def see(self, picture: Picture | PictureBytes) -> Shrunk:
+        """Open a picture, or the content of its file, and convert it."""
+        if isinstance(picture, PictureBytes):
+            return self.shrink(open_encoded(picture.data, picture.name))
+        return self.shrink(picture)
+
+    def forget_pictures(self) -> None:
+        """Clear the cache of image tokens of the last pictures."""
+        self.features.clear()
 
     def _see_all(
-        self, rows: Sequence[Sequence[Picture | Shrunk]], unreadable: dict[int, InputError]
+        self, rows: Sequence[Sequence[Picture | Seen]], unreadable: dict[int, InputError]
     ) -> list[list[Shrunk] | InputError]:
         """Open every picture once, one at a time; the error of an unreadable one takes its row.
 
@@ -228,6 +259,7 @@ class Asker:
             if isinstance(picture, Shrunk):
                 same[id(picture)] = picture
                 continue
+            assert not isinstance(picture, SentPicture)
             try:
                 same[id(picture)] = self.shrink(picture)
             except InputError as error:

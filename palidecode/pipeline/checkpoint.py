@@ -9,15 +9,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 from uuid import uuid4
 
 from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
-from palidecode.codec.weights import GOOGLE_ID, cache_dir
+from palidecode.codec.weights import GOOGLE_ID, cache_dir, find_weights
 from palidecode.errors import InputError, WeightsError, warn
 from palidecode.files import data_folder, read_json
 from palidecode.pipeline.text_length import text_length
@@ -84,6 +84,49 @@ class ModelOptions:
         if cap is not None and cap != "config" and not 0 < cap < math.inf:
             raise InputError(f"final_softcap must be above 0, or None, got {cap}")
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Return True unless the model is to stay off a GPU."""
+        return self.device != "cpu"
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are asked about together."""
+        return 8
+
+    def describe(self) -> ModelNotes:
+        """Describe the checkpoint without loading it; refuse what is none."""
+        return describe(self.model, self.revision, self.base)
+
+    def pinned(self) -> ModelOptions:
+        """Return the options with the revision that a hub model has now."""
+        revision = self.describe().revision
+        return self if revision is None else replace(self, revision=revision)
+
+    def with_engine(self, *, accelerator: bool | None = None) -> ModelOptions:
+        """Return the options with the engine that ``"auto"`` stands for.
+
+        `accelerator` says if the model may run on one; by default this machine is asked.
+        """
+        checkpoint = find(self.model, self.revision, self.base).open()
+        return replace(self, engine=_engine_for(self, checkpoint, accelerator))
+
+    def files(self, *, masks: bool) -> dict[str, Path]:
+        """Return the files that answers depend on, and the mask codec's for `masks`."""
+        files = find(self.model, self.revision, self.base).files()
+        if self.tokenizer is not None:
+            files["tokenizer.json"] = Path(self.tokenizer)
+        if masks:
+            codes_id = self.describe().codes_id
+            named = None if codes_id == GOOGLE_ID else codes_id
+            files["mask codec"] = find_weights(self.codec or named)
+        return files
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options that decide a number; hashes of files say more than their names."""
+        names = ("model", "device", "tokenizer", "codec", "revision", "base")
+        return {name: value for name, value in asdict(self).items() if name not in names}
+
     def check_onnx(self) -> None:
         """Refuse a dtype or device that ONNX Runtime's engine lacks."""
         if self.dtype not in (None, "float32"):
@@ -128,15 +171,6 @@ def describe(
     place.open()
     codes_id, classes = read_notes(place.file(NOTES))
     return ModelNotes(place.name, codes_id, tuple(classes), place.revision)
-
-
-def with_engine(options: ModelOptions, *, accelerator: bool | None = None) -> ModelOptions:
-    """Return the options with the engine that ``"auto"`` stands for.
-
-    `accelerator` says if the model may run on one; by default this machine is asked.
-    """
-    checkpoint = find(options.model, options.revision, options.base).open()
-    return replace(options, engine=_engine_for(options, checkpoint, accelerator))
 
 
 def load(

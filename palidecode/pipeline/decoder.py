@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from palidecode.answers.scoring import DEFAULT_SCORE, Score, check_score
+from palidecode.codec import load_codec
 from palidecode.codec.protocol import MaskCodec
 from palidecode.codec.weights import GOOGLE_ID
 from palidecode.detections import Detections
 from palidecode.errors import InputError, warn
-from palidecode.files import Picture
+from palidecode.files import Picture, PictureBytes
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.pipeline.adapting import Adapters
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import EngineName, LoadedModel, ModelOptions, find, load
+from palidecode.pipeline.endpoint import KEY_VARIABLE, EndpointOptions, Server
+from palidecode.pipeline.protocol import Answerer, Seen
 from palidecode.pipeline.reading import Answers, Generated, read_answers
+from palidecode.pipeline.remote import RemoteAsker
 from palidecode.pipeline.session import Session
 from palidecode.pipeline.text_length import TextLength
 from palidecode.prompts import Task, asked_names, prompts_for, split_verb, with_verb
@@ -27,7 +31,7 @@ from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken,
 from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.wording import many
 
-Pictures: TypeAlias = Picture | Sequence[Picture | Shrunk | Sequence[Picture | Shrunk]]
+Pictures: TypeAlias = Picture | Sequence[Picture | Seen | Sequence[Picture | Seen]]
 
 DEFAULT_TOKENS = 256
 _CLASSES_SHOWN = 20
@@ -65,9 +69,11 @@ class PaliDecoder:
 
     Parameters
     ----------
-    engine : Engine
-    tokenizer : Tokenizer
-    image_config : ImageConfig
+    engine : Engine or Server
+        What answers: a model that is loaded, or a server.
+    tokenizer : Tokenizer, optional
+    image_config : ImageConfig, optional
+        None for a server, which has its own.
     codec : MaskCodec, optional
         Decodes the masks of `segment`; without it `load_codec()` is used when they are needed.
     codes_id : str
@@ -83,9 +89,9 @@ class PaliDecoder:
 
     def __init__(
         self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        image_config: ImageConfig,
+        engine: Engine | Server,
+        tokenizer: Tokenizer | None = None,
+        image_config: ImageConfig | None = None,
         *,
         codec: MaskCodec | None = None,
         codes_id: str = GOOGLE_ID,
@@ -93,11 +99,16 @@ class PaliDecoder:
         source: str = "",
         text_length: int | None = None,
     ) -> None:
-        self.engine, self.tokenizer, self.image_config = engine, tokenizer, image_config
+        self._text_length = TextLength(text_length)
+        self._asker: Answerer
+        if isinstance(engine, Server):
+            self._asker = RemoteAsker(engine)
+        else:
+            assert tokenizer is not None
+            shown = image_config or ImageConfig()
+            self._asker = Asker(engine, tokenizer, shown, self._text_length)
         self.codec, self.codes_id, self.source = codec, codes_id, source
         self.classes = tuple(classes)
-        self._text_length = TextLength(text_length)
-        self._asker = Asker(engine, tokenizer, image_config, self._text_length)
         self._adapters: Adapters | None = None
 
     def __repr__(self) -> str:
@@ -105,7 +116,7 @@ class PaliDecoder:
         more = len(self.classes) - _CLASSES_SHOWN
         facts = {
             "model": self.source or "from memory",
-            "engine": self.engine.name,
+            "engine": self._asker.name,
             "classes": f"{shown} and {more} more" if more > 0 else shown,
         }
         return "\n".join(["PaliDecoder", *(f"  {name:<8}{fact}" for name, fact in facts.items())])
@@ -187,12 +198,17 @@ class PaliDecoder:
     @classmethod
     def from_options(
         cls,
-        options: ModelOptions,
+        options: ModelOptions | EndpointOptions,
         *,
         threads: int | None = None,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> PaliDecoder:
-        """Load a checkpoint as `from_pretrained` does; `threads` are those of the mask codec."""
+        """Load a checkpoint as `from_pretrained` does, or ask a server as `from_endpoint` does.
+
+        `threads` are those of the mask codec.
+        """
+        if isinstance(options, EndpointOptions):
+            return cls._asking(options, None, threads)
         return cls._loaded(options, load(options, threads=threads), adapters)
 
     @classmethod
@@ -207,6 +223,96 @@ class PaliDecoder:
             place = find(options.model, options.revision, options.base)
             decoder._adapters = Adapters(place, decoder.engine, adapters)
         return decoder
+
+    @classmethod
+    def from_endpoint(
+        cls,
+        endpoint: str,
+        model: str,
+        *,
+        codec: MaskCodec | None = None,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        retries: int = 5,
+        pause: float = 0.5,
+        top_logprobs: int = 20,
+        api_key_env: str = KEY_VARIABLE,
+    ) -> PaliDecoder:
+        """Ask a model on an OpenAI-compatible server: palidecode's own, vLLM, mlx-vlm …
+
+        Pictures are sent with every prompt, and answers read as those of a model that is loaded.
+        Scores come from the log probabilities that the server sends. The server decides over which
+        tokens they are, and whether a grammar constrains answers.
+
+        Parameters
+        ----------
+        endpoint : str
+            Address of the API: ``http://host:8000/v1``.
+        model : str
+            Name of the model there.
+        codec : MaskCodec, optional
+            For masks; by default the codec that the server names, or else Google's.
+        concurrency : int
+            Requests at a time.
+        timeout, retries, pause, top_logprobs, api_key_env
+            See `EndpointOptions`.
+
+        Raises
+        ------
+        InputError
+            For options that can't be used.
+        ServerError
+            If the server isn't there, or hasn't that model.
+        """
+        options = EndpointOptions(
+            endpoint,
+            model,
+            None,
+            concurrency,
+            timeout,
+            retries,
+            pause,
+            top_logprobs,
+            api_key_env,
+        )
+        return cls._asking(options, codec)
+
+    @classmethod
+    def _asking(
+        cls, options: EndpointOptions, codec: MaskCodec | None, threads: int | None = None
+    ) -> PaliDecoder:
+        notes = options.describe()
+        named = options.codec or (None if notes.codes_id == GOOGLE_ID else notes.codes_id)
+        if codec is None and named is not None:
+            codec = load_codec(named, threads=threads)
+        return cls(
+            Server(options),
+            codec=codec,
+            codes_id=notes.codes_id,
+            classes=notes.classes,
+            source=notes.source,
+        )
+
+    @property
+    def _local(self) -> Asker:
+        if not isinstance(self._asker, Asker):
+            raise InputError(f"{self.source}: a server answers; no model is loaded here")
+        return self._asker
+
+    @property
+    def engine(self) -> Engine:
+        """The model that is loaded."""
+        return self._local.engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model that is loaded."""
+        return self._local.tokenizer
+
+    @property
+    def image_config(self) -> ImageConfig:
+        """The preprocessing of pictures for the model that is loaded."""
+        return self._local.image_config
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -226,8 +332,8 @@ class PaliDecoder:
         """
         if self._adapters is None:
             raise InputError("there are no adapters: from_pretrained(base, adapters={'a': DIR})")
-        self.engine, self.classes = self._adapters.use(adapter)
-        self._asker = Asker(self.engine, self.tokenizer, self.image_config, self._text_length)
+        engine, self.classes = self._adapters.use(adapter)
+        self._asker = Asker(engine, self.tokenizer, self.image_config, self._text_length)
 
     def generate(
         self,
@@ -389,6 +495,27 @@ class PaliDecoder:
         InputError
             As `generate`.
         """
+        answers = self.answers(task, images, prompt, options, batch_size, on_token, box_image)
+        return self.read(
+            answers,
+            len(answers) // max(1, len(_as_list(images))),
+            score=options.score,
+            sub_bin=options.sub_bin,
+            divisor=options.divisor,
+            clip=options.clip,
+        )
+
+    def answers(
+        self,
+        task: Task,
+        images: Pictures,
+        prompt: str | Sequence[str] | None,
+        options: AskOptions,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
+        box_image: int | None = None,
+    ) -> list[Generated]:
+        """Ask for objects, as `ask`; return the answers to all prompts about each picture."""
         pictures = _as_list(images)
         if prompt is None:
             prompt = prompts_for(task, self.classes, per_class=False) if self.classes else ()
@@ -397,7 +524,7 @@ class PaliDecoder:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")
         asked = [with_verb(task, text) for text in prompts]
         self._warn_of_unknown_classes(asked)
-        answers = self._asker.generate(
+        return self._asker.generate(
             [several for several in pictures for _ in asked],
             asked * len(pictures),
             options.grammar,
@@ -405,14 +532,6 @@ class PaliDecoder:
             batch_size,
             on_token,
             _box_image(pictures, asked, box_image),
-        )
-        return self.read(
-            answers,
-            len(prompts),
-            score=options.score,
-            sub_bin=options.sub_bin,
-            divisor=options.divisor,
-            clip=options.clip,
         )
 
     def _warn_of_unknown_classes(self, prompts: Sequence[str]) -> None:
@@ -443,7 +562,7 @@ class PaliDecoder:
         return read_answers(
             answers,
             per_picture,
-            self.tokenizer,
+            self._asker.tokens,
             codec=self.codec,
             codes_id=self.codes_id,
             score=score,
@@ -453,46 +572,56 @@ class PaliDecoder:
         )
 
     def check_length(self, pictures: int, prompts: Sequence[str], options: AskOptions) -> None:
-        """Refuse prompts about so many pictures that the model can't read them.
+        """Refuse prompts about so many pictures that a model that is loaded can't read them.
 
         Raises
         ------
         InputError
             If pictures, prompt and the longest answer exceed Gemma's context.
         """
-        for prompt in prompts:
-            self._asker.encode(prompt, pictures, options.max_new_tokens)
+        for prompt in prompts if isinstance(self._asker, Asker) else ():
+            self._local.encode(prompt, pictures, options.max_new_tokens)
 
     def shrink(self, picture: Picture) -> Shrunk:
-        """Open a picture and keep what the model sees of it, for `ask`.
+        """Open a picture and keep what the model that is loaded sees of it, for `ask`.
 
         Raises
         ------
         InputError
             If it can't be read.
         """
-        return self._asker.shrink(picture)
+        return self._local.shrink(picture)
+
+    def see(self, picture: Picture | PictureBytes) -> Seen:
+        """Open a picture and keep what the model or the server is given of it, for `ask`.
+
+        Raises
+        ------
+        InputError
+            If it can't be read.
+        """
+        return self._asker.see(picture)
 
     def session(self) -> Session:
         """Return a `Session`, which writes answers token by token; questions join at any step.
 
         It stays with the adapter in use.
         """
-        return Session(self._asker)
+        return Session(self._local)
 
     def forget_pictures(self) -> None:
         """Clear the cache of image tokens of the last pictures."""
-        self._asker.features.clear()
+        self._asker.forget_pictures()
 
 
-def _as_list(images: Pictures) -> list[Sequence[Picture | Shrunk]]:
+def _as_list(images: Pictures) -> list[Sequence[Picture | Seen]]:
     """Return the pictures of each prompt: mostly one, several where a list is in the list."""
     listed = images if isinstance(images, (list, tuple)) else [cast(Picture, images)]
     return [item if isinstance(item, (list, tuple)) else (item,) for item in listed]
 
 
 def _box_image(
-    pictures: Sequence[Sequence[Picture | Shrunk]], prompts: Sequence[str], given: int | None
+    pictures: Sequence[Sequence[Picture | Seen]], prompts: Sequence[str], given: int | None
 ) -> int:
     """Return the index of the picture that boxes are measured in."""
     counts = [len(several) for several in pictures]
@@ -512,7 +641,7 @@ def _box_image(
 
 def _pair(
     images: Pictures, prompts: str | Sequence[str]
-) -> tuple[list[Sequence[Picture | Shrunk]], list[str]]:
+) -> tuple[list[Sequence[Picture | Seen]], list[str]]:
     pictures = _as_list(images)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(pictures) == 1:

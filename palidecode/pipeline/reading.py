@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,7 @@ from palidecode.detections.objects import Images
 from palidecode.detections.tables import as_html, as_text
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import expected_bins, loc_to_xyxy
-from palidecode.runtime.tokenizer import Tokenizer
-from palidecode.vocab import LOC_COUNT, LOC_PER_BOX
+from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, Vocabulary
 from palidecode.wording import many
 
 if TYPE_CHECKING:
@@ -32,6 +31,20 @@ if TYPE_CHECKING:
 
 SUB_BIN_RADIUS = 12
 """Bins to each side that count for a sub-bin box."""
+
+
+class Tokens(Protocol):
+    """The meaning of an answer's token ids."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Ids of loc, seg and control tokens."""
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Convert ids to text."""
+
+    def is_separator(self, token: int, /) -> bool:
+        """Return True if a token's text contains a ``;``."""
 
 
 class UnreadablePictureWarning(UserWarning):
@@ -47,7 +60,8 @@ class Generated:
     prompt, text : str
         The text spells loc and seg tokens, and omits control tokens.
     token_ids : list of int
-        ``<eos>`` included where the model wrote it.
+        ``<eos>`` included where the model wrote it. A server's tokens that are text have no ids
+        of a tokenizer, but numbers from a million on.
     logprobs : list of float
         Natural log of each token's probability.
     end_logprobs : list of float
@@ -195,7 +209,7 @@ class Answers(list[Generated]):
 def read_answers(
     answers: Sequence[Generated],
     per_picture: int,
-    tokenizer: Tokenizer,
+    tokens: Tokens,
     *,
     codec: MaskCodec | None,
     codes_id: str,
@@ -206,9 +220,9 @@ def read_answers(
 ) -> Detections:
     """Read answers as detections; see `PaliDecoder.read`."""
     recipe = RECIPES[check_score(score)]
-    vocabulary = tokenizer.vocabulary
+    vocabulary = tokens.vocabulary
     results = [
-        parse(answer.token_ids, vocabulary=vocabulary, detokenize=tokenizer.decode)
+        parse(answer.token_ids, vocabulary=vocabulary, detokenize=tokens.decode)
         for answer in answers
     ]
     scores: list[list[float]] = []
@@ -218,7 +232,7 @@ def read_answers(
             answer.token_ids,
             answer.logprobs,
             answer.end_logprobs,
-            tokenizer.is_separator,
+            tokens.is_separator,
             vocabulary,
         )
         scores.append([recipe(item) for item in evidence])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,7 @@ from palidecode.evaluation.coco.evaluate import evaluate_coco
 from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.geometry.boxes import DEFAULT_DIVISOR
 from palidecode.geometry.masks import DEFAULT_PASTE, Paste
-from palidecode.pipeline import AskOptions, GrammarOptions
+from palidecode.pipeline import AskOptions, EndpointOptions, GrammarOptions
 from palidecode.pipeline.checkpoint import EngineName, ModelOptions
 from palidecode.pipeline.decoder import DEFAULT_TOKENS
 from palidecode.prompts import Task
@@ -68,14 +69,14 @@ __all__ = [
 def predict(
     source: Paths | Dataset,
     *,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | EndpointOptions,
     prompt: str | Sequence[str] | None = None,
     task: Task | None = None,
     classes: Categories | None = None,
     per_class: bool = False,
     min_score: float = 0.0,
     images: str | os.PathLike[str] | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     shard_size: int = PREDICTED,
     dtype: str | None = None,
     device: str | None = None,
@@ -107,7 +108,8 @@ def predict(
         A folder of pictures; a COCO ``.json`` or a ``.jsonl`` about pictures in `images`;
         ``.parquet`` and WebDataset ``.tar`` files; or a Dataset of such rows.
     model, dtype, device, quantize, tokenizer, engine, base
-        See `PaliDecoder.from_pretrained`. Files must be seen by every machine.
+        See `PaliDecoder.from_pretrained`. Files must be seen by every machine. `EndpointOptions`
+        name a server that answers instead, which every machine must reach.
     prompt, task, classes, per_class
         ``"segment cat ; dog"``, several prompts that are all asked, or a task and names (or a COCO
         dataset that has them), in one prompt or one each; by default all classes that the
@@ -115,7 +117,8 @@ def predict(
     min_score : float
         Objects below it are skipped.
     batch_size : int
-        Pictures that the model sees together.
+        Pictures that the model sees together; by default 8, or with a server four for each of
+        its requests at a time.
     shard_size : int
         Pictures that are finished, and lost, together, fewer at the end; rounded up to whole
         batches.
@@ -139,16 +142,22 @@ def predict(
     InputError
         For a source, model or prompt that can't be used, and where Ray isn't installed.
     """
-    options = ModelOptions(
-        os.fspath(model),
-        dtype,
-        device,
-        quantize,
-        _text(tokenizer),
-        _text(weights),
-        engine=engine,
-        base=_text(base),
-    )
+    options: ModelOptions | EndpointOptions
+    if isinstance(model, EndpointOptions):
+        if (dtype, device, quantize, tokenizer, engine, base) != (None,) * 4 + ("auto", None):
+            raise InputError("EndpointOptions name a server: leave dtype, device … out")
+        options = model if weights is None else replace(model, codec=_text(weights))
+    else:
+        options = ModelOptions(
+            os.fspath(model),
+            dtype,
+            device,
+            quantize,
+            _text(tokenizer),
+            _text(weights),
+            engine=engine,
+            base=_text(base),
+        )
     ask = AskOptions(
         grammar=grammar,
         over=over,

@@ -11,13 +11,13 @@ import cv2
 
 from palidecode.coco.shards import ShardBuilder, read_shard, shard_name
 from palidecode.coco.writing import CocoOptions
-from palidecode.errors import PalidecodeError
+from palidecode.errors import PalidecodeError, ServerError
 from palidecode.ray_data.rows import to_table
 from palidecode.ray_data.sources import Part, in_folder, records_of
 from palidecode.runs.answers import batches
 from palidecode.runs.finished import Finished, Segment, joined
 from palidecode.runs.jobs import Job, Record, Worker
-from palidecode.runs.local import finished_batch, work
+from palidecode.runs.local import KEPT, finished_batch, work
 from palidecode.runs.rows import rows_of
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Actor:
         """Write a shard of the rows that earlier runs haven't finished."""
         try:
             return self._shard(records_of(parts))
+        except ServerError as error:
+            return Done(error=f"{error}; {KEPT}")
         except (PalidecodeError, OSError) as error:
             # Raised here it would come out as a page of Ray's.
             return Done(error=str(error))

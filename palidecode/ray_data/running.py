@@ -125,7 +125,7 @@ def found_in(
         size = DECODED if shard_size is None else shard_size
         return Found(rows, DecodeJob(job.options, reader), workers, size)
     if num_gpus is None:
-        num_gpus = float(gpus_there() and job.options.model.device != "cpu")
+        num_gpus = float(gpus_there() and job.options.model.uses_gpu)
     workers = Workers(concurrency, num_cpus, num_gpus)
     rows = source_of(source, images, job.options.box_image)
     job = job.with_engine(accelerator=num_gpus > 0)

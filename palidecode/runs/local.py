@@ -14,13 +14,15 @@ from typing import Any
 
 from palidecode.coco.shards import MALFORMED, Failure, Merger, Result, RowIssue, ShardBuilder
 from palidecode.coco.writing import CocoOptions, CocoReport
-from palidecode.errors import InputError
+from palidecode.errors import InputError, ServerError
 from palidecode.files import writes_through
 from palidecode.runs.answers import batches
 from palidecode.runs.finished import Finished, Segment
 from palidecode.runs.jobs import Item, Job, Worker
 from palidecode.runs.journal import Header, Journal, hash_files, write_failures
 
+KEPT = "what is finished is kept: run the same command again to resume"
+"""Said where a server is gone."""
 _APART = 1.0  # seconds; writing and deleting a file may take as long as a batch of boxes
 _SHOWN: dict[str | tuple[str, type[Warning], int], int] = {}  # warnings that shards don't keep
 
@@ -184,7 +186,12 @@ def write_coco(
                 segments = finished_batch(job, batch, keys, finished)
                 if segments is None:
                     first = len(saver.builder.shard)
-                    result = work(worker(), batch, keys, saver.builder)
+                    try:
+                        result = work(worker(), batch, keys, saver.builder)
+                    except ServerError as error:
+                        if journal is None:
+                            raise
+                        raise ServerError(f"{error}; {KEPT}") from error
                     watch.result(batch, result)
                     merger.add(saver.builder.shard, first, first + len(batch))
                     saver.offer()

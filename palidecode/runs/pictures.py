@@ -7,18 +7,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from palidecode.coco.shards import Result, key_of
-from palidecode.codec.weights import GOOGLE_ID, find_weights
+from palidecode.detections import Detections
 from palidecode.errors import InputError
 from palidecode.files import open_picture
-from palidecode.pipeline import AskOptions, GrammarOptions, ModelOptions, PaliDecoder, Shrunk
-from palidecode.pipeline.checkpoint import describe, find, with_engine
+from palidecode.pipeline import (
+    AskOptions,
+    EndpointOptions,
+    Generated,
+    GrammarOptions,
+    ModelOptions,
+    PaliDecoder,
+)
+from palidecode.pipeline.protocol import Seen
 from palidecode.prompts import Task, what_to_ask
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
 from palidecode.runs.rows import detections_of
 from palidecode.runs.sources import PictureFile, Unread
+
+Model: TypeAlias = ModelOptions | EndpointOptions
+"""What answers: a model to load, or a server."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class PredictOptions:
 
     Attributes
     ----------
-    model : ModelOptions
+    model : ModelOptions or EndpointOptions
     task : {"detect", "segment"}
     prompts : tuple of str
         All are asked of every picture, and their objects put together.
@@ -42,7 +52,7 @@ class PredictOptions:
         Index of the picture that boxes are measured in, of rows that name several.
     """
 
-    model: ModelOptions
+    model: Model
     task: Task
     prompts: tuple[str, ...]
     names: tuple[str, ...] = ()
@@ -63,7 +73,7 @@ class PredictOptions:
 
 
 def predict_options(
-    model: ModelOptions,
+    model: Model,
     *,
     prompt: str | Sequence[str] | None = None,
     task: Task | None = None,
@@ -71,37 +81,36 @@ def predict_options(
     per_class: bool = False,
     min_score: float = 0.0,
     ask: AskOptions | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     box_image: int | None = None,
 ) -> PredictOptions:
-    """Look at a checkpoint, and work out what to ask of it.
+    """Look at a checkpoint or a server, and work out what to ask of it.
 
     Parameters
     ----------
-    model : ModelOptions
+    model : ModelOptions or EndpointOptions
         A hub model's revision is looked up and kept.
     prompt, task, classes, per_class
         See `what_to_ask`; by default all classes that the model's folder lists.
     min_score, ask, batch_size, box_image
-        See `PredictOptions`.
+        See `PredictOptions`; by default so many pictures together as suit the model.
 
     Raises
     ------
     InputError
         For a model or prompt that can't be used.
+    ServerError
+        For a server that doesn't answer.
     """
-    notes = describe(model.model, model.revision, model.base)
-    asked = what_to_ask(task, prompt, classes, notes.classes, per_class)
-    if notes.revision is not None:
-        model = replace(model, revision=notes.revision)
+    asked = what_to_ask(task, prompt, classes, model.describe().classes, per_class)
     return PredictOptions(
-        model,
+        model.pinned(),
         asked.task,
         asked.prompts,
         tuple(asked.names),
         min_score,
         ask or AskOptions(),
-        batch_size,
+        model.batch_size if batch_size is None else batch_size,
         box_image,
     )
 
@@ -130,34 +139,21 @@ class PredictJob(Job[PictureFile | Unread]):
 
         `accelerator` says if workers have one; by default this machine is asked.
         """
-        model = with_engine(self.options.model, accelerator=accelerator)
+        model = self.options.model.with_engine(accelerator=accelerator)
         return replace(self, options=replace(self.options, model=model))
 
     def settings(self) -> dict[str, Any]:
         settings = asdict(self.options)
         # Rows are known by the pictures that were read.
         del settings["batch_size"], settings["box_image"]
-        # The hashes of their files say more than their names.
-        for name in ("model", "device", "tokenizer", "codec", "revision", "base"):
-            del settings["model"][name]
-        return settings
+        return settings | {"model": self.options.model.settings()}
 
     def files(self) -> dict[str, Path]:
-        model = self.options.model
-        files = find(model.model, model.revision, model.base).files()
-        if model.tokenizer is not None:
-            files["tokenizer.json"] = Path(model.tokenizer)
-        if self.options.task == "segment":
-            codes_id = describe(model.model, model.revision, model.base).codes_id
-            files["mask codec"] = find_weights(
-                model.codec or (None if codes_id == GOOGLE_ID else codes_id)
-            )
-        return files
+        return self.options.model.files(masks=self.options.task == "segment")
 
     def info(self) -> dict[str, Any]:
         options = self.options
-        model = options.model
-        source = describe(model.model, model.revision, model.base).source
+        source = options.model.describe().source
         info = {"model": source, "task": options.task, "prompts": list(options.prompts)}
         info |= {"score": options.ask.score}
         return info | ({"asked": list(options.names)} if options.names else {})
@@ -227,24 +223,46 @@ class _Predictor:
                 rows.append(row)
             except InputError as error:
                 reasons[row] = str(error)
-        options, found = self.options, detections_of([])
         # Features kept from another batch differ from this one's in their last bits.
         self.decoder.forget_pictures()
-        if seen:
-            found = self.decoder.ask(
-                options.task, seen, options.prompts, options.ask, options.batch_size, box_image=0
-            )
-            found = found.select(~(found.scores < options.min_score))  # an unknown score stays
+        answers = self._answers(seen) if seen else []
+        for row, its in zip(rows, answers, strict=True):
+            reason = next((answer.error for answer in its if answer.error), None)
+            if reason is not None:
+                reasons[row] = reason
+        answered = [its for row, its in zip(rows, answers, strict=True) if row not in reasons]
+        rows = [row for row in rows if row not in reasons]
+        found = self._read(answered) if answered else detections_of([])
         return Result(found, rows, [item.name for item in items], reasons)
 
-    def _see(self, item: PictureFile) -> list[Shrunk]:
+    def _see(self, item: PictureFile) -> list[Seen]:
         """Open the pictures of an item, one at a time: a batch in full size is large.
 
         The first one has the size that boxes are measured in.
         """
         if not item.group:
-            return [self.decoder.shrink(item.open())]
+            return [self.decoder.see(item.picture)]
         self.decoder.check_length(len(item.group), self.options.prompts, self.options.ask)
-        seen = [self.decoder.shrink(path) for path in item.group]
+        seen = [self.decoder.see(path) for path in item.group]
         boxed = seen[item.group.index(item.path)]
         return [replace(seen[0], size=boxed.size), *seen[1:]]
+
+    def _answers(self, seen: Sequence[Sequence[Seen]]) -> list[list[Generated]]:
+        """Return each picture's answers to all prompts."""
+        options, each = self.options, len(self.options.prompts)
+        answers = self.decoder.answers(
+            options.task, seen, options.prompts, options.ask, options.batch_size, box_image=0
+        )
+        return [answers[first : first + each] for first in range(0, len(answers), each)]
+
+    def _read(self, answers: Sequence[Sequence[Generated]]) -> Detections:
+        ask = self.options.ask
+        found = self.decoder.read(
+            [answer for its in answers for answer in its],
+            len(answers[0]),
+            score=ask.score,
+            sub_bin=ask.sub_bin,
+            divisor=ask.divisor,
+            clip=ask.clip,
+        )
+        return found.select(~(found.scores < self.options.min_score))  # an unknown score stays

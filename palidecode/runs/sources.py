@@ -20,7 +20,15 @@ from palidecode.answers.row_files import LINES, Problem, open_rows
 from palidecode.answers.rows import RowReader
 from palidecode.codec.weights import cache_dir
 from palidecode.errors import InputError
-from palidecode.files import PICTURES, STDOUT, open_encoded, open_picture, reason_of, replacing
+from palidecode.files import (
+    PICTURES,
+    STDOUT,
+    PictureBytes,
+    open_encoded,
+    open_picture,
+    reason_of,
+    replacing,
+)
 
 STDIN = STDOUT
 """``-``: a list of pictures on the standard input."""
@@ -46,6 +54,11 @@ class PictureFile(NamedTuple):
     name: str
     data: bytes | None = None
     group: tuple[str, ...] = ()
+
+    @property
+    def picture(self) -> str | PictureBytes:
+        """What is read: the path, or the content."""
+        return self.path if self.data is None else PictureBytes(self.data, self.name)
 
     def open(self) -> Image.Image:
         """Open the picture, as `open_picture` does."""

@@ -23,6 +23,8 @@ palidecode predict pictures/ --model demo --task segment -o coco.json
 palidecode predict pictures/ --model paligemma2-3b-mix-448 \\
     --prompt "detect cat ; dog" -o coco.json --overlay drawn/
 palidecode predict pictures/ --model demo --format yolo -o dataset/
+palidecode predict pictures/ --endpoint http://localhost:8000/v1 --model NAME \\
+    --prompt "detect cat" -o coco.json
 palidecode predict "shots/*.jpg" --model DIR --task detect \\
     --classes names.txt --per-class -o coco.json
 """
@@ -41,7 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         help="a directory as transformers saves it, an adapter's as PEFT saves it, a big_vision "
-        ".npz, a hub name, or demo, the tiny model in this package",
+        ".npz, a hub name, or demo, the tiny model in this package; with --endpoint the server's "
+        "name of it",
     )
     parser.add_argument(
         "-o",
@@ -71,6 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
     _add_model(parser)
+    _add_server(parser)
     _add_answers(parser)
     add_messages(parser)
     add_journal(parser)
@@ -123,9 +127,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size",
         type=int,
-        default=8,
         metavar="N",
-        help="pictures that are predicted together (default: %(default)s)",
+        help="pictures that are predicted together (default: 8; with --endpoint four for each "
+        "request at a time)",
     )
     group.add_argument(
         "--weights",
@@ -134,6 +138,50 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer.json (default: the model's own)"
+    )
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="ask an OpenAI-compatible server, as http://host:8000/v1 (default: load the model)",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests at a time; of each worker with --ray (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds that a request may take (default: %(default)g)",
+    )
+    group.add_argument(
+        "--retries",
+        type=int,
+        default=5,
+        metavar="N",
+        help="further tries of a request that fails (default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-logprobs",
+        type=int,
+        default=20,
+        metavar="K",
+        help="likeliest tokens to ask for in each token's place; scores use <eos> among them "
+        "(default: %(default)s; 1024 with --sub-bin)",
+    )
+    group.add_argument(
+        "--api-key-env",
+        default="PALIDECODE_API_KEY",
+        metavar="NAME",
+        help="environment variable that holds the API key (default: %(default)s)",
     )
 
 

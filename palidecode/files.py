@@ -381,18 +381,18 @@ def as_sent(picture: Picture | PictureBytes) -> tuple[bytes, str, tuple[int, int
         If it can't be read.
     """
     if isinstance(picture, PictureBytes):
-        data, name = picture.data, picture.name
+        name, data = picture.name, picture.data
     elif isinstance(picture, str | os.PathLike):
         check_picture(picture)
-        name = os.fsdecode(picture)
-        with _named_errors(name):
-            data = regular(picture).read_bytes()
+        name, data = os.fsdecode(picture), None
     else:
         opened = open_picture(picture)
         return _as_png(opened), "image/png", opened.size
     with _opened(name, data) as image:
         mime, opened = _plain_mime(image), _rgb(image)
-    return (data, mime, opened.size) if mime else (_as_png(opened), "image/png", opened.size)
+        if mime is not None:
+            return data or regular(name).read_bytes(), mime, opened.size
+    return _as_png(opened), "image/png", opened.size
 
 
 def _plain_mime(image: Image.Image) -> str | None:

@@ -367,6 +367,8 @@ class Server:
         status = response.status_code
         said = _words_of(data)
         reason = f"{status} {response.reason_phrase}".strip() + (f": {said}" if said else "")
+        if self._key:  # which a server may repeat
+            reason = reason.replace(self._key, "***")
         if status < 400:
             there = response.headers.get("Location", "elsewhere")
             return _FaultError(f"{status}, it leads to {there}: give that address")
@@ -382,8 +384,7 @@ class Server:
     def _message(self, fault: _FaultError) -> str:
         tries = self.options.retries + 1
         often = f" ({tries} tries)" if fault.again and not fault.busy and tries > 1 else ""
-        text = f"{self.options.endpoint}: {fault.reason}{often}"
-        return text.replace(self._key, "***") if self._key else text
+        return f"{self.options.endpoint}: {fault.reason}{often}"
 
 
 def _close(

@@ -67,7 +67,11 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A chat completion request; ``grammar`` and ``box_image`` are this server's own."""
+    """A chat completion request.
+
+    ``grammar`` and ``box_image`` are this server's own; ``skip_special_tokens`` is vLLM's, which
+    keeps loc and seg tokens in the text, as they always are here.
+    """
 
     messages: list[Message]
     model: str | None = None
@@ -86,6 +90,7 @@ class ChatBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     user: str | None = None
     grammar: bool = True
     box_image: int = 0
+    skip_special_tokens: bool = False
 
 
 async def chat(request: Request) -> Response:
@@ -96,6 +101,8 @@ async def chat(request: Request) -> Response:
     top = body.top_logprobs or 0
     if not 0 <= top <= MAX_TOP or (top and not body.logprobs):
         raise Refused(400, f"top_logprobs must be 0 to {MAX_TOP}, with logprobs: true, got {top}")
+    if body.skip_special_tokens:
+        raise Refused(400, "skip_special_tokens: loc and seg tokens are the answer; leave it out")
     question = await _question(body, top, service, settings)
     job = service.ask(question, service.adapter_of(body.model))
     completion = _Completion(service, job, body)
@@ -242,11 +249,12 @@ def _data(value: Any) -> bytes:
 
 
 async def models(request: Request) -> Response:
-    """Answer ``GET /v1/models``."""
+    """Answer ``GET /v1/models``, with each model's mask codec and its classes, if it lists any."""
     service = service_of(request)
     created: int = request.app.state.created
-    data = [
-        {"id": name, "object": "model", "created": created, "owned_by": "palidecode"}
-        for name in service.models
-    ]
+    facts: dict[str, Any] = {"object": "model", "created": created, "owned_by": "palidecode"}
+    facts |= {"codes": service.decoder.codes_id}
+    if len(service.models) == 1:  # classes of adapters differ
+        facts |= {"classes": list(service.decoder.classes)}
+    data = [{"id": name, **facts} for name in service.models]
     return json_reply({"object": "list", "data": data})

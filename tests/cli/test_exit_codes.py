@@ -30,6 +30,9 @@ CODES = """
 1 predict pictures damaged.png --model demo --task detect -o new.json
 2 predict damaged.png --model demo --task detect -o new.json
 2 predict pictures --model demo --task detect --device foo -o new.json
+2 predict pictures --endpoint http://127.0.0.1:1/v1 --model m --prompt "detect a" -o new.json
+2 predict pictures --endpoint nowhere --model m --prompt "detect a" -o new.json
+2 predict pictures --model demo --task detect --timeout 9 -o new.json
 2 predict nowhere --model demo --task detect -o new.json
 0 convert lvis.json --to yolo -o new
 0 convert coco.json --to yolo -o new

@@ -150,14 +150,20 @@ class Place:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *parts: object) -> None:
+        """Print nothing: clients hang up."""
+
+
 @contextmanager
 def serving(*script: Reply, models: Reply | None = None) -> Iterator[Place]:
     """Serve replies in order; the last one answers all further requests."""
     place = Place(list(script) or [answers_cat])
     if models is not None:
         place.models = models
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     server.place, server.ended = place, threading.Event()  # type: ignore[attr-defined]
     place.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

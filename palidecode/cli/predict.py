@@ -6,7 +6,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from palidecode.cli.convert import Conversion
@@ -110,11 +110,12 @@ def _job(args: argparse.Namespace) -> PredictJob:
 def _model(args: argparse.Namespace) -> ModelOptions | EndpointOptions:
     """Return the options of the model to load, or of the server that answers."""
     if args.endpoint is None:
-        for name in ("concurrency", "timeout", "retries", "top_logprobs", "api_key_env"):
-            if getattr(args, name) != getattr(EndpointOptions, name):
+        for name, default in ((o.name, o.default) for o in fields(EndpointOptions)):
+            if default is not MISSING and getattr(args, name, default) != default:
                 raise InputError(f"--{name.replace('_', '-')} needs --endpoint")
         return fill(ModelOptions, args, codec=args.weights)
-    here = ("base", "device", "dtype", "quantize", "tokenizer", "max_objects")
+    here = ["base", "device", "dtype", "quantize", "tokenizer"]
+    here += [] if args.vllm_grammar else ["max_objects"]
     given = [name for name in here if getattr(args, name) is not None]
     given += ["engine"] * (args.engine != "auto") + ["no_grammar"] * args.no_grammar
     if given:

@@ -237,6 +237,7 @@ class PaliDecoder:
         pause: float = 0.5,
         top_logprobs: int = 20,
         api_key_env: str = KEY_VARIABLE,
+        vllm_grammar: bool = False,
     ) -> PaliDecoder:
         """Ask a model on an OpenAI-compatible server: palidecode's own, vLLM, mlx-vlm …
 
@@ -254,7 +255,7 @@ class PaliDecoder:
             For masks; by default the codec that the server names, or else Google's.
         concurrency : int
             Requests at a time.
-        timeout, retries, pause, top_logprobs, api_key_env
+        timeout, retries, pause, top_logprobs, api_key_env, vllm_grammar
             See `EndpointOptions`.
 
         Raises
@@ -274,6 +275,7 @@ class PaliDecoder:
             pause,
             top_logprobs,
             api_key_env,
+            vllm_grammar,
         )
         return cls._asking(options, codec)
 

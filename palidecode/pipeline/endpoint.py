@@ -63,6 +63,9 @@ class EndpointOptions:
         Likeliest tokens that are asked for in each token's place. Sub-bin boxes ask for 1,024.
     api_key_env : str
         Environment variable that holds the API key, if the server wants one.
+    vllm_grammar : bool
+        Send the grammar of every detect and segment prompt as vLLM takes it: as
+        ``structured_outputs``, for its backend ``guidance``. See `lark_grammar`.
     """
 
     endpoint: str
@@ -74,6 +77,7 @@ class EndpointOptions:
     pause: float = 0.5
     top_logprobs: int = 20
     api_key_env: str = KEY_VARIABLE
+    vllm_grammar: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endpoint", _checked_address(self.endpoint))
@@ -137,6 +141,7 @@ class EndpointOptions:
             "endpoint": self.endpoint,
             "model": self.model,
             "top_logprobs": self.top_logprobs,
+            "vllm_grammar": self.vllm_grammar,
         }
 
 

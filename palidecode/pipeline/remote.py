@@ -19,6 +19,7 @@ from palidecode.answers.logprobs import end_logprob, logprob_of, special_id, sta
 from palidecode.errors import InputError, ServerError, warn
 from palidecode.files import Picture, PictureBytes, as_sent, check_picture, picture_name
 from palidecode.pipeline.endpoint import Refusal, Reply, Request, Server
+from palidecode.pipeline.lark import lark_grammar
 from palidecode.pipeline.protocol import Seen, SentPicture
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.prompts import split_verb
@@ -103,17 +104,21 @@ class RemoteAsker:
     ) -> list[Generated]:
         """Answer each prompt about its pictures; see `PaliDecoder.generate`.
 
-        The grammar, and the tokens that probabilities are over, are the server's.
+        The grammar, unless it is sent, and the tokens that probabilities are over are the server's.
         """
-        if isinstance(grammar, GrammarOptions) and grammar != GrammarOptions():
+        sends = self.server.options.vllm_grammar
+        if isinstance(grammar, GrammarOptions) and grammar != GrammarOptions() and not sends:
             raise InputError("a server has its own grammar: GrammarOptions can't be sent to it")
+        larks = {prompt: _lark(prompt, grammar) if sends else None for prompt in {*prompts}}
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         opened = self._see_all(pictures)
         errors = [next((p for p in row if isinstance(p, InputError)), None) for row in opened]
         rows = [row for row, error in enumerate(errors) if error is None]
         seen = {row: [p for p in opened[row] if isinstance(p, SentPicture)] for row in rows}
-        requests = [self._request(prompts[row], seen[row], options) for row in rows]
+        requests = [
+            self._request(prompts[row], seen[row], options, larks[prompts[row]]) for row in rows
+        ]
         replies = dict(zip(rows, self.server.answers(requests), strict=True)) if rows else {}
         answers = []
         for row, (prompt, error) in enumerate(zip(prompts, errors, strict=True)):
@@ -158,16 +163,24 @@ class RemoteAsker:
         return [[same[id(picture)] for picture in several] for several in rows]
 
     def _request(
-        self, prompt: str, pictures: Sequence[SentPicture], options: GenerateOptions
+        self,
+        prompt: str,
+        pictures: Sequence[SentPicture],
+        options: GenerateOptions,
+        lark: str | None,
     ) -> Request:
         harmless = [_grey()] * len(pictures)
         return Request(
-            partial(self._body, prompt, pictures, options),
-            partial(self._body, prompt, harmless, replace(options, max_new_tokens=1)),
+            partial(self._body, prompt, pictures, options, lark),
+            partial(self._body, prompt, harmless, replace(options, max_new_tokens=1), lark),
         )
 
     def _body(
-        self, prompt: str, pictures: Sequence[SentPicture], options: GenerateOptions
+        self,
+        prompt: str,
+        pictures: Sequence[SentPicture],
+        options: GenerateOptions,
+        lark: str | None,
     ) -> bytes:
         """Return the JSON of a request; vLLM's `skip_special_tokens` keeps loc and seg tokens."""
         parts: list[dict[str, Any]] = [
@@ -186,6 +199,8 @@ class RemoteAsker:
         }
         if options.temperature > 0:
             body |= {"top_p": options.top_p, "seed": options.seed}
+        if lark is not None:
+            body["structured_outputs"] = {"grammar": lark}
         return json.dumps(body).encode()
 
     # --- Replies --------------------------------------------------------------------------------
@@ -295,6 +310,13 @@ class RemoteAsker:
 @cache
 def _grey() -> SentPicture:
     return SentPicture(*as_sent(Image.new("RGB", (32, 32), (128, 128, 128))))
+
+
+def _lark(prompt: str, grammar: bool | GrammarOptions) -> str | None:
+    """Return the grammar to send with a prompt; None for prompts without one."""
+    if grammar is False or split_verb(prompt)[0] is None:
+        return None
+    return lark_grammar(prompt, GrammarOptions() if grammar is True else grammar)
 
 
 def _is_loc(token: int) -> bool:

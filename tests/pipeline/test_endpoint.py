@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from palidecode import EndpointOptions, InputError, PaliDecoder, ServerError
+from palidecode import EndpointOptions, InputError, PaliDecoder, ServerError, lark_grammar
 from palidecode.answers.scoring import RECIPES, Evidence
 from palidecode.files import PictureBytes, open_picture
 from palidecode.pipeline.endpoint import _seconds_of
@@ -472,10 +472,23 @@ def test_what_only_a_loaded_model_has_is_refused(picture):
         decoder.detect([local.shrink(picture)], "cat")
 
 
+def test_the_grammar_is_sent_as_vllm_takes_it(picture):
+    with serving() as place:
+        decoder = asked(place, vllm_grammar=True)
+        decoder.detect(picture, "cat", grammar=GrammarOptions(max_objects=3))
+        decoder.detect(picture, "cat", grammar=False)
+        decoder.generate(picture, "caption en", grammar=True)
+    first, *others = place.bodies
+    wanted = lark_grammar("detect cat", GrammarOptions(max_objects=3))
+    assert first["structured_outputs"] == {"grammar": wanted}
+    assert not any("structured_outputs" in body for body in others)
+
+
 def test_an_address_ends_without_a_slash():
     assert EndpointOptions("http://host/v1/", "m").endpoint == "http://host/v1"
     assert json.loads(json.dumps(EndpointOptions("http://host/v1/", "m").settings())) == {
         "endpoint": "http://host/v1",
         "model": "m",
         "top_logprobs": 20,
+        "vllm_grammar": False,
     }

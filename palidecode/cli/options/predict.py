@@ -183,6 +183,11 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="environment variable that holds the API key (default: %(default)s)",
     )
+    group.add_argument(
+        "--vllm-grammar",
+        action="store_true",
+        help="send vLLM the grammar of every prompt; needs its backend guidance",
+    )
 
 
 def _add_answers(parser: argparse.ArgumentParser) -> None:

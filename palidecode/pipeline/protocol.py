@@ -41,7 +41,7 @@ Seen: TypeAlias = Shrunk | SentPicture
 
 
 class Answerer(Protocol):
-    """What answers; see `Asker` and `RemoteAsker`."""
+    """An engine or a server that answers; see `Asker` and `RemoteAsker`."""
 
     @property
     def name(self) -> str:

@@ -57,7 +57,7 @@ class PictureFile(NamedTuple):
 
     @property
     def picture(self) -> str | PictureBytes:
-        """What is read: the path, or the content."""
+        """The path, or the content of the file."""
         return self.path if self.data is None else PictureBytes(self.data, self.name)
 
     def open(self) -> Image.Image:

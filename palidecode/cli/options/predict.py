@@ -23,8 +23,8 @@ palidecode predict pictures/ --model demo --task segment -o coco.json
 palidecode predict pictures/ --model paligemma2-3b-mix-448 \\
     --prompt "detect cat ; dog" -o coco.json --overlay drawn/
 palidecode predict pictures/ --model demo --format yolo -o dataset/
-palidecode predict pictures/ --endpoint http://localhost:8000/v1 --model NAME \\
-    --prompt "detect cat" -o coco.json
+palidecode predict pictures/ --endpoint http://localhost:8000/v1 \\
+    --model NAME --prompt "detect cat" -o coco.json
 palidecode predict "shots/*.jpg" --model DIR --task detect \\
     --classes names.txt --per-class -o coco.json
 """

@@ -110,9 +110,9 @@ def end_logprob(top: object) -> float:
 def logprob_of(token: TokenEntry) -> float:
     """Log probability of a token, at most 0 and finite; NaN where it isn't a number."""
     value = token.get("logprob")
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or (isinstance(value, float) and math.isnan(value)):
         return math.nan
-    return math.nan if math.isnan(value) else float(min(0, max(value, _IMPOSSIBLE)))
+    return float(min(0, max(value, _IMPOSSIBLE)))  # a whole number may be too large for a float
 
 
 def _utf8(text: str) -> bytes:

@@ -377,7 +377,8 @@ class PaliDecoder:
         loc_probabilities : bool
             Keep the distribution over the bins of every loc token.
         on_token : callable, optional
-            Called with (index of the answer, token id, log-probability) for every token.
+            Called with (index of the answer, token id, log-probability) for every token; if a
+            server answers, once the whole answer is here.
         box_image : int, optional
             Index of the picture that boxes are measured in, of several pictures for one prompt;
             ``detect`` and ``segment`` prompts about several need it.

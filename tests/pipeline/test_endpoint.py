@@ -247,6 +247,17 @@ def test_without_probabilities_objects_have_no_scores(picture, tokens):
             assert np.isnan(found.scores).all()
 
 
+@pytest.mark.parametrize("odd", [None, True, "x", 10**400, [-1], {}, "<loc0001>", "\ud800"])
+@pytest.mark.parametrize("key", ["token", "bytes", "logprob", "top_logprobs"])
+@pytest.mark.filterwarnings("ignore:.*sends no log probabilities")
+def test_odd_entries_of_tokens_raise_nothing(picture, key, odd):
+    tokens = [entry(token["token"], -0.1) | {key: odd} for token in tokens_of()]
+    with serving(replying(completion(CAT, tokens))) as place:
+        found = asked(place).detect(picture, "cat")
+    assert found.labels == ["cat"]
+    assert 0 <= found.scores[0] <= 1 or np.isnan(found.scores[0])
+
+
 def test_an_answer_without_loc_tokens_is_told(picture):
     """As of a server that removes special tokens."""
     with serving(replying(completion(" cat", [entry(" cat", -0.1)]))) as place:

@@ -98,11 +98,11 @@ async def chat(request: Request) -> Response:
     service = service_of(request)
     settings: Settings = request.app.state.settings
     body: ChatBody = read_json(await request.body(), ChatBody)
+    if body.skip_special_tokens:
+        raise Refused(400, "skip_special_tokens: loc and seg tokens are the answer; leave it out")
     top = body.top_logprobs or 0
     if not 0 <= top <= MAX_TOP or (top and not body.logprobs):
         raise Refused(400, f"top_logprobs must be 0 to {MAX_TOP}, with logprobs: true, got {top}")
-    if body.skip_special_tokens:
-        raise Refused(400, "skip_special_tokens: loc and seg tokens are the answer; leave it out")
     question = await _question(body, top, service, settings)
     job = service.ask(question, service.adapter_of(body.model))
     completion = _Completion(service, job, body)

@@ -60,11 +60,11 @@ def test_both_allow_the_same_tokens_at_every_step(tokens, task, case):
     lark = lark_grammar(prompt, options, tokenizer=path)
     rng, eos, steps = np.random.default_rng(0), ours.vocabulary.eos, 0
     compiled = matcher_of(theirs, lark)
-    for turn in range(24):
+    for turn in range(8 if ours.last_id > 100_000 else 24):
         state, matcher = grammar.start(FAR), compiled.deep_copy()
         for _ in range(90):
             allowed = grammar.tokens[state.allowed()]
-            assert mask_of(matcher).tolist() == allowed.tolist()
+            assert np.array_equal(mask_of(matcher), allowed)
             others = allowed[allowed != eos]
             ends = len(others) < len(allowed) and (not len(others) or rng.random() < 0.3)
             token = eos if ends else choose(rng, others, turn)
@@ -74,7 +74,7 @@ def test_both_allow_the_same_tokens_at_every_step(tokens, task, case):
             if token == eos:
                 assert matcher.is_stopped()
                 break
-    assert steps > 24
+    assert steps > 8
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 from palidecode.cli.options import fill
 from palidecode.cli.output import DONE, Output
 from palidecode.errors import InputError
+from palidecode.pipeline import ModelOptions, PaliDecoder
 
 NO_MODEL = "none"
 
@@ -19,8 +20,6 @@ def run(args: argparse.Namespace) -> int:
         from palidecode.serve.settings import LOOPBACK, Settings
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'palidecode[serve]'") from error
-    from palidecode.pipeline import ModelOptions, PaliDecoder
-
     output = fill(Output, args)
     settings = fill(
         Settings,

@@ -25,6 +25,7 @@ from palidecode.detections import Detections, ImageId
 from palidecode.errors import InputError
 from palidecode.files import replacing, writes_through
 from palidecode.geometry.masks import DEFAULT_PASTE, Paste, check_paste
+from palidecode.version import __version__
 
 Segmentation: TypeAlias = Literal["polygons", "exact", "rle", "none"]
 Dataset: TypeAlias = dict[str, Any]
@@ -443,8 +444,6 @@ def _segmentations(
 
 
 def _info(report: CocoReport) -> Dataset:
-    from palidecode.version import __version__
-
     info: Dataset = {"description": f"palidecode {__version__}"}
     if report.empty_boxes:
         info["empty_boxes"] = report.empty_boxes

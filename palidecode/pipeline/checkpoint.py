@@ -434,12 +434,11 @@ def locate(folder_or_id: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download  # slow to import
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import errors, snapshot_download  # slow to import
 
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(
             f"{name}: no such folder, and it can't be downloaded ({reason}). Google's models "

@@ -10,17 +10,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError, RayTaskError
 
 from palidecode.errors import PalidecodeError
-from palidecode.ray_data.actor import Done
+from palidecode.ray_data.actor import Actor, Done
 from palidecode.ray_data.cluster import Workers
 from palidecode.ray_data.sharing import Shares
 from palidecode.ray_data.sources import Part
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
-    from ray.exceptions import RayError
 
 _QUEUE = 2  # shards of an actor: one that it works on, one that waits
 _DEATHS = 3  # actors that a shard may cost
@@ -52,8 +52,8 @@ class Pool:
 
     Parameters
     ----------
-    make : callable
-        Asks Ray for an `Actor` with so many CPUs.
+    given : tuple
+        Arguments of each `Actor`.
     workers : Workers
     shares : Shares
         Closed at the end.
@@ -65,15 +65,16 @@ class Pool:
 
     def __init__(
         self,
-        make: Callable[[float], Any],
+        given: tuple[object, ...],
         workers: Workers,
         shares: Shares,
         describe: Callable[[Sequence[Part]], str],
         *,
         spare: bool,
     ) -> None:
-        self._make, self._workers, self._shares = make, workers, shares
+        self._workers, self._shares = workers, shares
         self._describe, self._spare = describe, spare
+        self._actor, self._given = ray.remote(Actor), given
         self._members: list[_Member] = []
         self._owner: dict[ObjectRef[Any], _Member] = {}  # of everything that is waited for
         self._again: deque[_Shard] = deque()
@@ -142,8 +143,6 @@ class Pool:
         return bool(self._again) or not self._shares.ended
 
     def _next(self) -> _Shard | None:
-        import ray
-
         while self._again:
             shard = self._again.popleft()
             if shard.number not in self._finished:
@@ -155,9 +154,6 @@ class Pool:
         return _Shard(self._number - 1, ray.put(parts))
 
     def _wait(self, seconds: float) -> tuple[int, Done] | None:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
         done, _ = ray.wait(list(self._owner), timeout=seconds) if self._owner else ([], [])
         if not done:
             return None
@@ -184,8 +180,6 @@ class Pool:
 
     def _lost(self, member: _Member, error: RayError) -> None:
         """Give the shards of a lost actor to the others; one that killed it too often is named."""
-        import ray
-
         if getattr(error, "actor_init_failed", False):
             raise error
         self._dismiss(member)
@@ -215,13 +209,12 @@ class Pool:
                 if member in surplus or member.cpus > cpus:
                     self._dismiss(member)
         while len(self._members) < number:
-            member = _Member(self._make(cpus), cpus)
+            options = self._workers.remote_args(cpus)
+            member = _Member(self._actor.options(**options).remote(*self._given), cpus)
             self._members.append(member)
             self._owner[member.actor.ready.remote()] = member
 
     def _dismiss(self, member: _Member) -> None:
-        import ray
-
         self._members.remove(member)
         self._owner = {ref: owner for ref, owner in self._owner.items() if owner is not member}
         self._again.extendleft(reversed(member.tasks.values()))

@@ -13,7 +13,6 @@ from palidecode.coco.writing import CocoOptions
 from palidecode.errors import InputError, PalidecodeError
 from palidecode.ray_data.actor import Actor, Done, ShardPlan, name_of
 from palidecode.ray_data.cluster import Workers, gpus_there, need_ray, ordered
-from palidecode.ray_data.pool import Pool
 from palidecode.ray_data.sharing import Shares
 from palidecode.ray_data.sources import (
     DatasetRows,
@@ -34,6 +33,8 @@ from palidecode.runs.pictures import PredictJob
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+    from palidecode.ray_data.pool import Pool
 
 PREDICTED = 64  # pictures in a shard: what is lost when an actor dies
 DECODED = 1024  # answers
@@ -85,18 +86,14 @@ class Found:
 
     def pool(self, plan: ShardPlan) -> Pool:
         """Return the actors that write the shards of a plan."""
-        import ray
+        from palidecode.ray_data.pool import Pool  # loads Ray
 
-        actor, workers = ray.remote(Actor), self.workers
+        workers = self.workers
         given = (self.job, workers.threads, os.getcwd(), plan)
-
-        def make(cpus: float) -> Any:
-            return actor.options(**workers.remote_args(cpus)).remote(*given)
-
         size = self.job.batch_size
         shares = Shares(self.source.shards(size, self.job.columns), self.shard_size // size)
         spare = isinstance(self.source, DatasetRows)
-        return Pool(make, workers, shares, self._named, spare=spare)
+        return Pool(given, workers, shares, self._named, spare=spare)
 
     def _named(self, parts: Sequence[Part]) -> str:
         records = records_of(parts)

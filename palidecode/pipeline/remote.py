@@ -248,9 +248,7 @@ class RemoteAsker:
         for entry, piece in zip(entries, pieces, strict=True):
             special = special_id(entry)
             ids.append(self.tokens.id_of(piece) if special is None else special)
-        if sum(map(_is_loc, ids)) != len(
-            _LOC.findall(text)
-        ):  # it writes loc tokens in several pieces
+        if sum(map(_is_loc, ids)) != len(_LOC.findall(text)):  # loc tokens in several pieces
             return self._unknown(text)
         tops = [entry.get("top_logprobs") for entry in entries]
         return ids, [logprob_of(entry) for entry in entries], [end_logprob(t) for t in tops], tops

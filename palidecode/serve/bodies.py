@@ -169,7 +169,6 @@ def prompt_of(body: Body, task: Task | None, decoder: PaliDecoder) -> str:
 async def question_of(asked: Asked, prompt: str, service: Service, settings: Settings) -> Question:
     """Return the question of a request; its picture is opened in another thread."""
     options = asked.body.options.asking(settings)
-
     if asked.body.options.box_image != 0:
         raise Refused(400, "box_image must be below the number of pictures, which is 1")
     picture = await asyncio.to_thread(service.pictures.shrink, asked.picture, asked.name)

@@ -30,6 +30,7 @@ _AXIS = np.concatenate([[0.0], np.arange(MASK_SIDE) + 0.5, [MASK_SIDE]])
 # Fields are contoured in vertical stacks, as a call costs more than a field.
 _STACK = 16
 _PITCH = 2.0 * MASK_SIDE  # distance of fields in a stack
+_GRID = 2.0**24  # per unit of a field: bits beyond depend on the place in the stack
 _NONE = np.zeros(0, object)
 
 
@@ -110,15 +111,18 @@ def smooth_polygons(
         if len(points) == 0:
             continue
         first = rings[parts]  # the parts' first points, and the end
-        level = (points[first[:-1], 1] // _PITCH).astype(np.intp)  # of each part in its stack
-        scale = sides[rows[level]] / MASK_SIDE
-        shift = boxes[rows[level], :2] - scale * [0, _PITCH] * level[:, None]
-        points *= np.repeat(scale, np.diff(first), axis=0)
-        points += np.repeat(shift, np.diff(first), axis=0)
+        # A part at a field's edge may begin a last bit above it.
+        middle = points[first[:-1], 1] + MASK_SIDE / 2
+        level = (middle // _PITCH).astype(np.intp)  # of each part in its stack
+        counts, owner = np.diff(first), rows[level]
+        points[:, 1] -= np.repeat(level * _PITCH, counts)
+        points = np.rint(points * _GRID) / _GRID
+        points *= np.repeat(sides[owner] / MASK_SIDE, counts, axis=0)
+        points += np.repeat(boxes[owner, :2], counts, axis=0)
         geometry.append(
             shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (rings, parts))
         )
-        owners.append(rows[level])
+        owners.append(owner)
     return _finish(geometry, owners, len(boxes), simplify, min_area, holes)
 
 

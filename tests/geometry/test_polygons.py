@@ -149,6 +149,18 @@ def test_many_fields_give_what_each_gives_alone():
     assert [len(together[row].parts) for row in (0, 7, 20, 34)] == [0, 0, 0, 0]
 
 
+def test_parts_at_the_edge_of_a_field_are_its_own_to_the_last_digit():
+    rng = np.random.default_rng(3)
+    fields = rng.uniform(-1, -0.1, (400, 1, 1)) * np.ones((1, 64, 64))
+    fields[:, :, :20] = rng.uniform(0.1, 1, (400, 1, 1))  # outlines cross edges between samples
+    # Edges at eighths of a pixel, which two decimals split evenly.
+    boxes = np.tile([[282.1875, 20.125, 374.5, 94.9375]], (400, 1))
+    together = smooth_polygons(fields.astype(np.float32), boxes)
+    for row, polygons in enumerate(together):
+        (alone,) = smooth_polygons(fields[row : row + 1].astype(np.float32), boxes[:1])
+        assert alone.to_coco() == polygons.to_coco()
+
+
 @pytest.mark.parametrize("simplify", [0, 1, 5])
 @pytest.mark.parametrize("levels", [(-1, 0, 1), (0, 1)])
 def test_rings_that_touch_themselves_where_a_field_is_at_the_threshold_are_repaired(

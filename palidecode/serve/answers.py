@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from starlette.requests import Request
@@ -19,6 +19,7 @@ from palidecode.codec.weights import DEMO_ID, GOOGLE_ID
 from palidecode.detections import Detections
 from palidecode.detections.decoding import place_objects
 from palidecode.errors import PalidecodeError
+from palidecode.files import MAX_SIDE
 from palidecode.pipeline import PaliDecoder
 from palidecode.serve.objects import boxed, issues_of, objects_of
 from palidecode.serve.options import Segmentation, read_json
@@ -28,6 +29,9 @@ from palidecode.serve.settings import Settings
 from palidecode.vocab import PALIGEMMA, Vocabulary
 
 MAX_ANSWERS = 1000
+TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+Size: TypeAlias = Annotated[list[Side], msgspec.Meta(min_length=2, max_length=2)]
 
 
 class DecodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,8 +48,8 @@ class DecodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         The mask codec that the seg tokens belong to; Google's by default.
     """
 
-    answers: str | list[str | list[int]]
-    sizes: list[int | list[int]]
+    answers: str | list[str | list[TokenId]]
+    sizes: list[Side | Size]
     names: list[str] | None = None
     codec: Literal["google-oid", "palidecode-demo"] | None = None
     divisor: Literal[1024, 1023] = 1024

@@ -36,8 +36,10 @@ def test_shapes_of_other_weights_are_said(bare):
 
 def test_bad_input_is_one_line(bare):
     for body, said in (
-        ({"answers": TEXT, "sizes": [[0, 1]]}, "a positive width and height"),
+        ({"answers": TEXT, "sizes": [[0, 1]]}, "`int` >= 1"),
         ({"answers": TEXT, "sizes": [10_000, 10_000]}, "more than 50,000,000 pixels"),
+        ({"answers": [[1 << 70]], "sizes": [1, 1]}, "`int` <= 2147483647"),
+        ({"answers": TEXT, "sizes": [[1]]}, "length >= 2"),
         ({"answers": TEXT}, "missing required field `sizes`"),
         ({"answers": 1, "sizes": [1, 1]}, "$.answers"),
         ({"answers": TEXT, "sizes": [1, 1], "colour": 1}, "colour"),

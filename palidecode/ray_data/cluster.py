@@ -149,7 +149,6 @@ def gpus_there() -> bool:
 
 def _import() -> Any:
     try:
-        import ray
         import ray.data
     except ImportError as error:
         raise InputError(f"this needs {error.name}: pip install 'palidecode[ray]'") from error

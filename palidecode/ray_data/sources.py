@@ -272,7 +272,6 @@ class RowFiles:
 
     def dataset(self) -> Dataset:
         need_ray()
-        import ray
         import ray.data
 
         blocks = []
@@ -686,7 +685,6 @@ def _files(paths: Paths, kind: str) -> tuple[str, ...]:
 def _dataset(source: Source) -> Dataset:
     """Return a Dataset of names and paths, which go to Ray block by block."""
     need_ray()
-    import ray
     import ray.data
 
     blocks = []

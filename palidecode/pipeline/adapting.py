@@ -17,6 +17,8 @@ from palidecode.runtime.opening import adapted
 from palidecode.runtime.tokenizer import FILE as TOKENIZER
 from palidecode.runtime.weights import SINGLE, write_weights
 
+_KEPT = 2  # models with an adapter merged that stay in memory
+
 
 class Adapters:
     """The adapters of a base model, by name; see `PaliDecoder.use`.
@@ -41,6 +43,7 @@ class Adapters:
         checkpoint = base.open()
         codes, classes = read_notes(base.file(NOTES))
         self._sources: dict[str, AdaptedSource] = {}
+        self._made: dict[str, Engine] = {}  # the last used, the latest at the end
         self._classes: dict[str | None, tuple[str, ...]] = {None: tuple(classes)}
         for name, folder in folders.items():
             place = Place(base.path, name, Path(folder))
@@ -81,9 +84,18 @@ class Adapters:
         if name not in self._sources:
             known = ", ".join(map(repr, self._sources))
             raise InputError(f"no adapter {name!r}: there is {known}")
-        source, config = self._sources[name], self._engine.config
+        made = self._made.pop(name, None)
+        if made is None:
+            if len(self._made) == _KEPT:
+                del self._made[next(iter(self._made))]
+            made = self._merged(self._sources[name])
+        self._made[name] = made
+        return made, self._classes[name]
+
+    def _merged(self, source: AdaptedSource) -> Engine:
+        config = self._engine.config
         text = replace(config.text, tied_head=source.tied_head)
-        return self._engine.adapted(source, replace(config, text=text)), self._classes[name]
+        return self._engine.adapted(source, replace(config, text=text))
 
 
 def _check_tokenizer(base: Place, folder: Path) -> None:

@@ -324,8 +324,9 @@ class PaliDecoder:
     def use(self, adapter: str | None) -> None:
         """Switch to one of the adapters given to `from_pretrained`, or with None to the base.
 
-        Weights that an adapter changes are merged again, from the base's file; the others stay.
-        The base stays in memory beside them.
+        The weights that an adapter changes are merged from the base's file at its first use, and
+        stay for the last two adapters, beside the base: with LoRA on a decoder's attention and
+        MLP that is most of the model again. All other weights are shared.
 
         Raises
         ------

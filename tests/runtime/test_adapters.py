@@ -210,9 +210,13 @@ def test_several_adapters_apart(base2, tmp_path):
         wanted = {name: answers_of(loaded(folder, engine)) for name, folder in folders.items()}
         wanted[None] = answers_of(loaded(base2, engine))
         decoder = loaded(base2, engine, adapters=folders)
-        for name in (None, "a", "b", None, "c", "a", None):
+        engines = []
+        for name in (None, "a", "b", "a", None, "c", "b", "a", None):
             decoder.use(name)
+            engines.append(decoder.engine)
             same_answers(answers_of(decoder), wanted[name])
+        assert engines[1] is engines[3]  # the last two stay
+        assert engines[2] is not engines[6]
     with pytest.raises(InputError, match="no adapter 'd': there is 'a', 'b', 'c'"):
         decoder.use("d")
     with pytest.raises(InputError, match="there are no adapters"):

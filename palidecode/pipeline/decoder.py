@@ -502,7 +502,7 @@ class PaliDecoder:
         answers = self.answers(task, images, prompt, options, batch_size, on_token, box_image)
         return self.read(
             answers,
-            len(answers) // max(1, len(_as_list(images))),
+            len(answers) // len(_as_list(images)) if answers else 1,
             score=options.score,
             sub_bin=options.sub_bin,
             divisor=options.divisor,

@@ -522,11 +522,13 @@ def test_zoom_enlarges_both_pictures_alike_and_the_keyboard_scrolls_them(page):
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     scrolled = "frames => frames.map((frame) => Math.round(frame.scrollLeft))"
-    for _ in range(100):  # scrolling is smooth
-        first, second = frames.evaluate_all(scrolled)
-        if first == second > start:
+    before = []
+    for _ in range(100):  # scrolling is smooth, and has to end before the next step
+        first, second = now = frames.evaluate_all(scrolled)
+        if first == second > start and now == before:
             break
-        page.wait_for_timeout(50)
+        before = now
+        page.wait_for_timeout(150)
     assert first == second > start
     assert dialog.locator("[data-place]").inner_text().startswith("1 of 40")
     page.keyboard.press("0")

@@ -59,11 +59,22 @@ def stopped_on_ray(found, output, most):
     return sum(done)
 
 
+# The command line with a shard after each batch: these jobs are short.
+ALONE = """
+import sys
+from palidecode.cli import main
+from palidecode.runs import local
+local._APART = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def kill_in_the_middle(words, output):
     """Run a command and kill it when it has two shards; again where a busy machine is too late."""
     while True:
-        command = [sys.executable, "-m", "palidecode", *words]
-        alone = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        alone = subprocess.Popen(
+            [sys.executable, "-c", ALONE, *words], stderr=subprocess.PIPE, text=True
+        )
         while alone.poll() is None and len(shards_of(output)) < 2:
             time.sleep(0.001)
         alone.kill()

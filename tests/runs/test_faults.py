@@ -40,7 +40,8 @@ PREDICT = ["--dtype", "float32", "--max-new-tokens", "14", "--max-objects", "1"]
 PREDICT += ["--batch-size", str(BATCH), "--prompt"]
 LOADED = ["torch", "palidecode.cli", "palidecode.pipeline.checkpoint", "palidecode.cli.predict"]
 LOADED += ["palidecode.runtime.generate", "palidecode.runtime.weights", "palidecode.codec.onnx"]
-LOADED += ["palidecode.cli.decode", "palidecode.answers.rows", "tests.runs.test_faults"]
+LOADED += ["palidecode.cli.decode", "palidecode.answers.rows", "palidecode.runs.local"]
+LOADED += ["tests.runs.test_faults"]
 
 
 def child(arguments, log, limit):
@@ -52,6 +53,9 @@ def child(arguments, log, limit):
     os.dup2(file, 2)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    from palidecode.runs import local
+
+    local._APART = 0.0  # a shard after each batch: these jobs are short
     sys.exit(main(arguments))
 
 

@@ -96,7 +96,7 @@ def test_a_cut_box_is_that_of_the_cut_annotation(tmp_path, tokenizer):
 def test_the_picture_moves_with_its_boxes(tmp_path, tokenizer, variation):
     example = example_of(tmp_path, tokenizer, suffix_of(BOXES))
     for version in versions(example, tokenizer, variation):
-        image = version.open()
+        (image,) = version.open()
         for item in parse(version.suffix).objects:
             x1, y1, x2, y2 = loc_to_xyxy([item.loc], image.size)[0]
             assert image.getpixel((int(x1 + x2) // 2, int(y1 + y2) // 2)) == COLOURS[item.label]

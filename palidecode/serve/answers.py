@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from starlette.requests import Request
@@ -21,7 +21,7 @@ from palidecode.detections.decoding import place_objects
 from palidecode.errors import PalidecodeError
 from palidecode.files import MAX_SIDE
 from palidecode.pipeline import PaliDecoder
-from palidecode.serve.objects import boxed, issues_of, objects_of
+from palidecode.serve.objects import Json, boxed, issues_of, objects_of
 from palidecode.serve.options import Segmentation, read_json
 from palidecode.serve.refusals import Refused, json_reply
 from palidecode.serve.service import Service
@@ -75,9 +75,7 @@ def wants_coco(request: Request) -> bool:
     return form == "coco"
 
 
-def _decoded(
-    body: DecodeBody, decoder: PaliDecoder | None, coco: bool, max_pixels: int
-) -> dict[str, Any]:
+def _decoded(body: DecodeBody, decoder: PaliDecoder | None, coco: bool, max_pixels: int) -> Json:
     answers: list[Answer] = []
     answers += [body.answers] if isinstance(body.answers, str) else body.answers
     if len(answers) > MAX_ANSWERS:
@@ -118,7 +116,7 @@ def _image(
     index: int,
     segmentation: Segmentation,
     spans: list[tuple[int, int]],
-) -> dict[str, Any]:
+) -> Json:
     part = detections.select(detections.image_index == index)
     width, height = map(int, detections.sizes[index])
     return {

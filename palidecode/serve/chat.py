@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from palidecode.pipeline.session import Question, Writing
 from palidecode.serve.addresses import fetch
 from palidecode.serve.bodies import from_base64
+from palidecode.serve.objects import Json
 from palidecode.serve.options import Options, read_json
 from palidecode.serve.refusals import Refused, json_reply
 from palidecode.serve.service import Job, Service, service_of
@@ -174,7 +175,7 @@ class _Completion:
             "total_tokens": self._prompt_tokens + written,
         }
 
-    def whole(self, text: str, finished: bool) -> dict[str, Any]:
+    def whole(self, text: str, finished: bool) -> Json:
         """Return the completion of an answer that has ended."""
         choice = {
             "index": 0,
@@ -208,7 +209,7 @@ class _Completion:
             yield _data({"error": {"message": str(error), "code": error.status}})
 
     def _chunk(
-        self, delta: dict[str, str], logprobs: Any = None, finish_reason: str | None = None
+        self, delta: dict[str, str], logprobs: Json | None = None, finish_reason: str | None = None
     ) -> bytes:
         choice = {
             "index": 0,
@@ -218,7 +219,7 @@ class _Completion:
         }
         return _data(self._facts | {"object": "chat.completion.chunk", "choices": [choice]})
 
-    def _logprobs(self, first: int, stop: int) -> dict[str, Any] | None:
+    def _logprobs(self, first: int, stop: int) -> Json | None:
         """Return ``logprobs`` of some tokens; None if they weren't asked for."""
         if not self._body.logprobs or first == stop:
             return None
@@ -236,7 +237,7 @@ class _Completion:
             content.append(entry | {"top_logprobs": best})
         return {"content": content, "refusal": None}
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+    def _entry(self, token: int, logprob: float) -> Json:
         data = self._tokenizer.token_bytes(token)
         text = data.decode(errors="replace")
         if token == self._tokenizer.vocabulary.eos:
@@ -244,7 +245,7 @@ class _Completion:
         return {"token": text, "logprob": logprob, "bytes": list(data)}
 
 
-def _data(value: Any) -> bytes:
+def _data(value: object) -> bytes:
     return b"data: %s\n\n" % msgspec.json.encode(value)
 
 
@@ -252,7 +253,7 @@ async def models(request: Request) -> Response:
     """Answer ``GET /v1/models``, with each model's mask codec and its classes, if it lists any."""
     service = service_of(request)
     created: int = request.app.state.created
-    facts: dict[str, Any] = {"object": "model", "created": created, "owned_by": "palidecode"}
+    facts: Json = {"object": "model", "created": created, "owned_by": "palidecode"}
     facts |= {"codes": service.decoder.codes_id}
     if len(service.models) == 1:  # classes of adapters differ
         facts |= {"classes": list(service.decoder.classes)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +14,7 @@ from palidecode.pipeline.reading import Generated
 from palidecode.prompts import Task, asked_names
 from palidecode.serve.answers import wants_coco
 from palidecode.serve.bodies import Asked, prompt_of, question_of, read_request
-from palidecode.serve.objects import Reader
+from palidecode.serve.objects import Json, Reader
 from palidecode.serve.refusals import json_reply
 from palidecode.serve.service import service_of
 
@@ -41,7 +40,7 @@ def asking_to(task: Task) -> Callable[[Request], Awaitable[Response]]:
     return endpoint
 
 
-def _dataset(reader: Reader, asked: Asked, answer: Generated) -> dict[str, Any]:
+def _dataset(reader: Reader, asked: Asked, answer: Generated) -> Json:
     """Return the objects of an answer as a COCO dataset, with a category for each name."""
     detections = reader.detections(answer)
     keep = ~(detections.scores < asked.body.options.min_score)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 from xml.etree import ElementTree as ET
 
@@ -28,7 +27,7 @@ from palidecode.prompts import Task as TaskName
 from palidecode.prompts import prompts_for, with_verb
 from palidecode.serve.addresses import download, fetch
 from palidecode.serve.bodies import Asked, Body, from_base64, question_of
-from palidecode.serve.objects import Reader
+from palidecode.serve.objects import Json, Reader
 from palidecode.serve.options import Options, read_json
 from palidecode.serve.refusals import Refused, json_reply
 from palidecode.serve.service import Service, service_of
@@ -47,7 +46,7 @@ _LOCAL = "/data/local-files/"
 class Task(msgspec.Struct, frozen=True):
     """A task: an item to label."""
 
-    data: dict[str, Any]
+    data: Json
     id: int | str | None = None
 
 
@@ -145,7 +144,7 @@ async def predict(request: Request) -> Response:
     config = read_config(body.label_config)
     together = asyncio.Semaphore(settings.batch_size)
 
-    async def one(task: Task) -> dict[str, Any]:
+    async def one(task: Task) -> Json:
         async with together:
             return await _predicted(request, service, settings, config, task)
 
@@ -155,7 +154,7 @@ async def predict(request: Request) -> Response:
 
 async def _predicted(
     request: Request, service: Service, settings: Settings, config: Config, task: Task
-) -> dict[str, Any]:
+) -> Json:
     address = task.data.get(config.field)
     if not isinstance(address, str):
         raise Refused(400, f"task {task.id}: no picture in data.{config.field}")
@@ -173,7 +172,7 @@ async def _predicted(
     return await asyncio.to_thread(_prediction, reader, answer, config)
 
 
-def _prediction(reader: Reader, answer: Generated, config: Config) -> dict[str, Any]:
+def _prediction(reader: Reader, answer: Generated, config: Config) -> Json:
     """Return an answer as a prediction: its shapes, and the mean of their scores."""
     detections = reader.detections(answer)
     width, height = answer.size

@@ -13,10 +13,9 @@ from palidecode.serve.answers import DecodeBody
 from palidecode.serve.bodies import Body, scene_names
 from palidecode.serve.chat import ChatBody
 from palidecode.serve.labelstudio import PredictBody, SetupBody
+from palidecode.serve.objects import Json
 from palidecode.serve.refusals import json_reply
 from palidecode.version import __version__
-
-Json = dict[str, Any]
 
 _BODIES = (Body, ChatBody, DecodeBody, PredictBody, SetupBody)
 _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
@@ -123,7 +122,7 @@ _FORMAT = {
 }
 
 
-def _content(schema: Json, example: Any = None, kind: str = "application/json") -> Json:
+def _content(schema: Json, example: object = None, kind: str = "application/json") -> Json:
     return {kind: {"schema": schema} | ({} if example is None else {"example": example})}
 
 

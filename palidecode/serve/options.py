@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from palidecode.pipeline.decoder import DEFAULT_TOKENS
 from palidecode.serve.refusals import Refused
 from palidecode.serve.settings import Settings
 
+T = TypeVar("T")
 Segmentation: TypeAlias = Literal["polygons", "rle", "none"]
 
 
@@ -71,7 +72,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise Refused(400, f"options: {error}") from error
 
 
-def read_json(data: bytes | str, kind: Any, what: str = "the body") -> Any:
+def read_json(data: bytes | str, kind: type[T], what: str = "the body") -> T:
     """Read JSON as a type; refuse other JSON, and name the field."""
     try:
         return msgspec.json.decode(data, type=kind)
@@ -79,7 +80,7 @@ def read_json(data: bytes | str, kind: Any, what: str = "the body") -> Any:
         raise Refused(400, f"{what}: {error}") from error
 
 
-def converted(value: Any, kind: Any, what: str) -> Any:
+def converted(value: object, kind: type[T], what: str) -> T:
     """Convert JSON values to a type; refuse others, and name the field."""
     try:
         return msgspec.convert(value, kind)

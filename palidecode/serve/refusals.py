@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -24,7 +23,9 @@ def refusal(status: int, message: str, headers: Mapping[str, str] | None = None)
     return json_reply({"error": error}, status, headers)
 
 
-def json_reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_reply(
+    data: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return JSON in one line."""
     return Response(
         msgspec.json.encode(data), status, headers=headers, media_type="application/json"

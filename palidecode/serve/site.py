@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -12,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from palidecode.pipeline import PaliDecoder
 from palidecode.serve.bodies import SCENES, scene, scene_names
 from palidecode.serve.chat import MAX_TOP
+from palidecode.serve.objects import Json
 from palidecode.serve.page import page
 from palidecode.serve.refusals import json_reply
 from palidecode.serve.service import Service
@@ -22,7 +22,7 @@ POLICY = "frame-ancestors 'none'"
 """The rest of the page's policy is in its head, where this can't be."""
 
 
-def info_of(service: Service | None, settings: Settings) -> dict[str, Any]:
+def info_of(service: Service | None, settings: Settings) -> Json:
     """Return facts about the server; see ``GET /v1/info``."""
     return {
         "version": __version__,
@@ -43,7 +43,7 @@ def info_of(service: Service | None, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _model(decoder: PaliDecoder, names: list[str]) -> dict[str, Any]:
+def _model(decoder: PaliDecoder, names: list[str]) -> Json:
     return {
         "name": names[0],
         "names": names,

@@ -69,11 +69,11 @@ class Stopping:
             for each in self._before:
                 signal.signal(each, signal.SIG_DFL)
             raise StopAsked
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # before the next one is invited
         if first:
             # The signal may have interrupted print(), which can't be entered twice.
             with suppress(OSError):
                 os.write(2, _STOPPING)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_stoppable(work: Callable[[Stopping], int], hint: str) -> int:

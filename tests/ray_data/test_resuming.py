@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,9 +73,10 @@ sys.exit(main(sys.argv[1:]))
 def kill_in_the_middle(words, output):
     """Run a command and kill it when it has two shards; again where a busy machine is too late."""
     while True:
-        alone = subprocess.Popen(
-            [sys.executable, "-c", ALONE, *words], stderr=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", ALONE, *words]
+        # With as many threads as the workers: others may round scores otherwise.
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        alone = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         while alone.poll() is None and len(shards_of(output)) < 2:
             time.sleep(0.001)
         alone.kill()

@@ -197,7 +197,8 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(place, undisturb
         shards = shards_folder(folder / "coco.json")
         words = command(name, place, folder / "coco.json")
         finished = -1
-        while not (folder / "coco.json").exists() or shards.exists():
+        aside = folder / f".{shards.name}.part"  # while it is deleted
+        while not (folder / "coco.json").exists() or shards.exists() or aside.exists():
             running = Run(words, folder)
             if hits < kills:
                 running.process.join(rng.uniform(0, 0.4 * seconds))

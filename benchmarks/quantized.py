@@ -160,7 +160,7 @@ def run(folder: Path, options: dict[str, str]) -> dict[str, Any]:
         return batch / statistics.median(times[1:])
 
     timed = Timed(engine)
-    decoder._asker._engine = timed  # answers of a known number of objects
+    decoder._asker.engine = timed  # answers of a known number of objects
 
     def seconds(verb: Any, names: str, tokens: int, most: int | None = None) -> float:
         decoder.forget_pictures()

@@ -37,7 +37,7 @@ class Settings:
         Train the decoder's weights themselves.
     dtype : {"bfloat16", "float32"}
     soft_loc : float
-        See `answer_loss`; helps small models.
+        See `answer_loss`; for small models.
     recompute : bool
         Keep no values inside of layers: less memory, a third more time.
     longest : int

@@ -49,7 +49,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     for name, default, text in (
         ("--epochs", 3.0, "times that each row is seen"),
         ("--warmup", 0.03, "share of the steps over which the rate rises"),
-        ("--soft-loc", 0.0, "spread of loc targets in bins; helps small models"),
+        ("--soft-loc", 0.0, "spread of loc targets in bins; for small models"),
         ("--clip", 1.0, "limit of the gradient's norm"),
         ("--decay", 0.0, "weight decay"),
     ):

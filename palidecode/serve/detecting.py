@@ -9,12 +9,10 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from palidecode.coco.writing import to_coco
-from palidecode.pipeline.reading import Generated
 from palidecode.prompts import Task, asked_names
 from palidecode.serve.answers import wants_coco
-from palidecode.serve.bodies import Asked, prompt_of, question_of, read_request
-from palidecode.serve.objects import Json, Reader
+from palidecode.serve.bodies import prompt_of, question_of, read_request
+from palidecode.serve.objects import Reader
 from palidecode.serve.refusals import json_reply
 from palidecode.serve.service import service_of
 
@@ -33,21 +31,11 @@ def asking_to(task: Task) -> Callable[[Request], Awaitable[Response]]:
         answer = await job.finished(request)
         reader = Reader(service.decoder, asked.body.options)
         if coco:
-            return json_reply(await asyncio.to_thread(_dataset, reader, asked, answer))
+            names = asked_names(answer.prompt)
+            classes = None if names is None else names[1]
+            made = await asyncio.to_thread(reader.dataset, answer, asked.name, classes)
+            return json_reply(made)
         whole = await asyncio.to_thread(reader.whole, answer)
         return json_reply(whole | {"seconds": round(time.perf_counter() - began, 3)})
 
     return endpoint
-
-
-def _dataset(reader: Reader, asked: Asked, answer: Generated) -> Json:
-    """Return the objects of an answer as a COCO dataset, with a category for each name."""
-    detections = reader.detections(answer)
-    keep = ~(detections.scores < asked.body.options.min_score)
-    names = asked_names(answer.prompt)
-    return to_coco(
-        detections.select(keep),
-        categories=None if names is None else names[1],
-        segmentation=asked.body.options.segmentation,
-        file_names=[asked.name],
-    )

@@ -120,8 +120,18 @@ class Reader:
             "issues": issues_of(issue for _, issue in detections.issues),
         }
 
-    def dataset(self, answer: Generated, name: str) -> Json:
-        """Return an answer's objects as a COCO dataset; `name` is the picture's."""
+    def dataset(
+        self, answer: Generated, name: str, categories: Sequence[str] | None = None
+    ) -> Json:
+        """Return an answer's objects as a COCO dataset.
+
+        `name` is the picture's; the categories are those given, or of the labels.
+        """
         detections = self.detections(answer)
         kept = detections.select(~(detections.scores < self._options.min_score))
-        return to_coco(kept, segmentation=self._options.segmentation, file_names=[name])
+        return to_coco(
+            kept,
+            categories=categories,
+            segmentation=self._options.segmentation,
+            file_names=[name],
+        )

@@ -38,11 +38,15 @@ class Vocabulary:
     eos: int = 1
     bos: int = 2
 
+    def is_loc(self, token: int) -> bool:
+        """True for ids of loc tokens."""
+        return 0 <= token - self.loc_offset < LOC_COUNT
+
     def is_special(self, token: int) -> bool:
         """True for ids of loc, seg and control tokens; negative ids count as padding."""
         return (
             token < 0
-            or 0 <= token - self.loc_offset < LOC_COUNT
+            or self.is_loc(token)
             or 0 <= token - self.seg_offset < SEG_COUNT
             or token in (self.pad, self.eos, self.bos)
         )

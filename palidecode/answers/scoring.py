@@ -14,7 +14,6 @@ from typing import Literal, TypeAlias
 from palidecode.answers.assembler import ParsedObject
 from palidecode.errors import InputError
 from palidecode.vocab import (
-    LOC_COUNT,
     LOC_PER_BOX,
     PALIGEMMA,
     SEG_COUNT,
@@ -118,7 +117,7 @@ def evidence_of(
         cut = next((t for t in range(start, stop) if separators(token_ids[t])), stop)
         # By kind, not by position: without the grammar there may be too many of a kind.
         inside = range(start, cut)
-        loc = [t for t in inside if 0 <= token_ids[t] - v.loc_offset < LOC_COUNT]
+        loc = [t for t in inside if v.is_loc(token_ids[t])]
         seg = [t for t in inside if 0 <= token_ids[t] - v.seg_offset < SEG_COUNT]
         words = [t for t in inside if not v.is_special(token_ids[t])]
         if item.loc is not None:

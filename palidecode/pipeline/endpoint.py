@@ -14,7 +14,7 @@ import urllib.parse
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,6 +117,11 @@ class EndpointOptions:
         ServerError
             If it isn't there, or hasn't that model.
         """
+        return self._notes
+
+    @cached_property
+    def _notes(self) -> ModelNotes:
+        # Kept by these options alone: another server may answer at the same address later.
         return _described(self)
 
     def pinned(self) -> EndpointOptions:
@@ -160,7 +165,6 @@ def _checked_address(text: str) -> str:
     return text.rstrip("/")
 
 
-@cache
 def _described(options: EndpointOptions) -> ModelNotes:
     server = Server(replace(options, retries=0))
     try:

@@ -211,7 +211,11 @@ class RemoteAsker:
         ids, logprobs, ends, listed = self._tokens_of(text, entries)
         kept = None
         if distributions:
-            rows = [self._distribution(listed[n]) for n, token in enumerate(ids) if _is_loc(token)]
+            rows = [
+                self._distribution(listed[n])
+                for n, token in enumerate(ids)
+                if PALIGEMMA.is_loc(token)
+            ]
             kept = np.array(rows, np.float32).reshape(-1, LOC_COUNT)
         return Generated(prompt, text, ids, logprobs, ends, (0, 0), finished, kept)
 
@@ -248,7 +252,9 @@ class RemoteAsker:
         for entry, piece in zip(entries, pieces, strict=True):
             special = special_id(entry)
             ids.append(self.tokens.id_of(piece) if special is None else special)
-        if sum(map(_is_loc, ids)) != len(_LOC.findall(text)):  # loc tokens in several pieces
+        if sum(map(PALIGEMMA.is_loc, ids)) != len(
+            _LOC.findall(text)
+        ):  # loc tokens in several pieces
             return self._unknown(text)
         tops = [entry.get("top_logprobs") for entry in entries]
         return ids, [logprob_of(entry) for entry in entries], [end_logprob(t) for t in tops], tops
@@ -277,7 +283,7 @@ class RemoteAsker:
             probability = math.exp(logprob_of(item))
             mass += probability
             token = special_id(item)
-            if token is not None and 0 <= token - PALIGEMMA.loc_offset < LOC_COUNT:
+            if token is not None and PALIGEMMA.is_loc(token):
                 weights[token - PALIGEMMA.loc_offset] = probability
         if not mass >= _LISTED and len(listed) < _TOP_OF_SUB_BINS:
             raise self._error(
@@ -315,10 +321,6 @@ def _lark(prompt: str, grammar: bool | GrammarOptions) -> str | None:
     if grammar is False or split_verb(prompt)[0] is None:
         return None
     return lark_grammar(prompt, GrammarOptions() if grammar is True else grammar)
-
-
-def _is_loc(token: int) -> bool:
-    return 0 <= token - PALIGEMMA.loc_offset < LOC_COUNT
 
 
 def _utf8(text: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.reading import Generated
@@ -119,11 +119,6 @@ class Session:
         """
         question, tokens = writing.question, writing.tokens
         if count is not None:
-            tokens = replace(
-                tokens,
-                token_ids=tokens.token_ids[:count],
-                logprobs=tokens.logprobs[:count],
-                end_logprobs=tokens.end_logprobs[:count],
-            )
+            tokens = tokens.first(count, self._asker.tokenizer.vocabulary)
         picture = question.pictures[question.box_image]
         return self._asker.generated(question.prompt, tokens, picture, question.options)

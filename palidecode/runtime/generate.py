@@ -53,6 +53,19 @@ class GeneratedTokens:
         """Stack `loc_probabilities` to one array, (L, 1024); L may be 0."""
         return np.array(self.loc_probabilities, np.float32).reshape(-1, LOC_COUNT)
 
+    def first(self, count: int, vocabulary: Vocabulary) -> GeneratedTokens:
+        """Return a copy of the first `count` tokens, while others are perhaps being written."""
+        ids = self.token_ids[:count]
+        locs = sum(map(vocabulary.is_loc, ids))
+        return GeneratedTokens(
+            ids,
+            self.logprobs[:count],
+            self.end_logprobs[:count],
+            self.loc_probabilities[:locs],
+            self.top[:count],
+            self.finished,
+        )
+
 
 def cache_length(image_tokens: int, prompt_tokens: int, max_new_tokens: int) -> int:
     """Number of tokens that the cache must hold for one answer, at most Gemma's context."""
@@ -300,7 +313,7 @@ class _Sampler:
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if row.options.top_logprobs:
                 row.answer.top.append(self._top(over[i] - normal[i], row, head))
-            if row.options.loc_probabilities and self._is_loc(token):
+            if row.options.loc_probabilities and self._vocabulary.is_loc(token):
                 first = _column(head, self._vocabulary.loc_offset)
                 bins = _softmax(allowed[i, first : first + LOC_COUNT])
                 row.answer.loc_probabilities.append(bins)
@@ -316,7 +329,7 @@ class _Sampler:
         for token in rest:  # each has probability 1
             if row.options.top_logprobs:
                 row.answer.top.append((np.array([token]), np.zeros(1, np.float32)))
-            if row.options.loc_probabilities and self._is_loc(token):
+            if row.options.loc_probabilities and self._vocabulary.is_loc(token):
                 bins = np.zeros(LOC_COUNT, np.float32)
                 bins[token - self._vocabulary.loc_offset] = 1
                 row.answer.loc_probabilities.append(bins)
@@ -333,9 +346,6 @@ class _Sampler:
             row.state.advance(token)
         if self._on_token is not None:
             self._on_token(row.index, token, logprob)
-
-    def _is_loc(self, token: int) -> bool:
-        return 0 <= token - self._vocabulary.loc_offset < LOC_COUNT
 
     def _top(self, logprobs: Logits, row: _Row, head: Ids | None) -> TopTokens:
         """Return the likeliest tokens, and ``<eos>`` if it isn't one of them but possible."""

@@ -436,7 +436,9 @@ def test_the_model_must_be_one_of_the_server():
 
 def test_classes_and_codec_are_what_the_server_lists(picture):
     named = lists_models(MODEL, classes=["cat", "dog"], codes="palidecode-demo")
-    with serving(models=named) as place:
+    with serving() as place:
+        assert asked(place).classes == ()
+        place.models = named  # another server at the same address
         decoder = asked(place)
         decoder.detect(picture)
     assert decoder.classes == ("cat", "dog")

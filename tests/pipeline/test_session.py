@@ -55,6 +55,9 @@ def test_the_beginning_of_an_answer_can_be_read(decoder, questions):
     assert first.token_ids == whole.token_ids[:4]
     assert len(first.logprobs) == len(first.end_logprobs) == 4
     assert whole.text.startswith(first.text)
+    for count, locs in ((1, 1), (4, 4), (10, 4)):
+        begun = session.answer(writing, count).loc_probabilities
+        np.testing.assert_array_equal(begun, whole.loc_probabilities[:locs])
     assert decoder.read([first], sub_bin=True).xyxy.shape == (1, 4)
 
 

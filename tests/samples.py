@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import palidecode
+from palidecode import Detections
 from palidecode.vocab import loc_token, seg_token
 
 DEMO = Path(palidecode.__file__).parent / "demo"
@@ -31,3 +34,20 @@ def written(folder: Path, rows: Sequence[str | dict[str, Any]]) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def random_detections(count: int, images: int = 3, seed: int = 0) -> Detections:
+    """Objects without masks, some with an empty box or without a score."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 40, (count, 2, 2)).astype(np.float32)
+    return Detections(
+        xyxy=np.sort(corners, axis=1).reshape(-1, 4),
+        labels=rng.choice(["cat", "dog"], count).tolist(),
+        scores=np.where(rng.random(count) < 0.3, np.nan, rng.integers(0, 5, count) / 4).astype(
+            np.float32
+        ),
+        image_index=np.sort(rng.integers(0, images, count)),
+        sizes=np.full((images, 2), 48, np.int64),
+        codes=np.zeros((count, 16), np.uint8),
+        has_mask=np.zeros(count, bool),
+    )

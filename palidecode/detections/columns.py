@@ -267,8 +267,23 @@ class ObjectColumns:
         InputError
             For an `iou` out of range.
         """
-        if not 0 <= iou <= 1:
-            raise InputError(f"iou must be in [0, 1], got {iou}")
+        check_iou(iou)
+        keep = np.ones(len(self), np.bool_)
+        sides = self.xyxy[:, 2:] - self.xyxy[:, :2]
+        boxes = np.concatenate([self.xyxy[:, :2], sides], axis=1).astype(np.float64)
+        for part in self.alike(class_agnostic):
+            if len(part) > 1:  # the order decides, so that NaN is below every score
+                order = np.arange(len(part), 0, -1, dtype=np.float32)
+                best = cv2.dnn.NMSBoxes(boxes[part].tolist(), order.tolist(), 0.0, iou)
+                keep[part] = False
+                keep[part[best]] = True
+        return self.select(keep)
+
+    def alike(self, class_agnostic: bool = False) -> list[npt.NDArray[np.int64]]:
+        """Return the rows of each image and label, the highest score first.
+
+        Rows with inverted, empty and infinite boxes are in none.
+        """
         sides = self.xyxy[:, 2:] - self.xyxy[:, :2]
         solid = np.isfinite(self.xyxy).all(axis=1) & np.asarray((sides > 0).all(axis=1))
         numbers = {label: number for number, label in enumerate(dict.fromkeys(self.labels))}
@@ -279,15 +294,7 @@ class ObjectColumns:
         rank = np.where(np.isnan(self.scores), np.inf, -self.scores)
         rows = np.flatnonzero(solid)
         rows = rows[np.lexsort((rank[rows], group[rows]))]
-        keep = np.asarray(~solid)
-        boxes = np.concatenate([self.xyxy[:, :2], sides], axis=1).astype(np.float64)
-        for part in np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1):
-            best: Sequence[int] = [0]
-            if len(part) > 1:  # the order decides, so that NaN is below every score
-                order = np.arange(len(part), 0, -1, dtype=np.float32)
-                best = cv2.dnn.NMSBoxes(boxes[part].tolist(), order.tolist(), 0.0, iou)
-            keep[part[best] if len(part) else part] = True
-        return self.select(keep)
+        return np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1)
 
     def _images(self) -> Iterator[Self]:
         return (self.image(index) for index in range(len(self.sizes)))
@@ -323,3 +330,9 @@ class ObjectColumns:
     def _size_of(self, image: int) -> tuple[int, int]:
         width, height = self.sizes[image].tolist()
         return width, height
+
+
+def check_iou(iou: float) -> None:
+    """Raise `InputError` unless an IoU is in [0, 1]."""
+    if not 0 <= iou <= 1:
+        raise InputError(f"iou must be in [0, 1], got {iou}")

@@ -7,7 +7,7 @@ import pytest
 
 from palidecode import Detections, InputError, decode, from_coco, load_codec
 from tests.references import suppressed
-from tests.samples import CODES, answer
+from tests.samples import CODES, answer, random_detections
 
 
 @pytest.fixture
@@ -20,22 +20,6 @@ def found(demo_codec):
         scores=[[0.5, 0.25], None, None],
         names=["a.jpg", "b.jpg", "c.jpg"],
         image_ids=[7, "x", None],
-    )
-
-
-def random_detections(count, images=3, seed=0):
-    rng = np.random.default_rng(seed)
-    corners = rng.integers(0, 40, (count, 2, 2)).astype(np.float32)
-    return Detections(
-        xyxy=np.sort(corners, axis=1).reshape(-1, 4),
-        labels=rng.choice(["cat", "dog"], count).tolist(),
-        scores=np.where(rng.random(count) < 0.3, np.nan, rng.integers(0, 5, count) / 4).astype(
-            np.float32
-        ),
-        image_index=np.sort(rng.integers(0, images, count)),
-        sizes=np.full((images, 2), 48, np.int64),
-        codes=np.zeros((count, 16), np.uint8),
-        has_mask=np.zeros(count, bool),
     )
 
 

@@ -39,7 +39,7 @@ def test_a_row_is_led_by_the_kept_row_that_overlaps_it_most():
             for k in kept
             if found.labels[k] == found.labels[row]
             and found.image_index[k] == found.image_index[row]
-            and rank[k] <= rank[row]
+            and (rank[k], k) < (rank[row], row)
         ]
         assert overlaps[row, led[row]] == max(overlaps[row, alike])
         assert overlaps[row, led[row]] > 0.2

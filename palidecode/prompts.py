@@ -84,13 +84,25 @@ def plain_expression(prompt: str) -> str:
     return " ".join((rest if verb == "segment" else text).split())
 
 
-def prompts_for(task: Task, names: Sequence[str], per_class: bool) -> tuple[str, ...]:
-    """Return the names in one prompt, or in one each."""
+def prompts_for(names: Sequence[str], classes_per_prompt: int | None = None) -> tuple[str, ...]:
+    """Return the names in one prompt, or so many in each, without a verb."""
     if not names:
         raise InputError("nothing to look for: give --prompt 'detect cat ; dog', or --classes FILE")
     for name in names:
         check_name(name)
-    return tuple(names) if per_class else (SEPARATOR.join(names),)
+    size = len(names) if classes_per_prompt is None else classes_per_prompt
+    if size < 1:
+        raise InputError(f"classes_per_prompt must be at least 1, got {size}")
+    return tuple(SEPARATOR.join(names[n : n + size]) for n in range(0, len(names), size))
+
+
+def in_groups(task: Task, prompt: str, classes_per_prompt: int | None) -> tuple[str, ...]:
+    """Split a prompt of more names than `classes_per_prompt`; others stay as they are written."""
+    asked = asked_names(with_verb(task, prompt))
+    if asked is None or classes_per_prompt is None:
+        return (prompt,)
+    groups = prompts_for(asked[1], classes_per_prompt)
+    return (prompt,) if len(groups) == 1 else groups
 
 
 def what_to_ask(
@@ -98,13 +110,14 @@ def what_to_ask(
     prompt: str | Sequence[str] | None,
     classes: Sequence[str] | None,
     known: Sequence[str],
-    per_class: bool = False,
+    classes_per_prompt: int | None = None,
 ) -> Asked:
     """Work out the task, the prompts, and the names they ask for.
 
     Without a task it is the verb of the prompts, which are all asked. Names to ask for are those
-    of the prompts, else `classes`, else `known`, the classes that the model's folder lists;
-    `per_class` makes one prompt for each. No two prompts may ask for the same name.
+    of the prompts, else `classes`, else `known`, the classes that the model's folder lists. A
+    prompt has all of its names, or at most `classes_per_prompt`. No two prompts may ask for the
+    same name.
     """
     prompts = (prompt,) if isinstance(prompt, str) else tuple(dict.fromkeys(prompt or ()))
     if prompts and classes is not None:
@@ -120,7 +133,7 @@ def what_to_ask(
         )
     if not prompts:
         names = list(known if classes is None else classes)
-        return Asked(task, prompts_for(task, names, per_class), names)
+        return Asked(task, prompts_for(names, classes_per_prompt), names)
     names = []
     for text in prompts:
         asked = asked_names(with_verb(task, text))
@@ -128,4 +141,5 @@ def what_to_ask(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"two prompts ask for {twice!r}: its objects would come twice")
-    return Asked(task, prompts, names)
+    groups = [group for text in prompts for group in in_groups(task, text, classes_per_prompt)]
+    return Asked(task, tuple(groups), names)

@@ -571,14 +571,14 @@ FORGING += ["a;b", "cat ; dog", "", " ", "[@BOS@]"]
 @pytest.mark.parametrize("name", FORGING, ids=ascii)
 def test_class_names_can_not_forge_structure(name):
     with pytest.raises(InputError, match="can't be a label"):
-        prompts_for("detect", ["cat", name], per_class=False)
+        prompts_for(["cat", name])
     with pytest.raises(InputError, match="can't be a label"):
-        prompts_for("detect", ["cat", name], per_class=True)
+        prompts_for(["cat", name], 1)
 
 
 def test_what_a_prompt_lists_is_what_was_meant():
     names = ["fisherman's hut", "猫", "t-shirt", "a, b"]
-    (prompt,) = prompts_for("segment", names, per_class=False)
+    (prompt,) = prompts_for(names)
     assert asked_names(f"segment {prompt}") == ("segment", names)
 
 

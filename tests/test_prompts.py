@@ -87,7 +87,12 @@ def test_referring_expressions_are_compared_without_verb_case_and_spaces(prompt,
         ((None, "segment cat;dog", None, ()), ("segment", ("segment cat;dog",), ["cat", "dog"])),
         (("detect", "cat", None, ["x"]), ("detect", ("cat",), ["cat"])),
         (("detect", None, ["a", "b"], ["x"]), ("detect", ("a ; b",), ["a", "b"])),
-        (("segment", None, None, ["x", "y"], True), ("segment", ("x", "y"), ["x", "y"])),
+        (("segment", None, None, ["x", "y"], 1), ("segment", ("x", "y"), ["x", "y"])),
+        (("detect", None, ["x", "y", "z"], (), 2), ("detect", ("x ; y", "z"), ["x", "y", "z"])),
+        (
+            (None, ["detect a;b ;c", "detect  d ;e"], None, (), 2),
+            ("detect", ("a ; b", "c", "detect  d ;e"), ["a", "b", "c", "d", "e"]),
+        ),
         (
             (None, ["detect a ; b", "c", "detect a ; b"], None, ["x"]),
             ("detect", ("detect a ; b", "c"), ["a", "b", "c"]),
@@ -111,6 +116,7 @@ def test_what_to_ask_comes_from_the_prompt_the_classes_or_the_model(given, asked
         (("segment", ["detect a", "b"], None, ()), "asks to detect, the task is to segment"),
         ((None, ["detect a ; b", "detect b"], None, ()), "two prompts ask for 'b'"),
         ((None, ["detect a", "detect "], None, ()), "asks for nothing"),
+        ((None, "detect a ; b", None, (), 0), "classes_per_prompt must be at least 1, got 0"),
     ],
 )
 def test_requests_that_are_unclear_are_refused(given, message):

@@ -98,7 +98,6 @@ def _job(args: argparse.Namespace) -> PredictJob:
         prompt=args.prompt,
         task=args.task,
         classes=category_names(read_categories(args.classes)),
-        per_class=args.per_class,
         min_score=args.min_score,
         ask=fill(AskOptions, args, grammar=grammar, over=over),
         batch_size=args.batch_size,

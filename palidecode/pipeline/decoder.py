@@ -24,7 +24,7 @@ from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.pipeline.remote import RemoteAsker
 from palidecode.pipeline.session import Session
 from palidecode.pipeline.text_length import TextLength
-from palidecode.prompts import Task, asked_names, prompts_for, split_verb, with_verb
+from palidecode.prompts import Task, asked_names, in_groups, prompts_for, split_verb, with_verb
 from palidecode.runtime.engine import Engine
 from palidecode.runtime.image import ImageConfig, Resample, Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken, Over, Quantize
@@ -51,9 +51,14 @@ class AskOptions:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    classes_per_prompt: int | None = None
 
     def __post_init__(self) -> None:
         check_score(self.score)
+        if self.classes_per_prompt is not None and self.classes_per_prompt < 1:
+            raise InputError(
+                f"classes_per_prompt must be at least 1, got {self.classes_per_prompt}"
+            )
         _ = self.generating  # checks its numbers
 
     @property
@@ -416,6 +421,7 @@ class PaliDecoder:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        classes_per_prompt: int | None = None,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -441,6 +447,8 @@ class PaliDecoder:
             itself.
         divisor, clip
             See `palidecode.decode`.
+        classes_per_prompt : int, optional
+            Split prompts that ask for more names; each picture is encoded once for all.
 
         Returns
         -------
@@ -453,7 +461,17 @@ class PaliDecoder:
             As `generate`.
         """
         options = AskOptions(
-            grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+            grammar,
+            over,
+            score,
+            sub_bin,
+            divisor,
+            clip,
+            max_new_tokens,
+            temperature,
+            top_p,
+            seed,
+            classes_per_prompt,
         )
         return self.ask("detect", images, prompt, options, batch_size, on_token, box_image)
 
@@ -472,13 +490,24 @@ class PaliDecoder:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        classes_per_prompt: int | None = None,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
     ) -> Detections:
         """Segment the objects that a prompt names: `detect` with masks."""
         options = AskOptions(
-            grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
+            grammar,
+            over,
+            score,
+            sub_bin,
+            divisor,
+            clip,
+            max_new_tokens,
+            temperature,
+            top_p,
+            seed,
+            classes_per_prompt,
         )
         return self.ask("segment", images, prompt, options, batch_size, on_token, box_image)
 
@@ -522,11 +551,12 @@ class PaliDecoder:
         """Ask for objects, as `ask`; return the answers to all prompts about each picture."""
         pictures = _as_list(images)
         if prompt is None:
-            prompt = prompts_for(task, self.classes, per_class=False) if self.classes else ()
+            prompt = prompts_for(self.classes) if self.classes else ()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise InputError(f"nothing to {task}: give a prompt, for instance 'cat ; dog'")
-        asked = [with_verb(task, text) for text in prompts]
+        groups = [in_groups(task, text, options.classes_per_prompt) for text in prompts]
+        asked = [with_verb(task, text) for group in groups for text in group]
         self._warn_of_unknown_classes(asked)
         return self._asker.generate(
             [several for several in pictures for _ in asked],

@@ -99,6 +99,7 @@ def predict(
     engine: EngineName = "auto",
     base: str | os.PathLike[str] | None = None,
     box_image: int | None = None,
+    classes_per_prompt: int | None = None,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -110,10 +111,11 @@ def predict(
     model, dtype, device, quantize, tokenizer, engine, base
         See `PaliDecoder.from_pretrained`. Files must be seen by every machine. `EndpointOptions`
         name a server that answers instead, which every machine must reach.
-    prompt, task, classes, per_class
+    prompt, task, classes
         ``"segment cat ; dog"``, several prompts that are all asked, or a task and names (or a COCO
-        dataset that has them), in one prompt or one each; by default all classes that the
-        model's folder lists.
+        dataset that has them); by default all classes that the model's folder lists.
+    per_class : bool
+        As ``classes_per_prompt=1``.
     min_score : float
         Objects below it are skipped.
     batch_size : int
@@ -129,8 +131,9 @@ def predict(
     concurrency, num_cpus, num_gpus
         Number of actors, and what each is given. By default as many actors as fit, with a GPU
         each where the cluster has any and `device` isn't ``"cpu"``.
-    grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed
-        See `palidecode.pipeline.AskOptions`.
+    grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed, \
+    classes_per_prompt
+        See `PaliDecoder.detect`.
 
     Returns
     -------
@@ -169,6 +172,7 @@ def predict(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        classes_per_prompt=1 if per_class else classes_per_prompt,
     )
     job = PredictJob(
         predict_options(
@@ -176,7 +180,6 @@ def predict(
             prompt=prompt,
             task=task,
             classes=category_names(classes),
-            per_class=per_class,
             min_score=min_score,
             ask=ask,
             batch_size=batch_size,

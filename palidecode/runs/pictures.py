@@ -78,7 +78,6 @@ def predict_options(
     prompt: str | Sequence[str] | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
-    per_class: bool = False,
     min_score: float = 0.0,
     ask: AskOptions | None = None,
     batch_size: int | None = None,
@@ -90,7 +89,7 @@ def predict_options(
     ----------
     model : ModelOptions or EndpointOptions
         A hub model's revision is looked up and kept.
-    prompt, task, classes, per_class
+    prompt, task, classes
         See `what_to_ask`; by default all classes that the model's folder lists.
     min_score, ask, batch_size, box_image
         See `PredictOptions`; by default so many pictures together as suit the model.
@@ -102,14 +101,16 @@ def predict_options(
     ServerError
         For a server that doesn't answer.
     """
-    asked = what_to_ask(task, prompt, classes, model.describe().classes, per_class)
+    ask = ask or AskOptions()
+    known = model.describe().classes
+    asked = what_to_ask(task, prompt, classes, known, ask.classes_per_prompt)
     return PredictOptions(
         model.pinned(),
         asked.task,
         asked.prompts,
         tuple(asked.names),
         min_score,
-        ask or AskOptions(),
+        ask,
         model.batch_size if batch_size is None else batch_size,
         box_image,
     )

@@ -161,7 +161,7 @@ def prompt_of(body: Body, task: Task | None, decoder: PaliDecoder) -> str:
         names = decoder.classes if body.classes is None else body.classes
         if task is None or not names:
             raise Refused(400, "nothing to ask: give a prompt, for instance 'detect cat ; dog'")
-        return with_verb(task, prompts_for(task, names, per_class=False)[0])
+        return with_verb(task, prompts_for(names)[0])
     except InputError as error:
         raise Refused(400, str(error)) from error
 

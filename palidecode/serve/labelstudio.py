@@ -162,7 +162,7 @@ async def _predicted(
     options = Options(segmentation="polygons" if "polygon" in config.tools else "rle")
     try:
         task_name: TaskName = "segment" if {"polygon", "brush"} & config.tools.keys() else "detect"
-        names = prompts_for(task_name, config.labels, per_class=False)[0]
+        names = prompts_for(config.labels)[0]
         asked = Asked(file, "the picture", Body(options=options))
         question = await question_of(asked, with_verb(task_name, names), service, settings)
     except InputError as error:

@@ -88,8 +88,8 @@ def check(words: Tokenizer, text: str, rng: random.Random) -> None:
         assert asked is not None
         assert not any(v.is_special(token) for token in words.encode_prompt(prompt)[1:])
         _walk(words, prompt, asked, rng)
-    if refused(prompts_for, "detect", [text, "cat"], False) is None:
-        (prompt,) = prompts_for("detect", [text, "cat"], False)
+    if refused(prompts_for, [text, "cat"]) is None:
+        (prompt,) = prompts_for([text, "cat"])
         if refused(asked_names, f"detect {prompt}") is None:
             asked = asked_names(f"detect {prompt}")
             assert asked is not None

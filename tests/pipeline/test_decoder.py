@@ -16,7 +16,7 @@ from palidecode.answers.scoring import RECIPES, Evidence
 from palidecode.coco.writing import to_coco
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import loc_to_xyxy
-from palidecode.pipeline import PaliDecoder, UnreadablePictureWarning, asking
+from palidecode.pipeline import AskOptions, PaliDecoder, UnreadablePictureWarning, asking
 from palidecode.pipeline.reading import SUB_BIN_RADIUS, Generated
 from palidecode.runtime.grammar import GrammarOptions
 from tests.runtime.tiny_models import (
@@ -373,6 +373,22 @@ def test_several_prompts_are_put_together_by_picture(decoder):
             np.testing.assert_allclose(found.scores[part], alone.scores, atol=1e-5)
             row += len(alone)
     assert row == len(found) > 9
+
+
+def test_classes_in_groups_are_separate_prompts_about_a_picture_that_is_seen_once(
+    decoder, looked_at
+):
+    names = ["cat", "dog", "key", "moon", "red star"]
+    options = AskOptions(max_new_tokens=60, classes_per_prompt=2)
+    grouped = decoder.answers("segment", PICTURES, " ; ".join(names), options, batch_size=4)
+    assert sum(looked_at) == len(PICTURES)
+    groups = ["cat ; dog", "key ; moon", "red star"]
+    plain = replace(options, classes_per_prompt=None)
+    wanted = [decoder.answers("segment", p, text, plain)[0] for p in PICTURES for text in groups]
+    same_answers(grouped, wanted)
+    found = decoder.segment(PICTURES, names, classes_per_prompt=1, max_new_tokens=60)
+    assert set(found.labels) == set(names)
+    same_detections(decoder.segment(PICTURES, names, max_new_tokens=60), found)
 
 
 def slow_objects(decoder, answer):

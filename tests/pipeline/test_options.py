@@ -31,6 +31,7 @@ def test_a_model_is_not_looked_for_with_unknown_options(option, message):
         ({"temperature": -1}, "temperature must be 0 or more"),
         ({"top_p": 2}, "top_p must be in"),
         ({"seed": -1}, "seed must be 0 or more"),
+        ({"classes_per_prompt": 0}, "classes_per_prompt must be at least 1, got 0"),
     ],
 )
 def test_nothing_is_asked_with_unknown_options(option, message):

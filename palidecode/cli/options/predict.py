@@ -26,7 +26,7 @@ palidecode predict pictures/ --model demo --format yolo -o dataset/
 palidecode predict pictures/ --endpoint http://localhost:8000/v1 \\
     --model NAME --prompt "detect cat" -o coco.json
 palidecode predict "shots/*.jpg" --model DIR --task detect \\
-    --classes names.txt --per-class -o coco.json
+    --classes names.txt --classes-per-prompt 1 -o coco.json
 """
 
 
@@ -97,7 +97,17 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", type=Path, metavar="FILE", help="COCO file or list of names")
     add_box_image(group)
     group.add_argument(
-        "--per-class", action="store_true", help="one prompt per class (default: one for all)"
+        "--classes-per-prompt",
+        type=int,
+        metavar="N",
+        help="ask for so many classes at a time (default: all in one prompt)",
+    )
+    group.add_argument(
+        "--per-class",
+        action="store_const",
+        dest="classes_per_prompt",
+        const=1,
+        help="--classes-per-prompt 1",
     )
 
 

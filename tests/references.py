@@ -341,6 +341,30 @@ def score_free(truth, results, thresholds):
     return f1
 
 
+def without_repeats(results, limit):
+    """NMS of each image and class: rows that overlap a better kept one by at least `limit`."""
+    kept = []
+    for row in sorted(results, key=lambda row: -row["score"]):
+        same = {name: row[name] for name in ("image_id", "category_id")}
+        rivals = [other for other in kept if same.items() <= other.items()]
+        if all(_coco_iou(row["bbox"], other["bbox"]) < limit for other in rivals):
+            kept.append(row)
+    return kept
+
+
+def best_on_each_object(truth, results, limit):
+    """OVDEval's NMS: of the results over an object, regardless of class, the best stays."""
+    kept, removed = [], []
+    for true in truth:
+        if not true["iscrowd"]:
+            over = [row for row in results if row["image_id"] == true["image_id"]]
+            over = [row for row in over if _coco_iou(row["bbox"], true["bbox"]) > limit]
+            over.sort(key=lambda row: -row["score"])
+            kept += over[:1]
+            removed += over[1:]
+    return [row for row in results if row in kept or row not in removed]
+
+
 def _coco_iou(a, b, crowd=False):
     across, down = (max(0, min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
     both, areas = across * down, [c[2] * c[3] for c in (a, b)]

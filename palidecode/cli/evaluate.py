@@ -40,7 +40,6 @@ _FOR_A_PAGE = 300  # resamples; more take over half a minute, which -o alone doe
 def run(args: argparse.Namespace) -> int:
     """Run ``palidecode evaluate``."""
     output = fill(Output, args)
-    limits = read_limits(args.min, NUMBERS)
     if args.images is not None and args.output is None:
         raise InputError("--images is for the page that -o DIR writes; add -o DIR")
     if args.images is not None and not args.images.is_dir():
@@ -49,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if resamples is None:
         resamples = 0 if args.output is None else _FOR_A_PAGE
     options = fill(EvaluateOptions, args, bootstrap=resamples)
+    limits = read_limits(args.min, (*NUMBERS, *options.subsets.meanings))
     predictions: Path | dict[str, object] = args.predictions
     odd: dict[str, Sequence[object]] = {}
     if holds_rows(args.predictions):
@@ -132,6 +132,10 @@ def _table(result: CocoEvaluation) -> list[str]:
         if result.unscored and value != NOTHING:
             shown += f" ± {spread:.3f}"
         lines.append(f"  {name:<9} {shown}{_interval(result.intervals.get(name))}")
+    width = max((len(some.name) for some in result.subsets), default=0)
+    for some in result.subsets:
+        shown = f"{some.name:<{width}} {decimals(some.ap)}"
+        lines.append(f"  {shown}{_interval(result.intervals.get(some.name))}")
     rates, best = result.rates, result.best_threshold
     lines += [
         "",

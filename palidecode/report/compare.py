@@ -180,6 +180,7 @@ def _counts(side: CocoEvaluation, rows: Ints) -> list[int]:
 
 def _numbers(result: CocoComparison) -> list[dict[str, object]]:
     """List every number: of both, their difference, its interval, and what that means."""
+    texts = MEANINGS | _RATES | F1_AT | {some.name: some.text for some in result.first.subsets}
     rows: list[dict[str, object]] = []
     for name, of_a, of_b, change in result.changes():
         if np.isnan(change):
@@ -196,7 +197,7 @@ def _numbers(result: CocoComparison) -> list[dict[str, object]]:
                 "interval": interval,
                 "clear": clear,
                 "verdict": better if clear else "no clear difference" if interval else "",
-                "text": (MEANINGS | _RATES | F1_AT)[name],
+                "text": texts[name],
             }
         )
     return rows

@@ -179,6 +179,16 @@ def _section(result: CocoEvaluation, kind: str, pictures: Gallery) -> dict[str, 
             }
             for name, value in result.score_free.numbers.items()
         ],
+        "subsets": [
+            {
+                "name": some.name,
+                "value": None if np.isnan(some.ap) else some.ap,
+                "interval": result.intervals.get(some.name),
+                "spread": 0,
+                "text": some.text,
+            }
+            for some in result.subsets
+        ],
         "errors": errors,
         "ignored": result.kinds.get("ignored", 0),
         "kinds_plot": kinds_svg([(e["word"], e["count"], e["gain"]) for e in errors], f"{kind}-k"),

@@ -37,7 +37,7 @@ def data_of(path):
 
 
 def test_every_object_has_its_state_and_the_numbers_are_written(place, capsys):
-    words = "compare a.json b.json --gt gt.json -o page --bootstrap 20"
+    words = "compare a.json b.json --gt gt.json -o page --bootstrap 20 --nms 0.5"
     assert main(words.split()) == 0
     assert "written: page/metrics.json, page/index.html" in capsys.readouterr().out
     data = data_of(place / "page/index.html")
@@ -47,8 +47,10 @@ def test_every_object_has_its_state_and_the_numbers_are_written(place, capsys):
     assert (first["only"], first["counts"]) == ([1, 1], [[2, 0], [2, 1]])
     assert [row[4] for row in first["others"]] == [1, 2, -1]
     numbers = json.loads((place / "page/metrics.json").read_text())["bbox"]
-    wanted = compare_coco("gt.json", "a.json", "b.json", bootstrap=20).as_dict()
+    wanted = compare_coco("gt.json", "a.json", "b.json", bootstrap=20, nms=0.5).as_dict()
     assert numbers["differences"] == wanted["differences"]
+    assert numbers["differences"].keys() > {"AP", "F1", "F1@mean", "NMS-AP@0.5"}
+    assert '<th scope="row">NMS-AP@0.5</th>' in (place / "page/index.html").read_text()
     assert "<b>cat" not in (place / "page/index.html").read_text().partition("<script")[0]
 
 

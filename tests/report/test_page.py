@@ -225,12 +225,21 @@ def test_what_was_left_out_and_what_is_too_low_is_on_the_page(example, tmp_path,
     (tmp_path / "found.json").write_text(json.dumps(found))
     files = [str(example / "truth.json"), str(tmp_path / "found.json")]
     out = tmp_path / "report"
-    assert main(["evaluate", *files, "-o", str(out), "--min", "AP=0.99"]) == 1
+    subsets = ["--nms", "0.5", "--score-thresholds", "0.3", "--min", "NMS-AP@0.5=0.98"]
+    assert main(["evaluate", *files, "-o", str(out), "--min", "AP=0.99", *subsets]) == 1
+    printed = capsys.readouterr()
+    told = json.loads((out / "metrics.json").read_text())["bbox"]
     html = (out / "index.html").read_text()
     assert "prediction of unknown images" in html
     assert "below 0.99" in html
     assert "are not probabilities" in html
-    assert "below 0.99" in capsys.readouterr().err
+    assert "below 0.99" in printed.err
+    assert "below 0.98" in printed.err
+    assert list(told["subsets"]) == ["AP@nms0.5", "NMS-AP@0.5", "AP@score0.3"]
+    for name, value in told["subsets"].items():
+        assert f'<th scope="row">{name}</th><td class="n">{value:.3f}</td>' in html
+        assert re.search(rf"  {re.escape(name)} +{value:.3f}   0\.", printed.out)
+        assert name in told["intervals"]
 
 
 @pytest.mark.parametrize("predictions", ["none", "no objects"])

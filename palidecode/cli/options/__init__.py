@@ -296,6 +296,22 @@ def add_evaluation(
         "(default: keep all)",
     )
     group.add_argument(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="also compute AP after NMS at this IoU, also for --min: AP@nms0.5 of each class, "
+        "NMS-AP@0.5 as OVDEval does, of all classes on an object",
+    )
+    group.add_argument(
+        "--score-thresholds",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="SCORE",
+        help="also compute AP without predictions below each of these scores, also for --min: "
+        "AP@score0.3",
+    )
+    group.add_argument(
         "--scores",
         choices=("file", "ignore"),
         default="file",

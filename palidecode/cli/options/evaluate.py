@@ -13,6 +13,7 @@ palidecode evaluate instances.json answers.jsonl
 palidecode evaluate instances.json coco.json --iou-type both \\
     --images pictures/ -o report/
 palidecode evaluate instances.json coco.json --min AP50=0.5 --min F1=0.6
+palidecode evaluate instances.json coco.json --nms 0.5 --min NMS-AP@0.5=0.4
 """
 
 

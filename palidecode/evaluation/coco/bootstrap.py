@@ -75,6 +75,7 @@ def resampled_stats(engine: Engine, predicted: Table, resamples: int, seed: int)
     evaluator = engine.matched(predicted)
     halves = _halves(len(engine.scene.images), resamples, seed)
     stats = np.concatenate([stats_of_images(evaluator, some) for some in halves])
+    stats[:, [METRICS.index(name) for name in NOT_RESAMPLED]] = NOTHING
     return np.where(stats == NOTHING, np.nan, stats)
 
 
@@ -91,24 +92,23 @@ def centred(samples: Floats, values: Floats, images: int) -> Floats:
 
     Parameters
     ----------
-    samples : ndarray of float64, shape (resamples, 12)
+    samples : ndarray of float64, shape (resamples, N)
         From `resampled_stats`, or their differences.
-    values : ndarray of float64, shape (12,)
+    values : ndarray of float64, shape (N,)
         NaN for numbers without a value.
     images : int
         Number of images; corrects for odd numbers.
 
     Returns
     -------
-    ndarray of float64, shape (resamples, 12)
-        NaN for numbers without a value, AR1 and AR10.
+    ndarray of float64, shape (resamples, N)
+        NaN for numbers without a value or a resample.
     """
     held = images // 2
     moved = np.full_like(samples, np.nan)
-    for column, name in enumerate(METRICS):
-        drawn = samples[:, column]
+    for column, drawn in enumerate(samples.T):
         known = ~np.isnan(drawn)
-        if name not in NOT_RESAMPLED and known.any():
+        if known.any():
             spread = (drawn - drawn[known].mean()) * np.sqrt(held / (images - held))
             # Where all halves agree, rounding must not tell them apart.
             moved[:, column] = np.round(values[column] + spread, 12)

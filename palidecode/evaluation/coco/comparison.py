@@ -16,10 +16,9 @@ from palidecode.evaluation.coco.bootstrap import (
     centred,
     percentiles,
     resampled_rates,
-    resampled_stats,
     share_above,
 )
-from palidecode.evaluation.coco.engine import METRICS, NOTHING, IouType, JsonRow
+from palidecode.evaluation.coco.engine import METRICS, IouType, JsonRow
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.coco.measures import RATES
 from palidecode.evaluation.coco.result import CocoEvaluation
@@ -35,7 +34,8 @@ class CocoComparison:
     differences : ndarray of float64, shape (12,)
         Of COCO's numbers, in COCO's order; NaN if a number can't be computed.
     intervals : dict of str to Interval
-        Of the differences, including ``precision``, ``recall`` and ``F1``, from the same resamples
+        Of the differences, including ``precision``, ``recall``, ``F1`` and the AP of subsets, from
+        the same resamples
         for both: the difficulty of an image affects both and cancels out.
     better : dict of str to float
         Share of the same resamples in which the second is better; ties count half. An interval
@@ -78,11 +78,10 @@ class CocoComparison:
 
     def as_dict(self) -> JsonRow:
         """Convert everything to JSON values."""
-        changes = zip(METRICS, self.differences.tolist(), strict=True)
         return {
             "first": self.first.as_dict(),
             "second": self.second.as_dict(),
-            "differences": {n: None if np.isnan(v) else v for n, v in changes},
+            "differences": {n: None if np.isnan(v) else v for n, _, _, v in self.changes()},
             "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
             "better": self.better,
             "classes": self.rows(),
@@ -105,6 +104,8 @@ def compare_coco(
     seed: int = 0,
     scale_to_truth: bool = False,
     crowds: bool = False,
+    nms: float | None = None,
+    score_thresholds: Sequence[float] = (),
 ) -> CocoComparison:
     """Compare two sets of predictions on the same ground truth, paired by image.
 
@@ -112,6 +113,8 @@ def compare_coco(
     ----------
     gt, iou_type, categories, match, merge_duplicates, scores, orders, seed, scale_to_truth, crowds
         As for `evaluate_coco`.
+    nms, score_thresholds
+        As for `evaluate_coco`: their AP of both is in `CocoComparison.changes`.
     first, second : path, list or dict
         Predictions; differences are second minus first.
     bootstrap : int
@@ -145,6 +148,8 @@ def compare_coco(
         seed,
         scale_to_truth,
         crowds,
+        nms=nms,
+        score_thresholds=tuple(score_thresholds),
     )
     return compare(gt, first, second, iou_type, options)
 
@@ -159,18 +164,18 @@ def compare(
     if a.unscored != b.unscored and len(a.predicted) and len(b.predicted):
         return compare(gt, first, second, iou_type, replace(options, scores="ignore"))
     bootstrap, seed, confidence = options.bootstrap, options.seed, options.confidence
-    known = (a.stats != NOTHING) & (b.stats != NOTHING)
-    differences = np.where(known, b.stats - a.stats, np.nan)
+    changed = np.array([*b.ranked.values()]) - np.array([*a.ranked.values()])
+    differences = changed[: len(METRICS)]
     if not bootstrap:
         return CocoComparison(a, b, differences)
     # The images, and so the halves, are the same; the categories asked for may differ.
-    samples = [resampled_stats(r.engine, r.scored(), bootstrap, seed) for r in results]
+    samples = [r.resampled(bootstrap, seed) for r in results]
     rates = [resampled_rates(r.image_counts, bootstrap, seed) for r in results]
-    columns = (*METRICS, *RATES)
+    columns = (*a.ranked, *RATES)
     drawn = np.concatenate(
-        [centred(samples[1] - samples[0], differences, a.images), rates[1] - rates[0]], axis=1
+        [centred(samples[1] - samples[0], changed, a.images), rates[1] - rates[0]], axis=1
     )
-    changes = np.concatenate([differences, b.rates.values - a.rates.values])
+    changes = np.concatenate([changed, b.rates.values - a.rates.values])
     intervals = percentiles(drawn, columns, changes, confidence, least=-1.0)
     return CocoComparison(a, b, differences, intervals, share_above(drawn, columns, intervals))
 

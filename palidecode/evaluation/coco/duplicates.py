@@ -1,4 +1,4 @@
-"""Find exact and near duplicates within an image and class."""
+"""Find predictions that NMS removes: of an image and class, or on one object."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import numpy.typing as npt
 
 from palidecode.coco.mask_reading import as_rle
 from palidecode.errors import InputError
-from palidecode.evaluation.coco.engine import overlaps
+from palidecode.evaluation.coco.engine import Engine, overlaps
+from palidecode.evaluation.coco.matches import group_rows, image_iou
 from palidecode.evaluation.coco.tables import Scene, Table
+
+Ints = npt.NDArray[np.int64]
 
 
 def repeats(predicted: Table, scene: Scene, threshold: float) -> npt.NDArray[np.bool_]:
@@ -44,3 +47,40 @@ def repeats(predicted: Table, scene: Scene, threshold: float) -> npt.NDArray[np.
             else:
                 kept.append(index)
     return out
+
+
+def on_objects(engine: Engine, predicted: Table, threshold: float) -> list[Ints]:
+    """Return the rows of the predictions on each object, of any class, above an IoU.
+
+    Objects with one or none are left out; crowds are no objects.
+    """
+    truths, images = engine.scene.truths, len(engine.scene.images)
+    solid = np.flatnonzero(~truths.crowd)
+    objects_of = group_rows(truths.image[solid], images)
+    found = []
+    for image, rows in enumerate(group_rows(predicted.image, images)):
+        objects = solid[objects_of[image]]
+        if len(rows) > 1 and len(objects):
+            over = image_iou(engine, predicted, rows, objects, image) > threshold
+            found += [rows[column] for column in over.T if column.sum() > 1]
+    return found
+
+
+def beaten(score: npt.NDArray[np.float64], groups: list[Ints]) -> npt.NDArray[np.bool_]:
+    """Mark predictions with a better one on each of their objects, shape (N,).
+
+    OVDEval's NMS-AP leaves them out (Yao et al. 2023, ``eval.py``): a model that gives one box
+    several labels is not rewarded for the right one among them.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (N,)
+        Of equal ones, the first stays.
+    groups : list of ndarray
+        From `on_objects`.
+    """
+    lost, kept = np.zeros(len(score), np.bool_), np.zeros(len(score), np.bool_)
+    for rows in groups:
+        lost[rows] = True
+        kept[rows[score[rows].argmax()]] = True
+    return lost & ~kept

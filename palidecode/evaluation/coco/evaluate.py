@@ -23,6 +23,7 @@ from palidecode.evaluation.coco.engine import (
     Settings,
 )
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
+from palidecode.evaluation.coco.subsets import SubsetOptions, subsets
 from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class EvaluateOptions:
     scale_to_truth: bool = False
     crowds: bool = False
     settings: Settings = STANDARD
+    nms: float | None = None
+    score_thresholds: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if self.scores not in ("file", "ignore"):
@@ -63,6 +66,12 @@ class EvaluateOptions:
                 "bootstrap resamples COCO's own numbers; leave out iou_thresholds, max_detections "
                 "and micro"
             )
+        _ = self.subsets  # checks them
+
+    @property
+    def subsets(self) -> SubsetOptions:
+        """Options of the AP of some of the predictions."""
+        return SubsetOptions(self.nms, tuple(self.score_thresholds))
 
 
 def evaluate_coco(
@@ -83,6 +92,8 @@ def evaluate_coco(
     iou_thresholds: Sequence[float] | None = None,
     max_detections: Sequence[int] | None = None,
     micro: bool = False,
+    nms: float | None = None,
+    score_thresholds: Sequence[float] = (),
 ) -> CocoEvaluation:
     """Evaluate boxes or masks against COCO ground truth.
 
@@ -129,6 +140,14 @@ def evaluate_coco(
         Rank the predictions of all classes together, and match them regardless of class, in
         `CocoEvaluation.stats`: pycocotools' ``useCats = 0``. Everything else in the result keeps
         COCO's own settings.
+    nms : float, optional
+        An IoU, in (0, 1]: compute the AP of the predictions that NMS leaves, too. ``AP@nms0.5``
+        removes predictions that overlap a better one of their class, as `merge_duplicates` does
+        from every number; ``NMS-AP@0.5`` is OVDEval's (Yao et al. 2023): of the predictions of
+        any class on an object, above that IoU, only the best stays.
+    score_thresholds : sequence of float
+        Compute the AP of the predictions with at least each of these scores, too:
+        ``AP@score0.3``. Both are in `CocoEvaluation.subsets`.
 
     Returns
     -------
@@ -171,6 +190,8 @@ def evaluate_coco(
             None if max_detections is None else tuple(max_detections),
             micro,
         ),
+        nms=nms,
+        score_thresholds=tuple(score_thresholds),
     )
     return evaluate(gt, predictions, iou_type, options)
 
@@ -182,6 +203,8 @@ def evaluate(
     check_iou_type(iou_type)
     skips = Skips()
     scene, predicted, unscored = _both_sides(gt, predictions, iou_type, options, skips)
+    if unscored and options.score_thresholds:
+        raise InputError("score_thresholds need scores that differ; these predictions have none")
     engine = Engine(scene, iou_type)
     drawn = (
         random_orders(len(predicted), options.orders, options.seed)
@@ -205,6 +228,7 @@ def evaluate(
         engine=engine,
         predicted=predicted,
         settings=options.settings,
+        subsets=subsets(engine, predicted, drawn, options.subsets, options.settings),
         _class_ap=_known([numbers.ap for numbers in each]),
         _class_ar=_known([numbers.ar for numbers in each]),
         _precision=None if unscored else each[0].precision,

@@ -48,12 +48,12 @@ def best_overlaps(engine: Engine, predicted: Table) -> Overlaps:
     count = len(predicted)
     best = Overlaps(np.zeros(count), np.zeros(count), np.full(count, -1), np.full(count, -1))
     solid = np.flatnonzero(~truths.crowd)
-    by_image = _groups(truths.image[solid], len(scene.images))
-    for image, rows in enumerate(_groups(predicted.image, len(scene.images))):
+    by_image = group_rows(truths.image[solid], len(scene.images))
+    for image, rows in enumerate(group_rows(predicted.image, len(scene.images))):
         objects = solid[by_image[image]]
         if not len(rows) or not len(objects):
             continue
-        iou = _iou(engine, predicted, rows, objects, image)
+        iou = image_iou(engine, predicted, rows, objects, image)
         alike = predicted.category[rows, None] == truths.category[objects]
         for chosen, value, truth in (
             (alike, best.same, best.same_truth),
@@ -66,13 +66,14 @@ def best_overlaps(engine: Engine, predicted: Table) -> Overlaps:
     return best
 
 
-def _groups(of: Ints, count: int) -> list[Ints]:
-    """Rows of each image, in order."""
+def group_rows(of: Ints, count: int) -> list[Ints]:
+    """Return the rows of each of `count` images, in order."""
     order = np.argsort(of, kind="stable")
     return np.split(order, np.searchsorted(of[order], np.arange(1, count)))
 
 
-def _iou(engine: Engine, predicted: Table, rows: Ints, objects: Ints, image: int) -> Floats:
+def image_iou(engine: Engine, predicted: Table, rows: Ints, objects: Ints, image: int) -> Floats:
+    """IoU of predictions and objects of an image, shape (rows, objects); none is a crowd."""
     truths = engine.scene.truths
     none = np.zeros(len(objects), np.bool_)
     if engine.iou_type == "bbox":
@@ -149,7 +150,7 @@ def _iou_of(engine: Engine, predicted: Table, rows: Ints, objects: Ints, best: O
     iou = best.same[rows].copy()
     for index in np.flatnonzero(best.same_truth[rows] != objects).tolist():
         row, other = rows[index : index + 1], objects[index : index + 1]
-        iou[index] = _iou(engine, predicted, row, other, int(predicted.image[row[0]]))[0, 0]
+        iou[index] = image_iou(engine, predicted, row, other, int(predicted.image[row[0]]))[0, 0]
     return iou
 
 

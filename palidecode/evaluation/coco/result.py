@@ -45,6 +45,7 @@ from palidecode.evaluation.coco.measures import (
     ScoreFree,
     best_f1,
 )
+from palidecode.evaluation.coco.subsets import Subset
 from palidecode.evaluation.coco.tables import Scene, Table
 from palidecode.wording import many
 
@@ -56,7 +57,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 NUMBERS = (*METRICS, *RATES, *F1_AT)
-"""Names of `CocoEvaluation.numbers`."""
+"""Names of `CocoEvaluation.numbers`, without those of its subsets."""
 
 _CLASSES = 20  # shown in a notebook and a plot
 MEANINGS = {
@@ -106,6 +107,8 @@ class CocoEvaluation:
         Numbers evaluated; crowds are not objects.
     settings : Settings
         Settings of `stats` other than COCO's own.
+    subsets : list of Subset
+        AP after NMS and above score thresholds, if requested.
     """
 
     iou_type: IouType
@@ -119,6 +122,7 @@ class CocoEvaluation:
     engine: Engine = field(repr=False)
     predicted: Table = field(repr=False)
     settings: Settings
+    subsets: list[Subset] = field(repr=False)
     _class_ap: Floats = field(repr=False)  # (10 IoU thresholds, K), NaN without objects
     _class_ar: Floats = field(repr=False)  # (K,)
     _precision: Floats | None = field(repr=False)  # (2 IoU thresholds, 101, K); None unscored
@@ -150,15 +154,21 @@ class CocoEvaluation:
         return dict(zip(METRICS, self.stats.tolist(), strict=True))
 
     @property
+    def ranked(self) -> dict[str, float]:
+        """`metrics` and the AP of `subsets` by name; NaN if unknown."""
+        known = np.where(self.stats == NOTHING, np.nan, self.stats)
+        named = dict(zip(METRICS, known.tolist(), strict=True))
+        return named | {some.name: some.ap for some in self.subsets}
+
+    @property
     def numbers(self) -> dict[str, float]:
         """Every number by name, as ``--min`` and `compare_coco` take them; NaN if unknown.
 
-        `metrics`, then ``precision``, ``recall`` and ``F1`` at IoU 0.5, then the F1 of
+        `ranked`, then ``precision``, ``recall`` and ``F1`` at IoU 0.5, then the F1 of
         `score_free`.
         """
-        known = np.where(self.stats == NOTHING, np.nan, self.stats)
-        values = [*known.tolist(), *self.rates.values.tolist()]
-        return dict(zip((*METRICS, *RATES), values, strict=True)) | self.score_free.numbers
+        rates = dict(zip(RATES, self.rates.values.tolist(), strict=True))
+        return {**self.ranked, **rates, **self.score_free.numbers}
 
     # -- to look at ----------------------------------------------------------------------
 
@@ -205,6 +215,7 @@ class CocoEvaluation:
             + _listed(shares)
             + "; classes averaged: "
             + _listed(self.score_free.numbers.items())
+            + "".join(f"; {some.name} {_shown(_number(some.ap))}" for some in self.subsets)
         )
 
     def _repr_html_(self) -> str:
@@ -525,6 +536,7 @@ class CocoEvaluation:
                 "F1": _number(rates.f1),
             },
             "score_free": self.score_free.as_dict(),
+            "subsets": {some.name: _number(some.ap) for some in self.subsets},
             "best_threshold": self.best_threshold,
             "kinds": self.kinds,
             "tide": self.tide,
@@ -552,15 +564,26 @@ class CocoEvaluation:
         Returns
         -------
         dict of str to Interval
-            By the names of `metrics` (without AR1 and AR10), and ``precision``, ``recall`` and
-            ``F1``, for all numbers that can be computed.
+            By the names of `metrics` (without AR1 and AR10), ``precision``, ``recall`` and ``F1``,
+            and the AP of `subsets`, for all numbers that can be computed.
         """
-        samples = resampled_stats(self.engine, self.scored(), resamples, seed)
-        stats = np.where(self.stats == NOTHING, np.nan, self.stats)
+        ranked = self.ranked
+        samples = centred(
+            self.resampled(resamples, seed), np.array([*ranked.values()]), self.images
+        )
         rates = resampled_rates(self.image_counts, resamples, seed)
-        drawn = np.concatenate([centred(samples, stats, self.images), rates], axis=1)
-        values = np.concatenate([stats, self.rates.values])
-        return percentiles(drawn, (*METRICS, *RATES), values, confidence)
+        drawn = np.concatenate([samples, rates], axis=1)
+        values = np.array([*ranked.values(), *self.rates.values])
+        return percentiles(drawn, (*ranked, *RATES), values, confidence)
+
+    def resampled(self, resamples: int, seed: int) -> Floats:
+        """Compute `ranked` over random halves of the images, (resamples, 12 + subsets)."""
+        stats = resampled_stats(self.engine, self.scored(), resamples, seed)
+        others = [
+            resampled_stats(self.engine, some.predicted, resamples, seed)[:, :1]
+            for some in self.subsets
+        ]
+        return np.concatenate([stats, *others], axis=1)
 
     def scored(self) -> Table:
         """The predictions; without scores, in the first of the random orders."""

@@ -22,8 +22,9 @@ import palidecode
 from palidecode import CocoWriter, InputError, UnscoredWarning, compare_coco, evaluate_coco
 from palidecode.cli import main
 from palidecode.evaluation.coco import engine
+from palidecode.evaluation.coco.result import random_orders
 from tests.evaluation.problems import problem
-from tests.references import score_free
+from tests.references import best_on_each_object, score_free, without_repeats
 from tests.samples import answer, written
 
 GT = "instances_val2014_100.json"
@@ -303,6 +304,79 @@ def test_f1_without_scores_ignores_the_order_and_knows_nothing_without_objects()
     empty = evaluate_coco({**truth, "annotations": []}, [])
     assert np.isnan(empty.numbers["F1@mean"])
     assert empty.score_free.as_dict()["F1@mean"] is None
+
+
+@pytest.mark.parametrize("iou", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize(("classes", "predictions"), [(1, 60), (5, 200), (4, 1)])
+def test_ap_of_subsets_is_that_of_the_rows_left(classes, predictions, iou):
+    truth, results = scene_of(classes, predictions, predictions=predictions)
+    rng = np.random.default_rng(predictions)
+    for row, score in zip(results, rng.permutation(len(results)), strict=True):
+        row["score"] = (score + 1) / len(results)  # no ties
+    result = evaluate_coco(truth, results, nms=iou, score_thresholds=[0.25, 0.6])
+    left = {
+        f"AP@nms{iou:g}": without_repeats(results, iou),
+        f"NMS-AP@{iou:g}": best_on_each_object(truth["annotations"], results, iou),
+        "AP@score0.25": [row for row in results if row["score"] >= 0.25],
+        "AP@score0.6": [row for row in results if row["score"] >= 0.6],
+    }
+    found = {some.name: some.ap for some in result.subsets}
+    assert found == {name: pytest.approx(ap_of(truth, rows)) for name, rows in left.items()}
+    assert result.stats == pytest.approx(evaluate_coco(truth, results).stats)  # all predictions
+    assert result.numbers.items() >= found.items()
+    assert result.as_dict()["subsets"] == found
+
+
+def ap_of(truth, results):
+    return pycocotools_stats(with_ids(truth), results, "bbox")[0]
+
+
+def with_ids(truth):
+    """The truth with ids from 1: pycocotools loses a match with the id 0."""
+    rows = [row | {"id": row["id"] + 1} for row in truth["annotations"]]
+    return {**truth, "annotations": rows}
+
+
+def test_a_box_with_every_label_raises_ap_and_not_nms_ap():
+    every = [(label, 0, score) for label, score in ((1, 0.9), (2, 0.8), (3, 0.7))]
+    truth, results = scene([[(1, 0)], [(2, 0)], [(3, 0)]], [every] * 3, ("cat", "dog", "bird"))
+    numbers = evaluate_coco(truth, results, nms=0.5).numbers
+    assert numbers["AP"] == pytest.approx(numbers["AP@nms0.5"])
+    assert numbers["NMS-AP@0.5"] == pytest.approx(1 / 3)
+    assert numbers["AP"] > 0.4
+
+
+def test_subsets_of_predictions_without_scores_are_means_over_orders():
+    truth, results = scene([[(1, 0)]], [[(1, 0, None), (1, 2, None), (1, 60, None)]])
+    found = evaluate_coco(truth, results, nms=0.5, scores="ignore").numbers["AP@nms0.5"]
+    orders = [
+        [row | {"score": score} for row, score in zip(results, scores.tolist(), strict=True)]
+        for scores in random_orders(len(results), 10, 0)
+    ]
+    each = [ap_of(truth, without_repeats(rows, 0.5)) for rows in orders]
+    assert len(set(each)) > 1
+    assert found == pytest.approx(np.mean(each))
+    with pytest.raises(InputError, match="score_thresholds need scores that differ"):
+        evaluate_coco(truth, results, score_thresholds=[0.5], scores="ignore")
+    for bad in ({"nms": 0}, {"nms": 1.5}, {"score_thresholds": [float("nan")]}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            evaluate_coco(truth, results, **bad)
+
+
+def test_subsets_have_intervals_and_are_compared():
+    truth, results = scene_of(3, 1, objects=80, predictions=200)
+    better = [row for row in results if row["score"] > 0.2]
+    result = evaluate_coco(truth, results, nms=0.5, bootstrap=50)
+    interval = result.intervals["NMS-AP@0.5"]
+    assert interval.low <= result.numbers["NMS-AP@0.5"] == interval.value <= interval.high
+    both = compare_coco(truth, results, better, nms=0.5, score_thresholds=[0.2], bootstrap=50)
+    data = both.as_dict()
+    names = ["AP@nms0.5", "NMS-AP@0.5", "AP@score0.2"]
+    for name in names:
+        wanted = both.second.numbers[name] - both.first.numbers[name]
+        assert data["differences"][name] == wanted == data["intervals"][name]["value"]
+    assert data["differences"]["AP@score0.2"] == pytest.approx(0, abs=0.01)
+    assert [row[0] for row in both.changes()][12:15] == names
 
 
 def test_classes_in_blocks_have_the_numbers_of_all_together(monkeypatch):

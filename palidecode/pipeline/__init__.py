@@ -1,7 +1,7 @@
 """PaliDecoder: pictures and prompts in, detections with scores out."""
 
 from palidecode.pipeline.checkpoint import ModelOptions
-from palidecode.pipeline.decoder import AskOptions, PaliDecoder
+from palidecode.pipeline.decoder import AskOptions, Found, PaliDecoder
 from palidecode.pipeline.endpoint import EndpointOptions
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.pipeline.session import Question, Session
@@ -12,6 +12,7 @@ from palidecode.runtime.options import GrammarOptions
 __all__ = [
     "AskOptions",
     "EndpointOptions",
+    "Found",
     "Generated",
     "GrammarOptions",
     "LongTextWarning",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from palidecode.answers.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.codec import load_codec
@@ -67,6 +67,13 @@ class AskOptions:
         return GenerateOptions(
             self.max_new_tokens, self.temperature, self.top_p, self.seed, self.over, self.sub_bin
         )
+
+
+class Found(NamedTuple):
+    """Detections with an image for each picture, and why a picture has no answer, or ``""``."""
+
+    detections: Detections
+    errors: list[str]
 
 
 class PaliDecoder:
@@ -528,15 +535,32 @@ class PaliDecoder:
         InputError
             As `generate`.
         """
+        return self.find(task, images, prompt, options, batch_size, on_token, box_image).detections
+
+    def find(
+        self,
+        task: Task,
+        images: Pictures,
+        prompt: str | Sequence[str] | None,
+        options: AskOptions,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
+        box_image: int | None = None,
+    ) -> Found:
+        """Ask for objects, as `ask`; return also why a picture has no answer."""
         answers = self.answers(task, images, prompt, options, batch_size, on_token, box_image)
-        return self.read(
+        each = len(answers) // len(_as_list(images)) if answers else 1
+        detections = self.read(
             answers,
-            len(answers) // len(_as_list(images)) if answers else 1,
+            each,
             score=options.score,
             sub_bin=options.sub_bin,
             divisor=options.divisor,
             clip=options.clip,
         )
+        firsts = range(0, len(answers), each)
+        errors = [[a.error for a in answers[first : first + each] if a.error] for first in firsts]
+        return Found(detections, ["".join(reasons[:1]) for reasons in errors])
 
     def answers(
         self,

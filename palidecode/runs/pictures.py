@@ -16,7 +16,7 @@ from palidecode.files import open_picture
 from palidecode.pipeline import (
     AskOptions,
     EndpointOptions,
-    Generated,
+    Found,
     GrammarOptions,
     ModelOptions,
     PaliDecoder,
@@ -24,7 +24,6 @@ from palidecode.pipeline import (
 from palidecode.pipeline.protocol import Seen
 from palidecode.prompts import Task, what_to_ask
 from palidecode.runs.jobs import FailedBy, Job, Record, Worker
-from palidecode.runs.rows import detections_of
 from palidecode.runs.sources import PictureFile, Unread
 
 Model: TypeAlias = ModelOptions | EndpointOptions
@@ -226,15 +225,14 @@ class _Predictor:
                 reasons[row] = str(error)
         # Features kept from another batch differ from this one's in their last bits.
         self.decoder.forget_pictures()
-        answers = self._answers(seen) if seen else []
-        for row, its in zip(rows, answers, strict=True):
-            reason = next((answer.error for answer in its if answer.error), None)
-            if reason is not None:
-                reasons[row] = reason
-        answered = [its for row, its in zip(rows, answers, strict=True) if row not in reasons]
-        rows = [row for row in rows if row not in reasons]
-        found = self._read(answered) if answered else detections_of([])
-        return Result(found, rows, [item.name for item in items], reasons)
+        found = self._find(seen) if seen else Found(Detections.empty(), [])
+        answered = [image for image, error in enumerate(found.errors) if not error]
+        reasons |= {row: error for row, error in zip(rows, found.errors, strict=True) if error}
+        detections = found.detections
+        if len(answered) < len(rows):
+            detections = Detections.concat(map(detections.image, answered))
+        names = [item.name for item in items]
+        return Result(detections, [rows[image] for image in answered], names, reasons)
 
     def _see(self, item: PictureFile) -> list[Seen]:
         """Open the pictures of an item, one at a time: a batch in full size is large.
@@ -248,22 +246,11 @@ class _Predictor:
         boxed = seen[item.group.index(item.path)]
         return [replace(seen[0], size=boxed.size), *seen[1:]]
 
-    def _answers(self, seen: Sequence[Sequence[Seen]]) -> list[list[Generated]]:
-        """Return each picture's answers to all prompts."""
-        options, each = self.options, len(self.options.prompts)
-        answers = self.decoder.answers(
+    def _find(self, seen: Sequence[Sequence[Seen]]) -> Found:
+        options = self.options
+        found = self.decoder.find(
             options.task, seen, options.prompts, options.ask, options.batch_size, box_image=0
         )
-        return [answers[first : first + each] for first in range(0, len(answers), each)]
-
-    def _read(self, answers: Sequence[Sequence[Generated]]) -> Detections:
-        ask = self.options.ask
-        found = self.decoder.read(
-            [answer for its in answers for answer in its],
-            len(answers[0]),
-            score=ask.score,
-            sub_bin=ask.sub_bin,
-            divisor=ask.divisor,
-            clip=ask.clip,
-        )
-        return found.select(~(found.scores < self.options.min_score))  # an unknown score stays
+        scores = found.detections.scores
+        keep = ~(scores < options.min_score)  # an unknown score stays
+        return found._replace(detections=found.detections.select(keep))

@@ -71,6 +71,19 @@ class Adapters:
         """Names of the adapters."""
         return tuple(self._sources)
 
+    def classes(self, name: str | None) -> tuple[str, ...]:
+        """Return the classes that an adapter, or with None the base, names for itself.
+
+        Raises
+        ------
+        InputError
+            For a name that isn't known.
+        """
+        if name not in self._classes:
+            known = ", ".join(map(repr, self._sources))
+            raise InputError(f"no adapter {name!r}: there is {known}")
+        return self._classes[name]
+
     def use(self, name: str | None) -> tuple[Engine, tuple[str, ...]]:
         """Return the model with an adapter, or the base model; and the classes that it knows.
 
@@ -79,18 +92,16 @@ class Adapters:
         InputError
             For a name that isn't known.
         """
+        classes = self.classes(name)
         if name is None:
-            return self._engine, self._classes[None]
-        if name not in self._sources:
-            known = ", ".join(map(repr, self._sources))
-            raise InputError(f"no adapter {name!r}: there is {known}")
+            return self._engine, classes
         made = self._made.pop(name, None)
         if made is None:
             if len(self._made) == _KEPT:
                 del self._made[next(iter(self._made))]
             made = self._merged(self._sources[name])
         self._made[name] = made
-        return made, self._classes[name]
+        return made, classes
 
     def _merged(self, source: AdaptedSource) -> Engine:
         config = self._engine.config

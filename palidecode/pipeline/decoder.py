@@ -333,6 +333,18 @@ class PaliDecoder:
         """Names of the adapters given to `from_pretrained`, for `use`."""
         return () if self._adapters is None else self._adapters.names
 
+    def classes_of(self, adapter: str | None) -> tuple[str, ...]:
+        """Return the classes that an adapter lists, or with None the base, whichever is in use.
+
+        Raises
+        ------
+        InputError
+            For a name that isn't among `adapters`.
+        """
+        if self._adapters is None and adapter is None:
+            return self.classes
+        return self._given_adapters().classes(adapter)
+
     def use(self, adapter: str | None) -> None:
         """Switch to one of the adapters given to `from_pretrained`, or with None to the base.
 
@@ -345,10 +357,13 @@ class PaliDecoder:
         InputError
             For a name that isn't among them.
         """
+        engine, self.classes = self._given_adapters().use(adapter)
+        self._asker = Asker(engine, self.tokenizer, self.image_config, self._text_length)
+
+    def _given_adapters(self) -> Adapters:
         if self._adapters is None:
             raise InputError("there are no adapters: from_pretrained(base, adapters={'a': DIR})")
-        engine, self.classes = self._adapters.use(adapter)
-        self._asker = Asker(engine, self.tokenizer, self.image_config, self._text_length)
+        return self._adapters
 
     def generate(
         self,

@@ -257,12 +257,7 @@ class OnnxBatch:
         orders = [np.argsort(part._position < 0, axis=1, kind="stable")[:, :used] for part in parts]
         self._cache = {
             name: OrtValue.ortvalue_from_numpy(
-                np.concatenate(
-                    [
-                        _columns(part._cache[name].numpy(), order, used)
-                        for part, order in zip(parts, orders, strict=True)
-                    ]
-                )
+                _joined([part._cache[name].numpy() for part in parts], orders, used)
             )
             for name in self._cache
         }
@@ -299,10 +294,21 @@ class OnnxBatch:
         return self._engine.logits(hidden.numpy(), self._rows)
 
 
-def _columns(cache: Floats, order: Ids, used: int) -> Floats:
-    """Take columns of a cache (B, heads, S, size) in the order of each row; pad them to `used`."""
-    taken = np.take_along_axis(cache, order[:, None, :, None], 2)
-    return np.pad(taken, ((0, 0), (0, 0), (0, used - order.shape[1]), (0, 0)))
+def _joined(caches: Sequence[Floats], orders: Sequence[Ids], used: int) -> Floats:
+    """Join caches (B, heads, S, size), columns in the order of each row, padded to `used`."""
+    count, (_, heads, _, size) = sum(map(len, caches)), caches[0].shape
+    joined = np.zeros((count, heads, used, size), np.float32)
+    row = 0
+    for cache, order in zip(caches, orders, strict=True):
+        columns = order.shape[1]
+        into = joined[row : row + len(cache), :, :columns]
+        row += len(cache)
+        if (order == np.arange(columns)).all():
+            into[:] = cache[:, :, :columns]
+            continue
+        for of, its, its_order in zip(into, cache, order, strict=True):
+            of[:] = its[:, its_order]
+    return joined
 
 
 def rotation(position: Ids, text: TextConfig) -> tuple[Floats, Floats]:

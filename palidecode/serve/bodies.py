@@ -14,7 +14,6 @@ from starlette.requests import Request
 
 from palidecode.errors import InputError
 from palidecode.files import data_folder, inside
-from palidecode.pipeline import PaliDecoder
 from palidecode.pipeline.session import Question
 from palidecode.prompts import Task, prompts_for, with_verb
 from palidecode.serve.addresses import fetch
@@ -151,14 +150,14 @@ def scene(name: str) -> bytes:
     return inside(data_folder("palidecode.demo") / SCENES, name).read_bytes()
 
 
-def prompt_of(body: Body, task: Task | None, decoder: PaliDecoder) -> str:
-    """Return the prompt of a request; by default the model's classes are asked for."""
+def prompt_of(body: Body, task: Task | None, service: Service) -> str:
+    """Return the prompt of a request; by default its model's classes are asked for."""
     if body.prompt is not None and body.classes is not None:
         raise Refused(400, "give prompt or classes, not both")
     try:
         if body.prompt is not None and body.prompt.strip():
             return body.prompt if task is None else with_verb(task, body.prompt)
-        names = decoder.classes if body.classes is None else body.classes
+        names = service.classes_of(body.model) if body.classes is None else body.classes
         if task is None or not names:
             raise Refused(400, "nothing to ask: give a prompt, for instance 'detect cat ; dog'")
         return with_verb(task, prompts_for(names)[0])

@@ -255,7 +255,7 @@ async def models(request: Request) -> Response:
     created: int = request.app.state.created
     facts: Json = {"object": "model", "created": created, "owned_by": "palidecode"}
     facts |= {"codes": service.decoder.codes_id}
-    if len(service.models) == 1:  # classes of adapters differ
-        facts |= {"classes": list(service.decoder.classes)}
-    data = [{"id": name, **facts} for name in service.models]
+    data = [
+        {"id": name, **facts, "classes": list(service.classes_of(name))} for name in service.models
+    ]
     return json_reply({"object": "list", "data": data})

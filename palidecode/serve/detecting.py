@@ -25,7 +25,7 @@ def asking_to(task: Task) -> Callable[[Request], Awaitable[Response]]:
         began = time.perf_counter()
         coco = wants_coco(request)
         asked = await read_request(request, settings)
-        prompt = prompt_of(asked.body, task, service.decoder)
+        prompt = prompt_of(asked.body, task, service)
         question = await question_of(asked, prompt, service, settings)
         job = service.ask(question, service.adapter_of(asked.body.model))
         answer = await job.finished(request)

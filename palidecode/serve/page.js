@@ -2,7 +2,8 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const info = JSON.parse(byId("data").textContent);
-  const classes = info.model?.classes ?? [];
+  let model = info.model?.name;
+  let classes = info.model?.classes[model] ?? [];
   const MOST_KEPT = 40;  // answers of this visit
   const MOST_CHIPS = 1500;  // more would make the page slow
 
@@ -394,6 +395,7 @@
     const form = new FormData();
     if (picture.scene) form.append("scene", picture.scene);
     else form.append("image", picture.blob, picture.name);
+    form.append("model", model);
     form.append("prompt", prompt);
     form.append("options", JSON.stringify({ sub_bin: byId("sub-bin").checked }));
     try {
@@ -448,9 +450,19 @@
       });
       return chip;
     };
-    byId("names").append(...classes.map((name) => toggle(name, name)));
+    byId("names").replaceChildren(...classes.map((name) => toggle(name, name)));
     if (classes.length > 1) byId("names").prepend(toggle("all"));
     byId("names").hidden = !classes.length;
+    byId("finds").textContent = classes.length ? ` · finds these ${classes.length} things only` : "";
+  }
+
+  function useModel(name) {
+    model = name;
+    classes = info.model.classes[name];
+    offerNames();
+    if (classes.length) setPrompt(verbOf(byId("prompt").value).replace("caption", "") || "segment", classes);
+    else showPrompt();
+    if (shown.kind === "ask" && shown.prompt) ask();
   }
 
   // -- pictures ----------------------------------------------------------------------------
@@ -747,6 +759,7 @@
       if (running) stop();
       else ask();
     });
+    byId("model")?.addEventListener("change", (event) => useModel(event.target.value));
     offerNames();
     setPrompt("segment", classes);
   }

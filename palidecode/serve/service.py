@@ -22,6 +22,9 @@ from palidecode.serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_STEPS_APART = 4
+"""Steps between two joins: a join copies the cache of the whole batch, so several join together."""
+
 
 class News(NamedTuple):
     """Progress of a job: tokens written, True at the end, the error that ended it."""
@@ -119,6 +122,7 @@ class Service:
         """Names of the model, and of it with each of its adapters."""
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
+        self._steps = 0  # since the last join
         self._adapter: str | None = None
         self._session = decoder.session()
         self._changed = threading.Condition()
@@ -151,6 +155,10 @@ class Service:
             known = ", ".join(map(repr, self.models))
             raise Refused(404, f"no model {model!r}: this server has {known}")
         return model.removeprefix(f"{self.models[0]}:")
+
+    def classes_of(self, model: str | None) -> tuple[str, ...]:
+        """Return the classes that a model of `models` lists; None is the first."""
+        return self.decoder.classes_of(self.adapter_of(model))
 
     def stop_accepting(self) -> None:
         """Answer those that were asked, and no others."""
@@ -216,6 +224,8 @@ class Service:
     def _admitted(self) -> list[Job]:
         """Take the first that wait, of the adapter in use; another has to wait for its turn."""
         new: list[Job] = []
+        if self._active and self._steps < _STEPS_APART:
+            return new
         while self._waiting and len(self._active) + len(new) < self._settings.batch_size:
             first = self._waiting[0]
             if first.dropped:
@@ -238,8 +248,10 @@ class Service:
         self._active = [job for job in self._active if not job.dropped]
         new = [job for job in new if not job.dropped]
         if new:
+            self._steps = 0
             self._add(new)
             self._tell()
+        self._steps += 1
         self._session.step()
         self._tell()
 

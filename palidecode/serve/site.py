@@ -8,7 +8,6 @@ import mimetypes
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from palidecode.pipeline import PaliDecoder
 from palidecode.serve.bodies import SCENES, scene, scene_names
 from palidecode.serve.chat import MAX_TOP
 from palidecode.serve.objects import Json
@@ -26,7 +25,7 @@ def info_of(service: Service | None, settings: Settings) -> Json:
     """Return facts about the server; see ``GET /v1/info``."""
     return {
         "version": __version__,
-        "model": None if service is None else _model(service.decoder, service.models),
+        "model": None if service is None else _model(service),
         "api_key": settings.api_key is not None,
         "limits": {
             "max_body": settings.max_body,
@@ -43,11 +42,13 @@ def info_of(service: Service | None, settings: Settings) -> Json:
     }
 
 
-def _model(decoder: PaliDecoder, names: list[str]) -> Json:
+def _model(service: Service) -> Json:
+    decoder = service.decoder
+    names = service.models
     return {
         "name": names[0],
         "names": names,
-        "classes": list(decoder.classes),
+        "classes": {name: list(service.classes_of(name)) for name in names},
         "side": decoder.image_config.size,
         "engine": decoder.engine.name,
         "codec": decoder.codes_id,

@@ -33,7 +33,7 @@ async def stream(request: Request) -> Response:
     service = service_of(request)
     settings: Settings = request.app.state.settings
     asked = await read_request(request, settings)
-    prompt = prompt_of(asked.body, None, service.decoder)
+    prompt = prompt_of(asked.body, None, service)
     question = await question_of(asked, prompt, service, settings)
     job = service.ask(question, service.adapter_of(asked.body.model))
     events = _events(service, job, asked.name, asked.body.options)

@@ -87,12 +87,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace) -> PredictJob:
     """Return the job that the options ask for."""
-    if args.fill and args.no_grammar:
-        raise InputError("--fill is a rule of the grammar; leave --no-grammar out")
-    rules = GrammarOptions(max_objects=args.max_objects, fill=args.fill)
+    if args.no_grammar and (args.past_end is not None or args.min_objects):
+        raise InputError(
+            "--past-end and --min-objects are rules of the grammar; leave --no-grammar out"
+        )
+    rules = fill(GrammarOptions, args)
     grammar = False if args.no_grammar else rules
-    # With --fill the probability that a box has no object counts against its label.
-    over = "vocabulary" if args.no_grammar or args.fill else "allowed"
+    # What the model would rather write than an object counts against its label.
+    forces = args.past_end is not None or args.min_objects
+    over = "vocabulary" if args.no_grammar or forces else "allowed"
     options = predict_options(
         _model(args),
         prompt=args.prompt,
@@ -114,8 +117,9 @@ def _model(args: argparse.Namespace) -> ModelOptions | EndpointOptions:
                 raise InputError(f"--{name.replace('_', '-')} needs --endpoint")
         return fill(ModelOptions, args, codec=args.weights)
     here = ["base", "device", "dtype", "quantize", "tokenizer"]
-    here += [] if args.vllm_grammar else ["max_objects"]
+    here += ["past_end"] if args.vllm_grammar else ["past_end", "max_objects"]
     given = [name for name in here if getattr(args, name) is not None]
+    given += ["min_objects"] * (args.min_objects > 0 and not args.vllm_grammar)
     given += ["engine"] * (args.engine != "auto") + ["no_grammar"] * args.no_grammar
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)

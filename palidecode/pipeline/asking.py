@@ -21,7 +21,7 @@ from palidecode.pipeline.protocol import Seen, SentPicture
 from palidecode.pipeline.reading import Generated, Tokens, UnreadablePictureWarning
 from palidecode.pipeline.text_length import TextLength
 from palidecode.runtime.engine import Engine, Features
-from palidecode.runtime.generate import GeneratedTokens, Request, cache_length, generate
+from palidecode.runtime.generate import GeneratedTokens, Judge, Request, cache_length, generate
 from palidecode.runtime.grammar import Grammar
 from palidecode.runtime.image import ImageConfig, Shrunk, shrink
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
@@ -65,6 +65,7 @@ class Asker:
         batch_size: int,
         on_token: OnToken | None,
         box_image: int = 0,
+        judge: Judge | None = None,
     ) -> list[Generated]:
         """Answer each prompt about its pictures; see `PaliDecoder.generate`."""
         if batch_size < 1:
@@ -93,6 +94,7 @@ class Asker:
                 on_token,
                 rows,
                 box_image,
+                judge,
             )
             for row, answer in zip(rows, made, strict=True):
                 named = pictures[row][box_image]
@@ -134,6 +136,7 @@ class Asker:
         on_token: OnToken | None,
         answer_numbers: Sequence[int],
         box_image: int,
+        judge: Judge | None,
     ) -> list[Generated]:
         """Answer one batch, without the pictures that can't be read."""
         fine = [(row, item) for row, item in enumerate(opened) if not isinstance(item, InputError)]
@@ -153,6 +156,7 @@ class Asker:
             options,
             None if on_token is None else _renumbered(on_token, numbers),
             numbers,
+            judge,
         )
         for (row, several), tokens in zip(fine, made, strict=True):
             self._text_length.check(len(encoded[row]), len(tokens.token_ids))

@@ -19,6 +19,7 @@ from palidecode.pipeline.adapting import Adapters
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import EngineName, LoadedModel, ModelOptions, find, load
 from palidecode.pipeline.endpoint import KEY_VARIABLE, EndpointOptions, Server
+from palidecode.pipeline.past_end import PastEnd
 from palidecode.pipeline.protocol import Answerer, Seen
 from palidecode.pipeline.reading import Answers, Generated, read_answers
 from palidecode.pipeline.remote import RemoteAsker
@@ -52,6 +53,7 @@ class AskOptions:
     top_p: float = 1.0
     seed: int = 0
     classes_per_prompt: int | None = None
+    past_end: float | None = None
 
     def __post_init__(self) -> None:
         check_score(self.score)
@@ -59,6 +61,11 @@ class AskOptions:
             raise InputError(
                 f"classes_per_prompt must be at least 1, got {self.classes_per_prompt}"
             )
+        if self.past_end is not None:
+            if not 0 <= self.past_end <= 1:
+                raise InputError(f"past_end must be between 0 and 1, got {self.past_end}")
+            if self.grammar is False:
+                raise InputError("past_end is a rule of the grammar: it needs grammar=True")
         _ = self.generating  # checks its numbers
 
     @property
@@ -444,6 +451,7 @@ class PaliDecoder:
         top_p: float = 1.0,
         seed: int = 0,
         classes_per_prompt: int | None = None,
+        past_end: float | None = None,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -471,6 +479,11 @@ class PaliDecoder:
             See `palidecode.decode`.
         classes_per_prompt : int, optional
             Split prompts that ask for more names; each picture is encoded once for all.
+        past_end : float, optional
+            Where the model would end an answer, go on with its likeliest next object, as long as
+            such objects score at least this; 0 goes on up to `max_new_tokens`. Objects that the
+            model would rather give another label than those it may count as such. The first one
+            that scores less ends the answer, and is dropped.
 
         Returns
         -------
@@ -494,6 +507,7 @@ class PaliDecoder:
             top_p,
             seed,
             classes_per_prompt,
+            past_end,
         )
         return self.ask("detect", images, prompt, options, batch_size, on_token, box_image)
 
@@ -513,6 +527,7 @@ class PaliDecoder:
         top_p: float = 1.0,
         seed: int = 0,
         classes_per_prompt: int | None = None,
+        past_end: float | None = None,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -530,6 +545,7 @@ class PaliDecoder:
             top_p,
             seed,
             classes_per_prompt,
+            past_end,
         )
         return self.ask("segment", images, prompt, options, batch_size, on_token, box_image)
 
@@ -597,6 +613,9 @@ class PaliDecoder:
         groups = [in_groups(task, text, options.classes_per_prompt) for text in prompts]
         asked = [with_verb(task, text) for group in groups for text in group]
         self._warn_of_unknown_classes(asked)
+        judge = None
+        if options.past_end is not None:
+            judge = PastEnd(options.past_end, options.score, self._asker.tokens)
         return self._asker.generate(
             [several for several in pictures for _ in asked],
             asked * len(pictures),
@@ -605,6 +624,7 @@ class PaliDecoder:
             batch_size,
             on_token,
             _box_image(pictures, asked, box_image),
+            judge,
         )
 
     def _warn_of_unknown_classes(self, prompts: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 
 from palidecode.files import Picture, PictureBytes
 from palidecode.pipeline.reading import Generated, Tokens
+from palidecode.runtime.generate import Judge
 from palidecode.runtime.image import Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
 
@@ -66,5 +67,6 @@ class Answerer(Protocol):
         batch_size: int,
         on_token: OnToken | None,
         box_image: int = 0,
+        judge: Judge | None = None,
     ) -> list[Generated]:
         """Answer each prompt about its pictures; see `PaliDecoder.generate`."""

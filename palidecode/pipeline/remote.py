@@ -23,6 +23,7 @@ from palidecode.pipeline.lark import lark_grammar
 from palidecode.pipeline.protocol import Seen, SentPicture
 from palidecode.pipeline.reading import Generated, UnreadablePictureWarning
 from palidecode.prompts import split_verb
+from palidecode.runtime.generate import Judge
 from palidecode.runtime.image import Shrunk
 from palidecode.runtime.options import GenerateOptions, GrammarOptions, OnToken
 from palidecode.vocab import LOC_BINS, LOC_COUNT, PALIGEMMA, SEG_CODES
@@ -101,6 +102,7 @@ class RemoteAsker:
         batch_size: int,
         on_token: OnToken | None,
         box_image: int = 0,
+        judge: Judge | None = None,
     ) -> list[Generated]:
         """Answer each prompt about its pictures; see `PaliDecoder.generate`.
 
@@ -109,6 +111,8 @@ class RemoteAsker:
         sends = self.server.options.vllm_grammar
         if isinstance(grammar, GrammarOptions) and grammar != GrammarOptions() and not sends:
             raise InputError("a server has its own grammar: GrammarOptions can't be sent to it")
+        if judge is not None:
+            raise InputError("past_end: a server ends its answers itself")
         larks = {prompt: _lark(prompt, grammar) if sends else None for prompt in {*prompts}}
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")

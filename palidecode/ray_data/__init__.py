@@ -100,6 +100,7 @@ def predict(
     base: str | os.PathLike[str] | None = None,
     box_image: int | None = None,
     classes_per_prompt: int | None = None,
+    past_end: float | None = None,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -132,7 +133,7 @@ def predict(
         Number of actors, and what each is given. By default as many actors as fit, with a GPU
         each where the cluster has any and `device` isn't ``"cpu"``.
     grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed, \
-    classes_per_prompt
+    classes_per_prompt, past_end
         See `PaliDecoder.detect`.
 
     Returns
@@ -173,6 +174,7 @@ def predict(
         top_p=top_p,
         seed=seed,
         classes_per_prompt=1 if per_class else classes_per_prompt,
+        past_end=past_end,
     )
     job = PredictJob(
         predict_options(

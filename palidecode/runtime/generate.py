@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,15 @@ class GeneratedTokens:
     top: list[TopTokens] = field(default_factory=list)
     finished: bool = False
 
+    def cut(self, start: int, vocabulary: Vocabulary) -> None:
+        """Replace the tokens from an index on by ``<eos>``, which was possible there."""
+        bins = [t for t in self.token_ids[:start] if vocabulary.is_loc(t)]
+        del self.loc_probabilities[len(bins) :], self.top[start + 1 :]
+        del self.end_logprobs[start + 1 :], self.logprobs[start:], self.token_ids[start:]
+        self.logprobs.append(self.end_logprobs[start])
+        self.token_ids.append(vocabulary.eos)
+        self.finished = True
+
     def distributions(self) -> npt.NDArray[np.float32]:
         """Stack `loc_probabilities` to one array, (L, 1024); L may be 0."""
         return np.array(self.loc_probabilities, np.float32).reshape(-1, LOC_COUNT)
@@ -65,6 +74,16 @@ class GeneratedTokens:
             self.top[:count],
             self.finished,
         )
+
+
+class Judge(Protocol):
+    """Judges objects that a model would rather not write: past the end of its answer."""
+
+    def may_pass(self, end_logprob: float) -> bool:
+        """Say whether any object may pass before which an end has this log probability."""
+
+    def passes(self, answer: GeneratedTokens, start: int) -> bool:
+        """Say whether the object passes whose tokens begin at an index, with a separator."""
 
 
 def cache_length(image_tokens: int, prompt_tokens: int, max_new_tokens: int) -> int:
@@ -89,6 +108,7 @@ def generate(
     options: GenerateOptions,
     on_token: OnToken | None = None,
     numbers: Sequence[int] | None = None,
+    judge: Judge | None = None,
 ) -> list[GeneratedTokens]:
     """Generate the answers to a batch of prompts about pictures.
 
@@ -107,6 +127,8 @@ def generate(
     numbers : sequence of int, optional
         A number for each answer, which seeds its random numbers together with the seed, so
         that they don't depend on the batch; by default its row.
+    judge : Judge, optional
+        Lets answers that have a grammar go on past their end, see `Request`.
 
     Returns
     -------
@@ -115,7 +137,9 @@ def generate(
     """
     generation = Generation(engine, vocabulary, on_token)
     columns = zip(features, prompts, grammars, numbers or range(len(prompts)), strict=True)
-    answers = generation.add([Request(*column[:3], options, column[3]) for column in columns])
+    answers = generation.add(
+        [Request(*column[:3], options, column[3], judge) for column in columns]
+    )
     while generation.answers:
         generation.step()
     return answers
@@ -133,6 +157,9 @@ class Request:
     options : GenerateOptions
     number : int
         Seeds the answer's random numbers, together with the seed.
+    judge : Judge, optional
+        The answer goes on where the model ends it, up to the first object that the model would not
+        have written, or not so labelled, and that fails. That object is dropped.
     """
 
     features: Features
@@ -140,6 +167,7 @@ class Request:
     grammar: Grammar | None
     options: GenerateOptions
     number: int = 0
+    judge: Judge | None = None
 
 
 class _Row:
@@ -149,8 +177,13 @@ class _Row:
         self.index, self.request, self.options = index, request, request.options
         self.answer = GeneratedTokens()
         self.state: AnswerState | None = None
+        self.trial: _Trial | None = None
+        self.told = 0  # tokens
         if request.grammar is not None:
-            self.state = request.grammar.start(self.options.max_new_tokens)
+            past_end = request.judge is not None
+            self.state = request.grammar.start(self.options.max_new_tokens, past_end=past_end)
+            if request.judge is not None:
+                self.trial = _Trial(request.judge, self.state, self.answer)
         seeds = (self.options.seed, request.number)
         self.random = np.random.default_rng(np.random.SeedSequence(seeds))
 
@@ -168,6 +201,38 @@ class _Row:
         forced = [] if self.state is None else self.state.forced()
         eos = None if self.state is None else self.state.grammar.vocabulary.eos
         return [self.answer.token_ids[-1], *(token for token in forced if token != eos)]
+
+
+class _Trial:
+    """The object that is being written, of an answer that goes on past its end."""
+
+    def __init__(self, judge: Judge, state: AnswerState, answer: GeneratedTokens) -> None:
+        self._judge, self._state, self._answer = judge, state, answer
+        self._start = 0  # of the object, its separator included
+        self._reluctant = False  # the model would not have written it
+
+    def cut(self, token: int, end_logprob: float, at_end: bool, dislikes: bool) -> int | None:
+        """Return the index from which on the answer is dropped before a token is added, or None.
+
+        `at_end` says if the model would have ended it here, and `dislikes` if it would have taken
+        a token that isn't allowed.
+        """
+        state, here = self._state, len(self._answer.token_ids)
+        judges = state.objects >= state.grammar.options.min_objects
+        ends = state.ends_object(token)
+        if not (ends or here == 0):
+            self._reluctant |= judges and dislikes and state.in_label
+            return None
+        if ends and self._reluctant and not self._judge.passes(self._answer, self._start):
+            return self._start
+        judges = state.objects + ends >= state.grammar.options.min_objects
+        self._start, self._reluctant = here, at_end and judges
+        return here if self._reluctant and not self._judge.may_pass(end_logprob) else None
+
+    @property
+    def stays(self) -> int:
+        """Number of tokens that stay: those before the object that is being written."""
+        return len(self._answer.token_ids) if self._answer.finished else self._start
 
 
 class Generation:
@@ -298,7 +363,11 @@ class _Sampler:
 
         `head` holds the ids of the columns of `logits` (B, R), None for all.
         """
+        onward = [[] if row.state is None else row.state.going_on() for row in rows]
+        end = _column(head, self._vocabulary.eos)
         allowed = _mask(logits, rows, head)
+        held = [i for i, tokens in enumerate(onward) if tokens]
+        allowed[held, end] = logits[held, end]  # not to be written, but its probability counts
         over = _normalised(logits, allowed, rows)
         normal = _log_sum_exp(over)
         if not np.isfinite(normal).all():
@@ -307,12 +376,20 @@ class _Sampler:
                 "weights are damaged; try dtype='bfloat16' or 'float32' (--dtype)"
             )
         columns = _sample(allowed, rows)
+        at_end = [i in held and bool(columns[i] == end) for i in range(len(rows))]
+        for i in np.flatnonzero(at_end).tolist():
+            going = np.array([_column(head, token) for token in onward[i]])
+            columns[i] = going[_sample(allowed[i : i + 1, going], rows[i : i + 1])[0]]
         logprobs = (logits[np.arange(len(rows)), columns] - normal).tolist()
-        end_logprobs = (over[:, _column(head, self._vocabulary.eos)] - normal).tolist()
+        end_logprobs = (over[:, end] - normal).tolist()
         tokens = columns if head is None else head[columns]
         for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if row.options.top_logprobs:
                 row.answer.top.append(self._top(over[i] - normal[i], row, head))
+            if row.trial is not None:
+                dislikes = bool(np.isneginf(allowed[i, over[i].argmax()]))
+                if self._cut(row, token, end_logprobs[i], at_end[i], dislikes):
+                    continue
             if row.options.loc_probabilities and self._vocabulary.is_loc(token):
                 first = _column(head, self._vocabulary.loc_offset)
                 bins = _softmax(allowed[i, first : first + LOC_COUNT])
@@ -329,6 +406,8 @@ class _Sampler:
         for token in rest:  # each has probability 1
             if row.options.top_logprobs:
                 row.answer.top.append((np.array([token]), np.zeros(1, np.float32)))
+            if row.trial is not None and self._cut(row, token, 0.0, False, False):
+                return
             if row.options.loc_probabilities and self._vocabulary.is_loc(token):
                 bins = np.zeros(LOC_COUNT, np.float32)
                 bins[token - self._vocabulary.loc_offset] = 1
@@ -344,8 +423,28 @@ class _Sampler:
         answer.finished = token in self._ends
         if row.state is not None:
             row.state.advance(token)
-        if self._on_token is not None:
-            self._on_token(row.index, token, logprob)
+        self._tell(row)
+
+    def _cut(self, row: _Row, token: int, end_logprob: float, at_end: bool, dislikes: bool) -> bool:
+        """End an answer that went on past its end, if the token ends an object that fails."""
+        assert row.trial is not None
+        start = row.trial.cut(token, end_logprob, at_end, dislikes)
+        if start is None:
+            return False
+        row.answer.end_logprobs.append(end_logprob)
+        row.answer.cut(start, self._vocabulary)
+        self._tell(row)
+        return True
+
+    def _tell(self, row: _Row) -> None:
+        """Tell the tokens that are new and stay."""
+        if self._on_token is None:
+            return
+        answer = row.answer
+        stays = len(answer.token_ids) if row.trial is None else row.trial.stays
+        for n in range(row.told, stays):
+            self._on_token(row.index, answer.token_ids[n], answer.logprobs[n])
+        row.told = max(row.told, stays)
 
     def _top(self, logprobs: Logits, row: _Row, head: Ids | None) -> TopTokens:
         """Return the likeliest tokens, and ``<eos>`` if it isn't one of them but possible."""

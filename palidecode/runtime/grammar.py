@@ -100,9 +100,13 @@ class Grammar:
         """Number of tokens of the longest object and ``<eos>``."""
         return LOC_PER_BOX + self.seg + self.label_cost
 
-    def start(self, limit: int) -> AnswerState:
-        """Return the state before the first of at most `limit` tokens."""
-        return AnswerState(self, limit)
+    def start(self, limit: int, *, past_end: bool = False) -> AnswerState:
+        """Return the state before the first of at most `limit` tokens.
+
+        `past_end` lets an answer end only where no further object fits, as a `min_objects`
+        without an end.
+        """
+        return AnswerState(self, limit, past_end)
 
     def indices(self, ids: Sequence[int] | Ids) -> Ids:
         """Return the indices of ids in `tokens`."""
@@ -171,13 +175,22 @@ def _after_label(root: Node) -> Node:
 
 
 class AnswerState:
-    """State of one answer: `allowed` returns the possible tokens, `advance` takes one."""
+    """State of one answer: `allowed` returns the possible tokens, `advance` takes one.
 
-    def __init__(self, grammar: Grammar, limit: int) -> None:
-        self.grammar = grammar
+    Attributes
+    ----------
+    left : int
+        Number of tokens that may still come.
+    ended : bool
+    objects : int
+        Number of objects before the one that is being written.
+    """
+
+    def __init__(self, grammar: Grammar, limit: int, past_end: bool = False) -> None:
+        self.grammar, self._past_end = grammar, past_end
         self.left = limit
         self.ended = False
-        self._objects = 0
+        self.objects = 0
         self._box: list[int] = []
         self._segs = 0
         self._node: Node | None = None  # inside a label or behind it
@@ -219,10 +232,9 @@ class AnswerState:
 
     def _allow_loc(self, mask: npt.NDArray[np.bool_]) -> None:
         g, written = self.grammar, len(self._box)
-        if written == 0 and self._objects == 0:
+        if self._begins:
             room = self.left >= g.object_cost
-            # No object at all:
-            mask[g.indices([g.vocabulary.eos])] = not (room and g.options.fill)
+            mask[g.indices([g.vocabulary.eos])] = not (room and self._must_go_on)
             if not room:
                 return
         # A corner at the last bin leaves no room for the other one.
@@ -236,13 +248,54 @@ class AnswerState:
             if here and count >= _boxes_that_begin(start):
                 allowed[start[-1] - lowest] = False
 
+    @property
+    def _begins(self) -> bool:
+        """Return True before the first token."""
+        return self._node is None and not self._box and self.objects == 0
+
+    @property
+    def _must_go_on(self) -> bool:
+        """Return True where a whole answer must not end if another object fits."""
+        whole = 0 if self._begins else self.objects + 1
+        return self._past_end or whole < self.grammar.options.min_objects
+
+    @property
+    def in_label(self) -> bool:
+        """Return True if the next token is one of a label, or follows it."""
+        node = self._node
+        return node is not None and (self._in_free_label(node) or node.to_end is not None)
+
+    def going_on(self) -> list[int]:
+        """Return the tokens that lead to another object where the answer could end, but must not.
+
+        Empty where it may end or is not whole.
+        """
+        if self.ended or not self._must_go_on:
+            return []
+        g = self.grammar
+        if self._begins:
+            corners = g.tokens[g.loc_slice(0)].tolist()
+            return corners[:-1] if self.left >= g.object_cost else []
+        if self._node is None or not self._whole(self._node):
+            return []
+        return self._onward(self._node, self.left)
+
+    def ends_object(self, token: int) -> bool:
+        """Return True if the next token, which is allowed, ends the object being written."""
+        if token == self.grammar.vocabulary.eos:
+            return not self._begins
+        if self._node is None or not self._whole(self._node):
+            return False
+        return token in self._onward(self._node, self.left)
+
     def forced(self) -> list[int]:
         """Return the next tokens of a label and separator, while each is the only one allowed."""
         forced: list[int] = []
         node, left = None if self.ended else self._node, self.left
         while node is not None and not node.separated and not self._in_free_label(node):
             choices = self._choices(node, left)
-            if len(choices) != 1:
+            asks = self._past_end and self._whole(node) and self._onward(node, left)
+            if len(choices) != 1 or asks:
                 break
             forced += choices
             node, left = node.next.get(choices[0]), left - 1  # <eos> has no node
@@ -259,16 +312,37 @@ class AnswerState:
 
     def _choices(self, node: Node, left: int) -> list[int]:
         """Return the tokens that may follow a node of the trie, with `left` tokens to go."""
-        g = self.grammar
-        used = 0 if g.options.repeats else self._written.get(tuple(self._box), 0)
-        following = [
+        following = self._following(node, left)
+        ends = self._whole(node) and not (self._must_go_on and self._onward(node, left))
+        return [self.grammar.vocabulary.eos, *following] if ends else following
+
+    def _following(self, node: Node, left: int) -> list[int]:
+        """Return the tokens but ``<eos>`` that may follow a node of the trie."""
+        used = self._used
+        return [
             token
             for token, child in node.next.items()
             if child.labels & ~used and self._can_finish(child, left)
         ]
-        more = any(node.next[token].to_end is None for token in following)
-        ends = node.complete & ~used and not (more and g.options.fill)
-        return [g.vocabulary.eos, *following] if ends else following
+
+    @property
+    def _used(self) -> int:
+        """Bits of the labels that the box can't have again."""
+        repeats = self.grammar.options.repeats
+        return 0 if repeats else self._written.get(tuple(self._box), 0)
+
+    def _whole(self, node: Node) -> bool:
+        """Return True if the label could end at this node."""
+        if self._in_free_label(node):
+            return self._free > 0 and not self._space
+        return bool(node.complete & ~self._used)
+
+    def _onward(self, node: Node, left: int) -> list[int]:
+        """Return the tokens that may follow a whole label and lead to another object."""
+        if self._in_free_label(node):
+            after = self.grammar.separator.next
+            return [token for token, child in after.items() if self._can_finish(child, left)]
+        return [t for t in self._following(node, left) if node.next[t].to_end is None]
 
     def _allow_free(self, mask: npt.NDArray[np.bool_]) -> None:
         g = self.grammar
@@ -282,16 +356,16 @@ class AnswerState:
             return
         if self._free < g.options.max_label_tokens and self.left > 1:
             mask[g.later] = True
-        after = [t for t, child in g.separator.next.items() if self._can_finish(child, self.left)]
+        after = self._onward(g.root, self.left)
         mask[g.indices(after)] = True
-        mask[g.indices([g.vocabulary.eos])] = not (after and g.options.fill)
+        mask[g.indices([g.vocabulary.eos])] = not (after and self._must_go_on)
 
     def _can_finish(self, node: Node, left: int) -> bool:
         """Return True if an answer of `left` more tokens could end once this node is entered."""
         if node.to_end is not None:
             return left - 1 >= node.to_end + 1
         most = self.grammar.options.max_objects
-        more = most is None or self._objects + 1 < most
+        more = most is None or self.objects + 1 < most
         return more and left - 1 >= node.to_next + self.grammar.object_cost
 
     def _advance_label(self, token: int, node: Node) -> None:
@@ -312,7 +386,7 @@ class AnswerState:
 
     def _close_object(self, label: int) -> None:
         """Record the object before a separator, and begin the next."""
-        self._objects += 1
+        self.objects += 1
         box = tuple(self._box)
         if not self.grammar.options.repeats:
             self._written[box] |= label

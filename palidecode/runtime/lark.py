@@ -36,8 +36,7 @@ def lark_of_ids(grammar: Grammar, *, any_corners: bool = False) -> str:
         ends = (path for path, node in _paths(grammar.root) if node.complete)
         betweens = (path for path, node in _paths(grammar.root) if node.separated)
         lines = [f"end: {_or(map(_each, ends))}", f"between: {_or(map(_each, betweens))}"]
-    masks, most = bool(grammar.seg), grammar.options.max_objects
-    return _whole(lines, grammar.vocabulary, masks, most, any_corners)
+    return _whole(lines, grammar.vocabulary, bool(grammar.seg), grammar.options, any_corners)
 
 
 def lark_of_text(
@@ -65,18 +64,20 @@ def lark_of_text(
         f"end: {_or(map(_text, words))}",
         f"between: {_or(_text(f'{word}{SEPARATOR}') for word in words)}",
     ]
-    return _whole(lines, vocabulary, masks, options.max_objects, any_corners)
+    return _whole(lines, vocabulary, masks, options, any_corners)
 
 
 def _whole(
-    labels: Iterable[str], v: Vocabulary, masks: bool, most: int | None, any_corners: bool
+    labels: Iterable[str], v: Vocabulary, masks: bool, options: GrammarOptions, any_corners: bool
 ) -> str:
-    more = "(box between)* " if most is None else _up_to("(box between)", most - 1)
+    least, most = options.min_objects, options.max_objects
+    before = "(box between) " * max(least - 1, 0)
+    after = "(box between)* " if most is None else _up_to("(box between)", most - max(least, 1))
     first, last = v.loc_offset, v.loc_offset + LOC_COUNT - 1
     corners = f"<[{first}-{last}]>{{{LOC_PER_BOX}}}" if any_corners else "top::0"
     codes = f" <[{v.seg_offset}-{v.seg_offset + SEG_COUNT - 1}]>{{{SEG_PER_MASK}}}" if masks else ""
     boxes = [] if any_corners else _corners(first)
-    start = f'start: "" | {more}box end'
+    start = ("start: " if least else 'start: "" | ') + f"{before}{after}box end"
     return "\n".join([_HEAD, start, f"box: {corners}{codes}", *labels, *boxes]) + "\n"
 
 

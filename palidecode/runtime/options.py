@@ -29,23 +29,30 @@ class GrammarOptions:
         can't come again, whatever its label.
     max_label_tokens : int
         Of a free label.
-    fill : bool
-        End an answer only where no further object fits. PaliGemma 2's report (appendix C) detects
-        so with a model that learned to label boxes without an object; see `Variation` of the
-        trainer.
+    min_objects : int
+        End an answer before so many objects only where no further one fits. PaliGemma 2's report
+        (appendix C) detects so with a model that learned to label boxes without an object; see
+        `Variation` of the trainer.
     """
 
     labels: Labels = "prompt"
     max_objects: int | None = None
     repeats: bool = False
     max_label_tokens: int = 16
-    fill: bool = False
+    min_objects: int = 0
 
     def __post_init__(self) -> None:
         if self.labels not in ("prompt", "free", "none"):
             raise InputError(f"labels must be 'prompt', 'free' or 'none', got {self.labels!r}")
         if self.max_objects is not None and self.max_objects < 1:
             raise InputError(f"max_objects must be at least 1, got {self.max_objects}")
+        if self.min_objects < 0:
+            raise InputError(f"min_objects must be 0 or more, got {self.min_objects}")
+        if self.max_objects is not None and self.min_objects > self.max_objects:
+            raise InputError(
+                f"min_objects must not be above max_objects, got {self.min_objects} and "
+                f"{self.max_objects}"
+            )
         if self.max_label_tokens < 1:
             raise InputError(f"max_label_tokens must be at least 1, got {self.max_label_tokens}")
 

@@ -62,7 +62,8 @@ def validate(
 ) -> dict[str, float]:
     """Answer the prompts of some rows, and evaluate the answers against the rows' own.
 
-    A model that is trained with noise boxes answers without an end, see `GrammarOptions.fill`.
+    A model that is trained with noise boxes answers without an end, see `min_objects` of
+    `GrammarOptions`.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def validate(
         [example.pictures for example in examples],
         [example.prefix for example in examples],
         limit,
-        GrammarOptions(max_objects=noise, fill=True) if noise else True,
+        GrammarOptions(max_objects=noise, min_objects=noise) if noise else True,
         over="vocabulary" if noise else "allowed",
         batch_size=settings.batch_size,
         box_image=0,

@@ -57,12 +57,12 @@ def test_a_device_that_does_not_exist_is_refused_before_the_model_is_loaded(caps
     assert err == "palidecode: --device must be cpu, cuda, cuda:1, mps …, got 'foo'\n"
 
 
-def test_fill_detects_up_to_the_limit(capsys, tmp_path):
+def test_past_the_end_all_that_fits_is_detected(capsys, tmp_path):
     out = tmp_path / "full.json"
     words = ["predict", SCENE, "--model", "demo", "--dtype", "float32", "-o", out, "--no-journal"]
     words += ["--task", "detect", "--max-objects", "6", "--score", "label"]
     found = []
-    for more in ([], ["--fill"]):
+    for more in ([], ["--past-end", "0"]):
         assert main(list(map(str, [*words, *more]))) == 0
         found.append(json.loads(out.read_text())["annotations"])
     plain, full = found
@@ -73,12 +73,49 @@ def test_fill_detects_up_to_the_limit(capsys, tmp_path):
         [row["score"] for row in part] for part in (full[: len(plain)], full[len(plain) :])
     )
     assert min(known) > max(forced)
+    assert main([*map(str, words), "--min-objects", "6"]) == 0
+    assert json.loads(out.read_text())["annotations"] == full
 
 
-def test_fill_is_a_rule_of_the_grammar(capsys, tmp_path):
-    words = ["predict", str(SCENE), "--model", "demo", "-o", str(tmp_path / "x.json"), "--fill"]
-    assert main([*words, "--task", "detect", "--no-grammar"]) == 2
-    assert "leave --no-grammar out" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--past-end", "0.1", "--no-grammar"], "leave --no-grammar out"),
+        (["--min-objects", "2", "--no-grammar"], "leave --no-grammar out"),
+        (["--past-end", "2"], "--past-end must be between 0 and 1, got 2.0"),
+        (["--min-objects", "-1"], "--min-objects must be 0 or more, got -1"),
+        (["--min-objects", "3", "--max-objects", "2"], "--min-objects must not be above"),
+        (["--classes-per-prompt", "0"], "--classes-per-prompt must be at least 1, got 0"),
+        (
+            ["--past-end", "0.1", "--endpoint", "http://127.0.0.1:9/v1"],
+            "--past-end can't be combined with --endpoint",
+        ),
+        (
+            ["--min-objects", "2", "--endpoint", "http://127.0.0.1:9/v1"],
+            "--min-objects can't be combined with --endpoint",
+        ),
+    ],
+)
+def test_finding_more_is_refused_where_it_makes_no_sense(capsys, tmp_path, more, message):
+    words = ["predict", str(SCENE), "--model", "demo", "-o", str(tmp_path / "x.json")]
+    assert main([*words, "--task", "detect", *more]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_with_options_that_find_more_is_resumed_as_one_run(capsys, tmp_path):
+    scenes, out = SCENE.parent, tmp_path / "x.json"
+    words = ["--model", "demo", "--task", "detect", "-o", str(out), "--keep-journal"]
+    words += ["--classes-per-prompt", "9", "--past-end", "0.05", "--batch-size", "2"]
+    three = [str(path) for path in sorted(scenes.glob("*.jpg"))[:3]]
+    assert main(["predict", *three, *words]) == 0
+    whole = out.read_bytes()
+    out.unlink()
+    assert main(["predict", *three[:2], *words, "--restart"]) == 0
+    assert main(["predict", *three, *words]) == 0
+    assert out.read_bytes() == whole
+    assert "resum" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

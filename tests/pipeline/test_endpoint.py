@@ -478,6 +478,8 @@ def test_what_only_a_loaded_model_has_is_refused(picture):
                 getattr(decoder, name)
         with pytest.raises(InputError, match="a server has its own grammar"):
             decoder.detect(picture, "cat", grammar=GrammarOptions(max_objects=3))
+        with pytest.raises(InputError, match="past_end: a server ends its answers itself"):
+            decoder.detect(picture, "cat", past_end=0.1)
     local = PaliDecoder.from_pretrained("demo", engine="onnx")
     with pytest.raises(InputError, match="that was read for a server"):
         local.detect([decoder.see(picture)], "cat")

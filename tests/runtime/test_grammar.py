@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,11 @@ def test_a_label_that_the_tokenizer_would_write_differently_is_refused(tokenizer
         ({"labels": "any"}, "labels must be 'prompt', 'free' or 'none', got 'any'"),
         ({"max_objects": 0}, "max_objects must be at least 1, got 0"),
         ({"max_label_tokens": 0}, "max_label_tokens must be at least 1, got 0"),
+        ({"min_objects": -1}, "min_objects must be 0 or more, got -1"),
+        (
+            {"min_objects": 3, "max_objects": 2},
+            "min_objects must not be above max_objects, got 3 and 2",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, said):
@@ -284,11 +290,15 @@ def every_answer(tokenizer, names, masks, options, limit):
             if len(ids) < limit:
                 found.add((*ids, v.eos))
                 going.append((ids, (*seen, (box, name))))
-    if options.fill:
-        longer = {ids[:end] for ids in found for end in range(len(ids))}
-        found = {ids for ids in found if (*ids[:-1], *separator) not in longer}
-        found -= {(v.eos,)} if len(found) > 1 else set()
-    return found
+    begun = {ids[:end] for ids in found for end in range(len(ids))}
+    locs = range(v.loc_offset, v.loc_offset + 3)
+
+    def ends_early(ids):
+        objects = sum(token in locs for token in ids) // 4
+        longer = (*ids[:-1], *separator) in begun if objects else len(found) > 1
+        return objects < options.min_objects and longer
+
+    return {ids for ids in found if not ends_early(ids)}
 
 
 SMALL = {
@@ -299,9 +309,10 @@ SMALL = {
     "masks": (["cat", "cat fish"], True, GrammarOptions(), (6, 7, 8, 9, 15, 16)),
     "no label": ([""], False, GrammarOptions("none"), (4, 5, 6, 11, 12, 17)),
     "free": (None, False, GrammarOptions("free", max_label_tokens=2), (5, 6, 7, 8, 9, 12, 13)),
-    "fill": (["cat", "cat fish"], False, GrammarOptions(fill=True), (1, 5, 6, 7, 13, 14, 15, 16)),
-    "fill to two": (["cat", "fish"], False, GrammarOptions(max_objects=2, fill=True), (7, 14, 30)),
-    "fill, free": (None, False, GrammarOptions("free", max_label_tokens=2, fill=True), (7, 13)),
+    "at least one": (["cat", "cat fish"], False, GrammarOptions(min_objects=1), (1, 5, 6, 13, 14)),
+    "at least nine": (["cat", "cat fish"], False, GrammarOptions(min_objects=9), (7, 15, 16)),
+    "two": (["cat", "fish"], False, GrammarOptions(max_objects=2, min_objects=2), (7, 14, 30)),
+    "nine, free": (None, False, GrammarOptions("free", max_label_tokens=2, min_objects=9), (7, 13)),
     "long free": (None, False, GrammarOptions("free", max_label_tokens=4), (7, 8, 9, 11)),
 }
 
@@ -326,6 +337,38 @@ def test_exactly_what_can_still_become_an_answer_is_allowed(small_world, case):
             assert set(grammar.tokens[state.allowed()].tolist()) == tokens, (begun, limit)
         sizes.append(len(answers))
     assert max(sizes) > 80
+
+
+@pytest.mark.parametrize("case", ["prefixes", "at most two", "masks", "no label", "free", "two"])
+def test_past_the_end_an_answer_ends_only_where_nothing_fits(small_world, case):
+    """It has all tokens that it has otherwise, but an end that is withheld."""
+    names, masks, options, limits = SMALL[case]
+    task = "segment" if masks else "detect"
+    prompt = f"{task} {' ; '.join(names) if names and names != [''] else 'this'}"
+    plain = replace(options, min_objects=0)
+    grammar, eos = Grammar.of(small_world, prompt, plain), small_world.vocabulary.eos
+    separator, withheld = small_world.encode("a ; <loc0000>")[1], 0
+    nine = replace(plain, min_objects=plain.max_objects or 9)
+    for limit in limits:
+        answers = every_answer(small_world, names, masks, plain, limit)
+        full = every_answer(small_world, names, masks, nine, limit)
+        for ids in sorted(answers)[::7]:
+            state, other = grammar.start(limit), grammar.start(limit, past_end=True)
+            for place, token in enumerate(ids):
+                allowed = set(grammar.tokens[state.allowed()].tolist())
+                left = set(grammar.tokens[other.allowed()].tolist())
+                onward = set(other.going_on())
+                assert not state.going_on()
+                assert allowed - left == ({eos} if onward else set())
+                assert onward <= left
+                withheld += len(onward) > 0
+                whole = place > 0 and (*ids[:place], eos) in answers
+                assert state.ends_object(token) == (whole and token in (eos, separator))
+                state.advance(token)
+                if token != eos:
+                    other.advance(token)
+            assert (ids in full) == (not onward)
+    assert withheld > 20
 
 
 def test_the_reference_knows_right_from_wrong():

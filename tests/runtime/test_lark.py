@@ -16,6 +16,8 @@ CASES = {
     "prompt": GrammarOptions(repeats=True),
     "one object": GrammarOptions(repeats=True, max_objects=1),
     "three objects": GrammarOptions(repeats=True, max_objects=3),
+    "at least one": GrammarOptions(repeats=True, min_objects=1),
+    "two or three": GrammarOptions(repeats=True, min_objects=2, max_objects=3),
     "no label": GrammarOptions("none", repeats=True),
     "free": GrammarOptions("free", repeats=True),
     "short free": GrammarOptions("free", repeats=True, max_label_tokens=1),

@@ -226,8 +226,16 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
         "--max-objects", type=int, metavar="N", help="objects per answer (default: any number)"
     )
     group.add_argument(
-        "--fill",
-        action="store_true",
-        help="detect up to the limit of objects or tokens, never end before: for models that were "
-        "trained with finetune --noise (use --score label)",
+        "--min-objects",
+        type=int,
+        default=0,
+        metavar="N",
+        help="objects per answer, as far as the limits allow (default: %(default)s)",
+    )
+    group.add_argument(
+        "--past-end",
+        type=float,
+        metavar="S",
+        help="where the model ends an answer, go on as long as objects score S; 0 goes on up to "
+        "the limits, for models that were trained with finetune --noise (use --score label)",
     )

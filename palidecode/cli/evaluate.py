@@ -23,7 +23,7 @@ from palidecode.cli.terminal import message
 from palidecode.coco.skips import needs_a_look
 from palidecode.errors import InputError
 from palidecode.evaluation.coco.bootstrap import Interval
-from palidecode.evaluation.coco.engine import METRICS, NOTHING
+from palidecode.evaluation.coco.engine import METRICS, NOT_LVIS, NOTHING
 from palidecode.evaluation.coco.evaluate import EvaluateOptions, evaluate
 from palidecode.evaluation.coco.measures import RATES
 from palidecode.evaluation.coco.result import NUMBERS
@@ -82,7 +82,7 @@ def _missed(result: CocoEvaluation, limits: Mapping[str, float]) -> list[str]:
     """Return a line about each number that is below its limit."""
     numbers = result.numbers
     return [
-        f"{result.iou_type} {name} is {decimals(numbers[name])}, below {limit:g}"
+        f"{result.iou_type} {name} is {decimals(numbers.get(name))}, below {limit:g}"
         for name, limit in below(numbers, limits).items()
     ]
 
@@ -128,10 +128,16 @@ def _table(result: CocoEvaluation) -> list[str]:
         )
     lines.append("")
     for name, value, spread in zip(METRICS, result.stats, result.spread, strict=True):
+        if result.lvis and name in NOT_LVIS:
+            continue
         shown = "-" if value == NOTHING else f"{value:.3f}"
         if result.unscored and value != NOTHING:
             shown += f" ± {spread:.3f}"
         lines.append(f"  {name:<9} {shown}{_interval(result.intervals.get(name))}")
+    lines += [
+        f"  {name:<9} {decimals(result.numbers[name])}{_interval(result.intervals.get(name))}"
+        for name in result.lvis
+    ]
     width = max((len(some.name) for some in result.subsets), default=0)
     for some in result.subsets:
         shown = f"{some.name:<{width}} {decimals(some.ap)}"

@@ -72,6 +72,7 @@ class Category(_Named, total=False):
     """A COCO category; other keys of a file are kept."""
 
     supercategory: str
+    frequency: str
 
 
 class CategoryMap:

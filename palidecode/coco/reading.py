@@ -80,6 +80,7 @@ class ImageRow(msgspec.Struct, gc=False):
     asked: list[str] | None = None
     coco_url: object = None
     neg_category_ids: object = None
+    not_exhaustive_category_ids: object = None
 
     @property
     def federated(self) -> bool:

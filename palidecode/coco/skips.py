@@ -42,6 +42,8 @@ SKIPPED = {
     "bad_target": "whose object or image can't be read",
     "merged": "repeating a better one (merged)",
     "not_asked": "of categories that the prompt did not ask for",
+    "not_labelled": "of categories that their picture is not labelled for: neither right nor wrong",
+    "beyond_300": "beyond the 300 best of an image, which LVIS ignores",
 }
 """Reasons to skip a row: it is in no number and no output."""
 
@@ -67,6 +69,7 @@ NOTED = {
     "that before the rotation",
     "federated": "labelled for some categories alone (neg_category_ids, as in LVIS): objects of "
     "the others may be there, and count as absent",
+    "lvis": "labelled for some categories alone (neg_category_ids): evaluated as LVIS does",
     "spaces": "whose name had white space around it, which was stripped",
     "clipped": "beyond the 100 best of an image and category, which COCO ignores",
 }
@@ -74,8 +77,8 @@ NOTED = {
 
 DIFFER = ("rotated", "same_name", "other_size", "turned", "all_crowds", "fractions", "bins")
 """Oddities by which ground truth and predictions don't fit."""
-_ON_REQUEST = ("merged", "not_asked")
-"""Reasons to skip that the options ask for."""
+_MEANT = ("merged", "not_asked", "not_labelled", "beyond_300")
+"""Reasons to skip that the options or LVIS's rules ask for."""
 
 
 class SkippedRowsWarning(UserWarning):
@@ -84,7 +87,7 @@ class SkippedRowsWarning(UserWarning):
 
 def needs_a_look(skipped: Iterable[Skip], noted: Iterable[Skip]) -> bool:
     """Return True if rows or rings were skipped unasked, or ground truth and predictions differ."""
-    return any(skip.reason not in _ON_REQUEST for skip in skipped) or any(
+    return any(skip.reason not in _MEANT for skip in skipped) or any(
         skip.reason in (*DIFFER, "bad_ring") for skip in noted
     )
 

@@ -33,11 +33,11 @@ def read_limits(texts: Iterable[str], known: Collection[str]) -> dict[str, float
 def below(numbers: Mapping[str, float | None], limits: Mapping[str, float]) -> dict[str, float]:
     """Return the limits that are missed by more than `TOLERANCE`.
 
-    A number that couldn't be computed (None or NaN) misses every limit.
+    A number that isn't there, or couldn't be computed (None or NaN), misses every limit.
     """
     missed = {}
     for name, limit in limits.items():
-        number = numbers[name]
+        number = numbers.get(name)
         if number is None or not number >= limit - TOLERANCE:
             missed[name] = limit
     return missed

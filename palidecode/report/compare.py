@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from palidecode.evaluation.coco.comparison import CocoComparison
 from palidecode.evaluation.coco.measures import F1_AT, RATES
-from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
+from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.report.gallery import (
     MOST_PICTURES,
     SIDE,
@@ -28,7 +28,7 @@ from palidecode.report.page import TABS, write_page
 
 _BOTH, _NEITHER, _CROWD, _FIRST, _SECOND = range(5)
 """States of an object: detected by both, by neither, a crowd, by the first or second alone."""
-_HEADLINE = ("AP", "AP50", "AP75", "AR100", *RATES)
+_HEADLINE = ("AP", "AP50", "AP75", "AR100", "AR300", *RATES)
 _RATES = {
     "precision": "share of the predictions that are right",
     "recall": "share of the objects that are detected",
@@ -180,7 +180,7 @@ def _counts(side: CocoEvaluation, rows: Ints) -> list[int]:
 
 def _numbers(result: CocoComparison) -> list[dict[str, object]]:
     """List every number: of both, their difference, its interval, and what that means."""
-    texts = MEANINGS | _RATES | F1_AT | {some.name: some.text for some in result.first.subsets}
+    texts = result.first.meanings | _RATES | F1_AT
     rows: list[dict[str, object]] = []
     for name, of_a, of_b, change in result.changes():
         if np.isnan(change):

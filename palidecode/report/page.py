@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 
 from palidecode.coco.reading import read_info
+from palidecode.evaluation.coco.engine import NOT_LVIS
 from palidecode.evaluation.coco.measures import F1_AT, Confusion, Curve
 from palidecode.evaluation.coco.result import MEANINGS, CocoEvaluation
 from palidecode.files import replacing
@@ -219,7 +220,8 @@ def _curves_at(result: CocoEvaluation, iou: float) -> list[Curve]:
 def _headline(result: CocoEvaluation) -> list[dict[str, object]]:
     """The headline numbers: value, range and meaning."""
     rates = result.rates
-    numbers = [row for row in _metrics(result) if row["name"] in ("AP", "AP50", "AP75", "AR100")]
+    shown = ("AP", "AP50", "AP75", "AR100", "AR300")
+    numbers = [row for row in _metrics(result) if row["name"] in shown]
     total = rates.right + rates.wrong
     objects = rates.right + rates.missed
     for name, value, text in (
@@ -237,15 +239,19 @@ def _headline(result: CocoEvaluation) -> list[dict[str, object]]:
 
 def _metrics(result: CocoEvaluation) -> list[dict[str, object]]:
     numbers = result.as_dict()
+    values = numbers["metrics"] | (numbers["lvis"] or {})
     return [
         {
             "name": name,
             "value": value,
             "interval": result.intervals.get(name),
-            "spread": numbers["spread"][name] if result.unscored and value is not None else 0,
-            "text": MEANINGS[name],
+            "spread": numbers["spread"].get(name, 0)
+            if result.unscored and value is not None
+            else 0,
+            "text": result.meanings[name],
         }
-        for name, value in numbers["metrics"].items()
+        for name, value in values.items()
+        if not (result.lvis and name in NOT_LVIS)
     ]
 
 

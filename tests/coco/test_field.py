@@ -108,4 +108,4 @@ def test_images_that_were_labelled_for_some_categories_are_noted(dataset):
         assert len(list(to_finetuning_rows(dataset))) == 3
     assert len(list(to_finetuning_rows(dataset, classes="present"))) == 2
     result = evaluate_coco(dataset, dataset, scores="ignore")
-    assert [(skip.reason, skip.count) for skip in result.noted] == [("federated", 2)]
+    assert [(skip.reason, skip.count) for skip in result.noted] == [("lvis", 2)]

@@ -83,3 +83,42 @@ def _segmentation(
             "counts": np.diff(np.concatenate([[0], edges, [flat.size]])).tolist(),
         }
     return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+
+
+def lvis_problem(seed: int, masks: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A federated ground truth as LVIS's, and results for it, more than 300 in some images."""
+    rng = np.random.default_rng(seed)
+    categories = [
+        {"id": 3 * n + 1, "name": f"c{n}", "frequency": "rcf"[n % 3 if seed else 2]}
+        for n in range(9)
+    ]
+    ids = [item["id"] for item in categories]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for n in range(8):
+        here = [int(number) for number in rng.permutation(ids)]
+        image = {"id": n + 1, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT}
+        partly = [number for number in here[:3] if rng.random() < 0.4]
+        image |= {"neg_category_ids": here[3:6], "not_exhaustive_category_ids": partly}
+        images.append(image)
+        for _ in range(rng.integers(1, 7)):
+            box = _box(rng)
+            row = {"id": len(annotations) + 1, "image_id": n + 1, "bbox": box}
+            row |= {"category_id": int(rng.choice(here[:3])), "area": box[2] * box[3]}
+            row["segmentation"] = _segmentation(rng, box, polygons=True)
+            annotations.append(row)
+            for _ in range(rng.integers(0, 180)):
+                moved = [max(1.0, float(v)) for v in np.array(box) + rng.normal(0, 4, 4).round(1)]
+                category = row["category_id"] if rng.random() < 0.6 else int(rng.choice(ids))
+                found = {"image_id": n + 1, "category_id": category}
+                found["score"] = float(rng.integers(1, 40) / 40)
+                if masks:
+                    found["segmentation"] = _segmentation(rng, moved, polygons=False)
+                    if not coco_mask.area(found["segmentation"]):
+                        continue  # lvis leaves it out, where palidecode calls it wrong
+                else:
+                    found["bbox"] = moved
+                results.append(found)
+    truth = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    return truth, results

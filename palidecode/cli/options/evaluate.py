@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_min(
         parser,
         "AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, precision, recall, F1, "
-        "F1@0.5, F1@0.95, F1@mean",
+        "F1@0.5, F1@0.95, F1@mean, APr, APc, APf, AR300",
     )
     add_evaluation(parser, None, "300 with -o, else 0")
     add_keys(parser.add_argument_group("rows of answers"))

@@ -60,22 +60,24 @@ class Interval:
         return asdict(self)
 
 
-def resampled_stats(engine: Engine, predicted: Table, resamples: int, seed: int) -> Floats:
-    """Compute COCO's numbers over random halves of the images; a seed fixes the halves.
+def resampled_stats(
+    engine: Engine, predicted: Table, resamples: int, seed: int, names: Sequence[str] = METRICS
+) -> Floats:
+    """Compute numbers over random halves of the images; a seed fixes the halves.
 
-    Takes predictions that all have a score; returns (resamples, 12), NaN for AR1, AR10, and for
-    halves without an object.
+    Takes predictions that all have a score, and names of `METRICS` and `LVIS_NUMBERS`; returns
+    (resamples, names), NaN for AR1, AR10, and for halves without an object.
     """
     if resamples < 10:
         raise InputError(f"a bootstrap needs at least 10 resamples, got {resamples}")
     if seed < 0:
         raise InputError(f"a seed is a whole number from 0, got {seed}")
     if len(engine.scene.images) < 2:
-        return np.full((resamples, len(METRICS)), np.nan)
+        return np.full((resamples, len(names)), np.nan)
     evaluator = engine.matched(predicted)
     halves = _halves(len(engine.scene.images), resamples, seed)
-    stats = np.concatenate([stats_of_images(evaluator, some) for some in halves])
-    stats[:, [METRICS.index(name) for name in NOT_RESAMPLED]] = NOTHING
+    stats = np.concatenate([stats_of_images(evaluator, some, names) for some in halves])
+    stats[:, [name in NOT_RESAMPLED for name in names]] = NOTHING
     return np.where(stats == NOTHING, np.nan, stats)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from palidecode.errors import InputError
+from palidecode.evaluation.coco.federated import FREQUENCIES
 from palidecode.evaluation.coco.tables import Scene, Table
 from palidecode.geometry.rle import Rle
 
@@ -26,6 +27,15 @@ METRICS = (
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
 """COCO's twelve numbers, in COCO's order."""
+
+LVIS_NUMBERS = ("APr", "APc", "APf", "AR300")
+"""The numbers that LVIS has and COCO hasn't."""
+
+NOT_LVIS = ("AR1", "AR10", "AR100")
+"""The numbers that COCO has and LVIS hasn't."""
+
+_LVIS_KEYS = {"AR300": "AR@300", "ARs": "ARs@300", "ARm": "ARm@300", "ARl": "ARl@300"}
+"""hotcoco's names of LVIS's numbers."""
 
 _SELECTIONS = {
     "AP": ("precision", None, 0, -1),
@@ -44,9 +54,6 @@ _SELECTIONS = {
 """Of which array each number is the mean, and its IoU, area range and number of detections."""
 _BLOCK = 256
 """Classes accumulated together: hotcoco takes 190 kB for each, and as much to hand them out."""
-
-BEST = 100
-"""The number of predictions per image and category that COCO counts."""
 
 NOTHING = -1.0
 """COCO's value of a number without ground truth."""
@@ -115,6 +122,7 @@ class Engine:
     def __init__(self, scene: Scene, iou_type: IouType) -> None:
         self.scene = scene
         self.iou_type = iou_type
+        self._federated = scene.federated
         truths = scene.truths
         masks: JsonRow = {} if truths.masks is None else {"segmentation": truths.masks}
         if iou_type == "bbox":
@@ -122,9 +130,13 @@ class Engine:
         self._truth = hotcoco.COCO.from_arrays(
             [
                 {"id": n + 1, "width": int(image.width), "height": int(image.height)}
+                | self._labelled(n)
                 for n, image in enumerate(scene.images)
             ],
-            [{"id": n + 1, "name": item["name"]} for n, item in enumerate(scene.categories)],
+            [
+                {"id": n + 1, "name": item["name"], "frequency": item.get("frequency")}
+                for n, item in enumerate(scene.categories)
+            ],
             truths.image + 1,
             truths.category + 1,
             truths.box,
@@ -132,6 +144,19 @@ class Engine:
             iscrowd=truths.crowd,
             **masks,
         )
+
+    def _labelled(self, image: int) -> JsonRow:
+        """Return LVIS's keys of an image; none where the ground truth is COCO's."""
+        if self._federated is None:
+            return {}
+        absent = self._federated.negative[image]
+        negative = range(len(self.scene.categories)) if absent is None else absent
+        return {
+            "neg_category_ids": [index + 1 for index in negative],
+            "not_exhaustive_category_ids": [
+                index + 1 for index in self._federated.not_exhaustive[image]
+            ],
+        }
 
     def numbers(
         self, predicted: Table, scores: Floats | None = None, settings: Settings = STANDARD
@@ -145,8 +170,7 @@ class Engine:
             self._block(loaded, settings, ids[first : first + _BLOCK])
             for first in range(0, len(ids), _BLOCK)
         ]
-        sums, counts = np.sum([sums for _, sums in blocks], axis=0)
-        stats = np.divide(sums, counts, out=np.full(len(METRICS), NOTHING), where=counts > 0)
+        stats = _means(np.sum([sums for _, sums in blocks], axis=0))
         parts = [part for part, _ in blocks]
         return Numbers(
             stats,
@@ -154,6 +178,12 @@ class Engine:
             np.concatenate([part.ar for part in parts]),
             np.concatenate([part.precision for part in parts], axis=2),
         )
+
+    def lvis(self, numbers: Numbers) -> Floats:
+        """Compute `LVIS_NUMBERS`; -1 without ground truth."""
+        frequency = np.array([item.get("frequency") for item in self.scene.categories])
+        groups = [numbers.ap[:, frequency == group] for group in FREQUENCIES]
+        return np.array([_known_mean(values) for values in (*groups, numbers.ar)])
 
     def _block(
         self, loaded: hotcoco.COCO, settings: Settings, ids: list[int] | None = None
@@ -170,22 +200,27 @@ class Engine:
             params.cat_ids = ids
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summary_lines()
         found = evaluator.eval
         assert found is not None
         ious = np.asarray(params.iou_thrs)
         chosen = [int(np.abs(ious - iou).argmin()) for iou in (0.5, 0.75)]
         precision = found["precision"][:, :, :, 0, -1]
+        sums = _sums(found, ious, () if self._federated is None else NOT_LVIS)
+        stats = _means(sums)
+        if self._federated is None:
+            evaluator.summary_lines()
+            stats = np.asarray(evaluator.stats, np.float64)
         numbers = Numbers(
-            np.asarray(evaluator.stats, np.float64),
+            stats,
             precision.mean(axis=1),
             found["recall"][:, :, 0, -1].mean(axis=0),
             precision[chosen].copy(),  # no view, which would keep all of it
         )
-        return numbers, _sums(found, ious)
+        return numbers, sums
 
     def _evaluator(self, loaded: hotcoco.COCO) -> Evaluator:
-        return hotcoco.COCOeval(self._truth, loaded, self.iou_type)
+        federated = self._federated is not None
+        return hotcoco.COCOeval(self._truth, loaded, self.iou_type, lvis_style=federated)
 
     def evaluate(self, predicted: Table, scores: Floats | None = None) -> Evaluator:
         """Match predictions with hotcoco's evaluator; `scores` (N,) replace the table's."""
@@ -210,9 +245,17 @@ class Engine:
         evaluator.params.use_cats = False
         evaluator.evaluate()
         found = evaluator.image_diagnostics(iou_thr=0.5)
+        excused = np.zeros(len(predicted), np.bool_)
+        if self._federated is not None:  # hotcoco knows the rule only class by class
+            excused = self._federated.excused(predicted.image, predicted.category)
+        wrong = [
+            number
+            for number, its in found["dt_status"].items()
+            if its == "fp" and not excused[number - 1]
+        ]
         pairs = [
             *((truths.category[of - 1], number) for number, of in found["dt_match"].items()),
-            *((background, number) for number, its in found["dt_status"].items() if its == "fp"),
+            *((background, number) for number in wrong),
         ]
         cells = [(of, predicted.category[number - 1]) for of, number in pairs]
         cells += [
@@ -232,7 +275,8 @@ class Engine:
         -------
         iou : ndarray of float64, shape (T,)
         right, wrong : ndarray of int64, shape (T, K)
-            Predictions inside crowds, or beyond the 100 best of an image and class, are neither.
+            Predictions inside crowds, or beyond the 100 best of an image and class, are neither;
+            nor what LVIS excuses.
         """
         evaluator = self._counted(predicted, scores)
         evaluator.accumulate()
@@ -249,9 +293,12 @@ class Engine:
         """Count the predictions of each class that count in nothing, (T, K) or (1, K)."""
         truths, classes = self.scene.truths, len(self.scene.categories)
         crowded = np.isin(predicted.image, truths.image[truths.crowd])
+        if self._federated is not None:
+            partly = [bool(one) for one in self._federated.not_exhaustive]
+            crowded |= np.array(partly)[predicted.image]
         pair = predicted.image * classes + predicted.category
         pairs, count = np.unique(pair[~crowded], return_counts=True)
-        beyond = np.bincount(pairs % classes, np.maximum(count - BEST, 0), classes)
+        beyond = np.bincount(pairs % classes, np.maximum(count - self.scene.best, 0), classes)
         ignored = beyond.astype(np.int64)[None]
         if not crowded.any():
             return ignored
@@ -266,20 +313,21 @@ class Engine:
         return ignored + np.array(rows)
 
     def _counted(self, predicted: Table, scores: Floats | None) -> Evaluator:
-        """Match the 100 best predictions to objects of any size."""
+        """Match the best predictions that count to objects of any size."""
         evaluator = self._evaluator(self._loaded(predicted, scores))
         params = evaluator.params
-        params.max_dets, params.area_rng, params.area_rng_lbl = [BEST], [[0, 1e10]], ["all"]
+        params.max_dets = [self.scene.best]
+        params.area_rng, params.area_rng_lbl = [[0, 1e10]], ["all"]
         evaluator.evaluate()
         return evaluator
 
     def matched(self, predicted: Table) -> Evaluator:
-        """Match the 100 best predictions only: an evaluator for `stats_of_images`.
+        """Match the best predictions that count only: an evaluator for `stats_of_images`.
 
         It has no AR1 and AR10, and takes a third of the time for any other number.
         """
         evaluator = self._evaluator(self._loaded(predicted))
-        evaluator.params.max_dets = [BEST]
+        evaluator.params.max_dets = [self.scene.best]
         evaluator.evaluate()
         return evaluator
 
@@ -299,10 +347,27 @@ class Engine:
         return loaded
 
 
-def _sums(found: Mapping[str, Floats], ious: Floats) -> Floats:
-    """Sum and count of the values that each of COCO's twelve numbers is the mean of, (2, 12)."""
+def _means(sums: Floats) -> Floats:
+    """Return the means of `_sums`; -1 without a value."""
+    total, counts = sums
+    means: Floats = np.divide(total, counts, out=np.full(len(total), NOTHING), where=counts > 0)
+    return means
+
+
+def _known_mean(values: Floats) -> float:
+    known = values[values != NOTHING]
+    return float(known.mean()) if len(known) else NOTHING
+
+
+def _sums(found: Mapping[str, Floats], ious: Floats, unknown: Sequence[str]) -> Floats:
+    """Sum and count of the values that each of COCO's twelve numbers is the mean of, (2, 12).
+
+    Those of `unknown` numbers are 0.
+    """
     sums = np.zeros((2, len(METRICS)))
     for column, name in enumerate(METRICS):
+        if name in unknown:
+            continue
         array, iou, area, most = _SELECTIONS[name]
         values = found[array][..., area, most]
         if iou is not None:
@@ -312,15 +377,18 @@ def _sums(found: Mapping[str, Floats], ious: Floats) -> Floats:
     return sums
 
 
-def stats_of_images(evaluator: Evaluator, choices: list[list[int]]) -> Floats:
-    """COCO's twelve numbers over choices of images' indices, each once, without new matching.
+def stats_of_images(evaluator: Evaluator, choices: list[list[int]], names: Sequence[str]) -> Floats:
+    """Compute numbers over choices of images' indices, each once, without new matching.
 
-    Takes an evaluator of `Engine.matched`; returns (choices, 12), -1 for AR1, AR10 and numbers
-    without ground truth.
+    Takes an evaluator of `Engine.matched`, and the names of the numbers, of `METRICS` or
+    `LVIS_NUMBERS`; returns (choices, names), -1 for AR1, AR10 and numbers without ground truth.
     """
     slices = {str(n): [index + 1 for index in images] for n, images in enumerate(choices)}
     sliced = evaluator.slice_by(slices)
-    return np.array([[sliced[name].get(metric, NOTHING) for metric in METRICS] for name in slices])
+    keyed = [(name, _LVIS_KEYS.get(name, name)) for name in names]
+    return np.array(
+        [[sliced[n].get(name, sliced[n].get(key, NOTHING)) for name, key in keyed] for n in slices]
+    )
 
 
 def overlaps(dt: Shapes, gt: Shapes, crowd: npt.NDArray[np.bool_]) -> Floats:

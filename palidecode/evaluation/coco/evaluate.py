@@ -15,7 +15,7 @@ from palidecode.coco.skips import Skips
 from palidecode.errors import InputError, warn
 from palidecode.evaluation.coco.duplicates import repeats
 from palidecode.evaluation.coco.engine import (
-    BEST,
+    LVIS_NUMBERS,
     NOTHING,
     STANDARD,
     Engine,
@@ -24,7 +24,13 @@ from palidecode.evaluation.coco.engine import (
 )
 from palidecode.evaluation.coco.result import CocoEvaluation, random_orders
 from palidecode.evaluation.coco.subsets import SubsetOptions, subsets
-from palidecode.evaluation.coco.tables import Scene, Table, read_answers, read_scene
+from palidecode.evaluation.coco.tables import (
+    Scene,
+    Table,
+    only_labelled,
+    read_answers,
+    read_scene,
+)
 
 if TYPE_CHECKING:
     from palidecode.detections import Detections
@@ -216,6 +222,10 @@ def evaluate(
     if options.settings != STANDARD:
         others = [engine.numbers(predicted, order, options.settings) for order in drawn]
     stats = np.array([other.stats for other in others])
+    lvis = {}
+    if scene.federated is not None:
+        means = np.mean([engine.lvis(other) for other in others], axis=0)
+        lvis = dict(zip(LVIS_NUMBERS, means.tolist(), strict=True))
     result = CocoEvaluation(
         iou_type=iou_type,
         stats=stats.mean(axis=0),
@@ -228,6 +238,7 @@ def evaluate(
         engine=engine,
         predicted=predicted,
         settings=options.settings,
+        lvis=lvis,
         subsets=subsets(engine, predicted, drawn, options.subsets, options.settings),
         _class_ap=_known([numbers.ap for numbers in each]),
         _class_ar=_known([numbers.ar for numbers in each]),
@@ -257,6 +268,9 @@ def _both_sides(
         predicted, asked = read_answers(
             predictions, scene, options.match, skips, options.scale_to_truth
         )
+    if scene.federated is not None and (options.settings.max_detections or options.settings.micro):
+        raise InputError("max_detections and micro can't be combined with LVIS's evaluation")
+    predicted = only_labelled(scene, predicted, skips)
     if asked:
         scene, predicted = _only_asked(scene, predicted, asked, skips)
     if options.categories is not None:
@@ -347,6 +361,7 @@ def _only_categories(
         scene,
         categories=[scene.categories[index] for index in indices.tolist()],
         truths=_of_categories(scene.truths, renamed),
+        federated=scene.federated and scene.federated.renumbered(renamed),
     )
     return kept, _of_categories(predicted, renamed)
 
@@ -365,9 +380,9 @@ def _note_extremes(scene: Scene, predicted: Table, skips: Skips) -> None:
     names = (image.file_name or f"id {image.id}" for image in map(scene.images.__getitem__, images))
     skips.note("image", "no_answer", images, names)
     key = predicted.image * len(scene.categories) + predicted.category
-    if len(predicted) and np.unique(key, return_counts=True)[1].max() > BEST:
+    if len(predicted) and np.unique(key, return_counts=True)[1].max() > scene.best:
         # Without scores, the last ones of the file; each random order has others.
         order = np.lexsort((np.arange(len(key)), -np.nan_to_num(predicted.score), key))
         firsts = np.searchsorted(key[order], key[order])
-        beyond = order[np.arange(len(order)) - firsts >= BEST]
+        beyond = order[np.arange(len(order)) - firsts >= scene.best]
         skips.note("prediction", "clipped", np.sort(predicted.offset[beyond]))

@@ -21,7 +21,9 @@ from palidecode.evaluation.coco.bootstrap import (
     resampled_stats,
 )
 from palidecode.evaluation.coco.engine import (
+    LVIS_NUMBERS,
     METRICS,
+    NOT_LVIS,
     NOTHING,
     Engine,
     Evaluator,
@@ -56,8 +58,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-NUMBERS = (*METRICS, *RATES, *F1_AT)
-"""Names of `CocoEvaluation.numbers`, without those of its subsets."""
+NUMBERS = (*METRICS, *RATES, *F1_AT, *LVIS_NUMBERS)
+"""Names of `CocoEvaluation.numbers`, without those of its subsets; LVIS's only with its data."""
 
 _CLASSES = 20  # shown in a notebook and a plot
 MEANINGS = {
@@ -75,6 +77,15 @@ MEANINGS = {
     "ARl": "AR100 of objects above 96² px",
 }
 """COCO's numbers in words."""
+
+LVIS_MEANINGS = {
+    "APr": "AP of rare classes: in at most 10 of LVIS's training pictures",
+    "APc": "AP of common classes: in 11 to 100 of them",
+    "APf": "AP of frequent classes: in more than 100 of them",
+    "AR300": "share of objects detected with the 300 best predictions of each picture, mean over "
+    "IoU 0.50 to 0.95",
+}
+"""LVIS's numbers in words."""
 
 SIZES = (("small", "below 32² px"), ("medium", "32² to 96² px"), ("large", "above 96² px"))
 
@@ -107,6 +118,9 @@ class CocoEvaluation:
         Numbers evaluated; crowds are not objects.
     settings : Settings
         Settings of `stats` other than COCO's own.
+    lvis : dict of str to float
+        APr, APc, APf (rare, common and frequent classes) and AR300 of an LVIS ground truth, which
+        is evaluated by LVIS's rules; -1 for numbers without ground truth. Empty for others.
     subsets : list of Subset
         AP after NMS and above score thresholds, if requested.
     """
@@ -122,6 +136,7 @@ class CocoEvaluation:
     engine: Engine = field(repr=False)
     predicted: Table = field(repr=False)
     settings: Settings
+    lvis: dict[str, float] = field(repr=False)
     subsets: list[Subset] = field(repr=False)
     _class_ap: Floats = field(repr=False)  # (10 IoU thresholds, K), NaN without objects
     _class_ar: Floats = field(repr=False)  # (K,)
@@ -155,10 +170,10 @@ class CocoEvaluation:
 
     @property
     def ranked(self) -> dict[str, float]:
-        """`metrics` and the AP of `subsets` by name; NaN if unknown."""
-        known = np.where(self.stats == NOTHING, np.nan, self.stats)
-        named = dict(zip(METRICS, known.tolist(), strict=True))
-        return named | {some.name: some.ap for some in self.subsets}
+        """`metrics`, `lvis` and the AP of `subsets` by name; NaN if unknown."""
+        named = self.metrics | self.lvis
+        known = {name: np.nan if value == NOTHING else value for name, value in named.items()}
+        return known | {some.name: some.ap for some in self.subsets}
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -170,6 +185,21 @@ class CocoEvaluation:
         rates = dict(zip(RATES, self.rates.values.tolist(), strict=True))
         return {**self.ranked, **rates, **self.score_free.numbers}
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """The numbers of `ranked` in words."""
+        named = MEANINGS
+        if self.lvis:
+            most = {name: text.replace("AR100", "AR300") for name, text in MEANINGS.items()}
+            named = most | LVIS_MEANINGS
+        return named | {some.name: some.text for some in self.subsets}
+
+    @property
+    def _printed(self) -> dict[str, float]:
+        """`metrics` and `lvis`, without numbers that LVIS hasn't."""
+        named = self.metrics | self.lvis
+        return {name: named[name] for name in named if not (self.lvis and name in NOT_LVIS)}
+
     # -- to look at ----------------------------------------------------------------------
 
     def summary(self) -> str:
@@ -180,10 +210,12 @@ class CocoEvaluation:
         if self.settings.micro:
             title += "; all classes ranked together"
         ious = self.settings.iou_thresholds or (0.5, 0.95)
-        most = self.settings.max_detections or (1, 10, 100)
+        most = self.settings.max_detections or (1, 10, self.scene.best)
         every = f"{ious[0]:.2f}:{ious[-1]:.2f}"
         lines = []
-        for row, (name, words) in enumerate(MEANINGS.items()):
+        for row, name in enumerate(METRICS):
+            if self.lvis and name in NOT_LVIS:
+                continue
             kind = "Precision  (AP)" if row < 6 else "Recall     (AR)"
             iou = {"AP50": "0.50", "AP75": "0.75"}.get(name, every)
             area = {"s": "small", "m": "medium", "l": "large"}.get(name[-1], "all")
@@ -193,8 +225,10 @@ class CocoEvaluation:
                 value += f" ± {self.spread[row]:.3f}"
             lines.append(
                 f" Average {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ] = "
-                f"{value:<6}  {name}: {words}"
+                f"{value:<6}  {name}: {self.meanings[name]}"
             )
+        if self.lvis:
+            lines.append(f" LVIS: {_listed((name, self.ranked[name]) for name in self.lvis)}")
         return "\n".join([title, *lines, self._at_50()])
 
     def __repr__(self) -> str:
@@ -223,14 +257,16 @@ class CocoEvaluation:
         from palidecode.detections.tables import as_html
 
         numbers = [
-            [name, _shown(_metric(value)), words]
-            for (name, words), value in zip(MEANINGS.items(), self.stats.tolist(), strict=True)
+            [name, _shown(_metric(value)), self.meanings[name]]
+            for name, value in self._printed.items()
         ]
         columns = ("category", "objects", "predictions", "AP", "AP50", "precision", "recall", "F1")
         rows = sorted(self.rows(), key=lambda row: -row["objects"])
         classes = [[_shown(row[name]) for name in columns] for row in rows[:_CLASSES]]
         return as_html(
-            f"{self._title()}; {self._at_50()}", [["number", "value", "meaning"], *numbers], 12
+            f"{self._title()}; {self._at_50()}",
+            [["number", "value", "meaning"], *numbers],
+            len(numbers),
         ) + as_html("Classes", [list(columns), *classes], len(rows))
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -430,7 +466,7 @@ class CocoEvaluation:
                     "AP": _number(ap.mean()),
                     "AP50": _number(ap[0]),
                     "AP75": _number(ap[5]),
-                    "AR100": _number(self._class_ar[index]),
+                    "AR100": None if self.lvis else _number(self._class_ar[index]),
                     "precision": _number(rates.precision),
                     "recall": _number(rates.recall),
                     "F1": _number(rates.f1),
@@ -524,6 +560,7 @@ class CocoEvaluation:
             "predictions": self.predictions,
             "metrics": {name: _metric(value) for name, value in self.metrics.items()},
             "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
+            "lvis": {name: _metric(value) for name, value in self.lvis.items()} or None,
             "unscored": self.unscored,
             "orders": self.orders,
             "spread": dict(zip(METRICS, self.spread.tolist(), strict=True)),
@@ -577,8 +614,9 @@ class CocoEvaluation:
         return percentiles(drawn, (*ranked, *RATES), values, confidence)
 
     def resampled(self, resamples: int, seed: int) -> Floats:
-        """Compute `ranked` over random halves of the images, (resamples, 12 + subsets)."""
-        stats = resampled_stats(self.engine, self.scored(), resamples, seed)
+        """Compute `ranked` over random halves of the images, (resamples, numbers)."""
+        names = (*METRICS, *self.lvis)
+        stats = resampled_stats(self.engine, self.scored(), resamples, seed, names)
         others = [
             resampled_stats(self.engine, some.predicted, resamples, seed)[:, :1]
             for some in self.subsets

@@ -26,17 +26,25 @@ from palidecode.coco.reading import (
     Row,
     Source,
     index_by_id,
-    note_federated,
     read_dataset,
     read_predictions,
 )
 from palidecode.coco.skips import Side, Skips
 from palidecode.errors import InputError
+from palidecode.evaluation.coco.federated import (
+    BEST_OF_PICTURE,
+    Federated,
+    beyond_best,
+    read_federated,
+)
 from palidecode.evaluation.coco.sides import compare_sizes, index_by_name, note_units
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+
+BEST = 100
+"""The number of predictions per image and category that COCO counts."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ class Scene:
         Name of the file, for messages.
     listed : list of int or str
         Ids of the images in the order of the file.
+    federated : Federated, or None
+        What LVIS's pictures are labelled for; None for a ground truth that is COCO's.
     """
 
     images: list[ImageRow]
@@ -112,6 +122,12 @@ class Scene:
     masks: bool
     where: str = ""
     listed: list[Key] = field(default_factory=list)
+    federated: Federated | None = None
+
+    @property
+    def best(self) -> int:
+        """Number of predictions per image and category that count."""
+        return BEST if self.federated is None else BEST_OF_PICTURE
 
     @property
     def sizes(self) -> Ints:
@@ -135,11 +151,12 @@ def read_scene(source: Source, masks: bool, skips: Skips, crowds: bool = False) 
                 f"got {image.width}×{image.height}"
             )
     check_unique([row.id for row in rows if row.id is not None], f"{read.where}: annotations")
-    note_federated(read, skips)
     listed = [image.id for image in images]
     images = _sorted(images)
     categories = sorted(categories, key=itemgetter("id"))
-    scene = Scene(images, categories, _empty(), masks, read.where, listed)
+    federated = read_federated(images, categories, read.where)
+    skips.note("image", "lvis", [n for n, image in read.images.numbered() if image.federated])
+    scene = Scene(images, categories, _empty(), masks, read.where, listed, federated)
     image_index = _find(index_by_id(images), rows, "image_id")
     category = _find({c["id"]: n for n, c in enumerate(categories)}, rows, "category_id")
     table = _table(read, image_index, category, scene, "truth", skips)
@@ -187,6 +204,21 @@ def read_answers(
     table = _table(read, image, category, scene, "prediction", skips)
     note_units(table.box, _extents(scene)[table.image], table.offset, skips)
     return table, _asked(read, images, scene, match)
+
+
+def only_labelled(scene: Scene, predicted: Table, skips: Skips) -> Table:
+    """Keep the predictions that LVIS counts; all of them where the ground truth is COCO's."""
+    if scene.federated is None:
+        return predicted
+    beyond = beyond_best(predicted.image, predicted.score)
+    skips.add_many("prediction", "beyond_300", predicted.offset[beyond])
+    predicted, truths = predicted.take(~beyond), scene.truths
+    annotated = truths.image, truths.category
+    counted = scene.federated.counted(
+        predicted.image, predicted.category, annotated, len(scene.categories)
+    )
+    skips.add_many("prediction", "not_labelled", predicted.offset[~counted])
+    return predicted.take(counted)
 
 
 def _sorted(images: list[ImageRow]) -> list[ImageRow]:

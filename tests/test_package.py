@@ -24,7 +24,7 @@ ROWS = [
     ("coco", "formats"),
     ("pipeline", "evaluation", "finetune"),
     ("report", "runs"),
-    ("ray_data", "trainer", "serve", "demo"),
+    ("ray_data", "trainer", "serve", "demo", "benchmark"),
     ("cli",),
 ]
 """From the ground up: a room imports from the rows above it here, never from its own."""

@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": "Compare two prediction files, image by image.",
     "evaluate-referring": "Evaluate referring-expression answers against ground-truth masks or "
     "boxes: mIoU, cIoU, gIoU, box accuracy, N-acc, T-acc.",
+    "benchmark": "Run a model on many datasets and print a table: RF100-VL.",
     "serve": "Serve a model over HTTP: a page to try it, and an API that returns boxes and masks.",
     "export": "Write a model as ONNX graphs, in 8 or 4 bits, to run without torch.",
     "merge": "Merge a LoRA adapter into its base model.",
@@ -58,6 +59,7 @@ _MEANT = {
     **dict.fromkeys(("eval", "test", "val", "score"), "evaluate"),
     **dict.fromkeys(("fetch", "download", "verify"), "weights"),
     "diff": "compare",
+    **dict.fromkeys(("bench", "rf100vl"), "benchmark"),
     **dict.fromkeys(("server", "api", "web", "ui"), "serve"),
     **dict.fromkeys(("lark", "schema", "guidance"), "grammar"),
     "help": "--help",
@@ -87,12 +89,12 @@ Examples:
   palidecode predict --help
 """
 _OUTPUTS = ("output", "val", "samples", "target", "issues")
-_CHOICES = ("to", "origin", "format")
+_CHOICES = ("to", "origin", "format", "suite")
 """Arguments that may be the name of a file and don't mean it."""
 _FILE, _FOLDER = (".json", ".jsonl"), ()
 _ENDINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("predict", "decode", "encode", "evaluate-referring"), _FILE),
-    **dict.fromkeys(("evaluate", "compare", "demo", "view", "finetune"), _FOLDER),
+    **dict.fromkeys(("evaluate", "compare", "demo", "view", "finetune", "benchmark"), _FOLDER),
     "draw": (".png", ".jpg", ".jpeg"),  # of one picture, with --text
 }
 """Endings of the formats that a command writes; one that isn't named here takes any."""

@@ -105,8 +105,8 @@ def run_job(
 
         def load() -> None:
             stopping.immediate = True
-            if job.once:
-                output.note(f"loading {job.info()['model']} …")
+            if text := job.loading():
+                output.note(text)
 
         def loaded(took: float) -> None:
             stopping.immediate = False

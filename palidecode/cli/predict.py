@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     return SKIPPED if looked or (converted and converted.code) else DONE
 
 
-def _job(args: argparse.Namespace) -> PredictJob:
-    """Return the job that the options ask for."""
+def ask_options(args: argparse.Namespace) -> AskOptions:
+    """Return the options of how to ask."""
     if args.no_grammar and (args.past_end is not None or args.min_objects):
         raise InputError(
             "--past-end and --min-objects are rules of the grammar; leave --no-grammar out"
@@ -96,20 +96,25 @@ def _job(args: argparse.Namespace) -> PredictJob:
     # What the model would rather write than an object counts against its label.
     forces = args.past_end is not None or args.min_objects
     over = "vocabulary" if args.no_grammar or forces else "allowed"
+    return fill(AskOptions, args, grammar=grammar, over=over)
+
+
+def _job(args: argparse.Namespace) -> PredictJob:
+    """Return the job that the options ask for."""
     options = predict_options(
-        _model(args),
+        model_options(args),
         prompt=args.prompt,
         task=args.task,
         classes=category_names(read_categories(args.classes)),
         min_score=args.min_score,
-        ask=fill(AskOptions, args, grammar=grammar, over=over),
+        ask=ask_options(args),
         batch_size=args.batch_size,
         box_image=args.box_image,
     )
     return PredictJob(options)
 
 
-def _model(args: argparse.Namespace) -> ModelOptions | EndpointOptions:
+def model_options(args: argparse.Namespace) -> ModelOptions | EndpointOptions:
     """Return the options of the model to load, or of the server that answers."""
     if args.endpoint is None:
         for name, default in ((o.name, o.default) for o in fields(EndpointOptions)):

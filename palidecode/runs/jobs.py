@@ -77,5 +77,9 @@ class Job(Protocol[Item]):
         """Return whether an item that failed could be used now."""
         return False
 
+    def loading(self) -> str:
+        """Return what to say before `load`; nothing where it takes no time."""
+        return ""
+
     def load(self, threads: int | None = None) -> Worker[Item]:
         """Load what it takes; by default with as many threads as there are cores."""

@@ -203,13 +203,18 @@ class PredictJob(Job[PictureFile | Unread]):
             return False
         return True
 
+    def loading(self) -> str:
+        return f"loading {self.info()['model']} …"
+
     def load(self, threads: int | None = None) -> Worker[PictureFile | Unread]:
         decoder = PaliDecoder.from_options(self.options.model, threads=threads)
-        return _Predictor(decoder, self.options)
+        return Predictor(decoder, self.options)
 
 
 @dataclass(frozen=True)
-class _Predictor:
+class Predictor:
+    """Answers about batches of pictures with a model that is loaded."""
+
     decoder: PaliDecoder
     options: PredictOptions
 

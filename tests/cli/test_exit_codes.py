@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 from PIL import Image
@@ -97,6 +98,11 @@ CODES = """
 1 compare results.json scaled.json --gt coco.json --bootstrap 10
 1 compare results.json half.json --gt unreadable.json --bootstrap 10
 2 compare results.json nowhere.json --gt coco.json
+0 benchmark rf100vl rf --model demo -o new
+1 benchmark rf100vl rf_broken --model demo -o new
+2 benchmark rf100vl rf_broken --model demo --datasets torn -o new
+2 benchmark rf100vl rf --model nowhere -o new
+2 benchmark rf100vl nowhere --model demo -o new
 0 evaluate-referring referring.jsonl
 0 evaluate-referring referring.jsonl --min boxacc@0.5=1
 1 evaluate-referring referring.jsonl --min boxacc@0.5=1 --min n_acc=1
@@ -245,6 +251,11 @@ def inputs(tmp_path_factory):
         "refs": [ref],
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+    for name in ("rf", "rf_broken"):
+        test = folder / name / "pets" / "test"
+        shutil.copytree(folder / "pictures", test)
+        (test / "_annotations.coco.json").write_text(json.dumps(coco()))
+    (folder / "rf_broken" / "torn" / "test").mkdir(parents=True)
     return folder
 
 

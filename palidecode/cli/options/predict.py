@@ -69,13 +69,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_paste(group)
     add_drop_empty(group)
-    group.add_argument(
-        "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
-    )
+    add_min_score(group)
     group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
-    _add_model(parser)
-    _add_server(parser)
-    _add_answers(parser)
+    add_model(parser)
+    add_server(parser)
+    add_answers(parser)
     add_messages(parser)
     add_journal(parser)
     add_ray(parser, pictures=True)
@@ -96,6 +94,11 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--classes", type=Path, metavar="FILE", help="COCO file or list of names")
     add_box_image(group)
+    add_classes_per_prompt(group)
+
+
+def add_classes_per_prompt(group: argparse._ArgumentGroup) -> None:
+    """Add the options of how many classes a prompt asks for."""
     group.add_argument(
         "--classes-per-prompt",
         type=int,
@@ -111,7 +114,15 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_min_score(group: argparse._ArgumentGroup) -> None:
+    """Add the option of the least score."""
+    group.add_argument(
+        "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model that is loaded."""
     group = parser.add_argument_group("model")
     add_base(group)
     group.add_argument(
@@ -151,7 +162,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the server that answers instead."""
     group = parser.add_argument_group("server")
     group.add_argument(
         "--endpoint",
@@ -200,7 +212,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_answers(parser: argparse.ArgumentParser) -> None:
+def add_answers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how a model answers."""
     group = parser.add_argument_group("answers")
     group.add_argument(
         "--max-new-tokens",

@@ -1,0 +1,1 @@
+"""Benchmarks of many datasets, read where the user has them."""

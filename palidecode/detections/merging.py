@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -11,12 +11,210 @@ import numpy.typing as npt
 from palidecode.detections.columns import check_iou
 from palidecode.detections.objects import Detections
 from palidecode.geometry.boxes import box_iou
-from palidecode.geometry.rle import Rle, union
+from palidecode.geometry.masks import MaskCrop
+from palidecode.geometry.rle import Rle, crop_to_rle, rle_to_crop, union
+from palidecode.geometry.windows import Windows
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 MERGE_IOU = 0.55
 """Boxes of one label with a larger IoU are one object's."""
+NEAR_EDGE = 0.02
+"""Share of a look's side: an object this near to an inner edge is cut by it."""
+
+CUT_SCORE = 0.5
+"""Share of its score that an object keeps if a tile's edge cuts it and no other part is found."""
+SAME_IOU = 0.3
+"""A second look's object with a larger IoU is the one that was looked at."""
+UNSEEN_SCORE = 0.5
+"""Share of its score that an object keeps if a second look doesn't find it."""
+ALIGNED = 0.6
+"""Parts on both sides of an edge are one object's if they share so much of their common span."""
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """Windows of pictures that a model looked at, each as a picture of its own.
+
+    Attributes
+    ----------
+    windows : ndarray of int64, shape (L, 4)
+        Whole pixels of the picture.
+    picture : ndarray of int64, shape (L,)
+        Index of the picture of each look.
+    sizes : ndarray of int64, shape (P, 2)
+        Width and height of the pictures.
+    names : list of str, length P
+    """
+
+    windows: Windows
+    picture: Ints
+    sizes: Ints
+    names: list[str]
+
+    def place(self, found: Detections) -> Detections:
+        """Move what was found in each look to its place in the picture.
+
+        Boxes are moved by whole pixels, so that masks of codes stay the same pixels; masks given
+        as RLE are moved, too.
+
+        Parameters
+        ----------
+        found : Detections
+            An image for each look.
+
+        Returns
+        -------
+        Detections
+            An image for each picture; rows in the order of `found`.
+        """
+        corners = self.windows[found.image_index, :2]
+        number = self.picture[found.image_index]
+        rles = None
+        if found.rles is not None:
+            rles = [
+                None if rle is None else _moved(rle, corner, self.sizes[picture])
+                for rle, corner, picture in zip(found.rles, corners, number, strict=True)
+            ]
+        return replace(
+            found,
+            xyxy=(found.xyxy + np.tile(corners, 2)).astype(np.float32),
+            image_index=number,
+            sizes=self.sizes,
+            names=self.names,
+            image_ids=[],
+            rles=rles,
+            issues=[(int(self.picture[look]), issue) for look, issue in found.issues],
+        )
+
+    def cut(self, found: Detections) -> npt.NDArray[np.bool_]:
+        """Find the sides of each look's objects that an edge inside the picture cuts.
+
+        Parameters
+        ----------
+        found : Detections
+            An image for each look.
+
+        Returns
+        -------
+        ndarray of bool, shape (N, 4)
+            True for left, top, right, bottom if it is within `NEAR_EDGE` of such an edge.
+        """
+        windows = self.windows[found.image_index]
+        sides = windows[:, 2:] - windows[:, :2]
+        edges = np.concatenate([np.zeros_like(sides), sides], axis=1)
+        near = np.abs(found.xyxy - edges) <= NEAR_EDGE * np.tile(sides, 2)
+        pictures = self.sizes[self.picture[found.image_index]]
+        inner = windows != np.concatenate([np.zeros_like(pictures), pictures], axis=1)
+        return np.asarray(near & inner)
+
+    def merge(self, found: Detections) -> Detections:
+        """Merge what was found in the whole pictures and in their tiles.
+
+        Two parts of an object, cut by the facing edges of neighbouring tiles, are united; their
+        score is the mean. Other objects that an edge cuts get `CUT_SCORE` of theirs, so that a
+        whole one goes first. Then the best of those that overlap stays; see `merge`.
+
+        Parameters
+        ----------
+        found : Detections
+            An image for each look.
+
+        Returns
+        -------
+        Detections
+            An image for each picture.
+        """
+        cut = self.cut(found)
+        placed = self.place(found)
+        led = self._across_edges(found, placed, cut)
+        united = unite(placed, led)
+        count = np.bincount(led, minlength=len(found))
+        parts = count[led] > 1
+        scores = np.where(cut.any(axis=1) & ~parts, placed.scores * CUT_SCORE, placed.scores)
+        means = np.bincount(led, scores, len(found)) / np.maximum(count, 1)
+        scores = means[np.unique(led)].astype(np.float32)
+        whole = merge(replace(united, scores=scores))[0]
+        return whole.select(np.argsort(whole.image_index, kind="stable"))
+
+    def _across_edges(
+        self, found: Detections, placed: Detections, cut: npt.NDArray[np.bool_]
+    ) -> Ints:
+        """Return the leader of each object's parts in neighbouring tiles."""
+        led = np.arange(len(found))
+        windows, boxes = self.windows[found.image_index], placed.xyxy.astype(np.float64)
+        for low, other in ((0, 1), (1, 0)):
+            high, end = low + 2, other + 2
+            afters = np.flatnonzero(cut[:, low])
+            for row in np.flatnonzero(cut[:, high]).tolist():
+                here, box = windows[row], boxes[row]
+                there, facing = windows[afters], boxes[afters]
+                beside = (there[:, low] > here[low]) & (there[:, low] <= here[high])
+                beside &= (there[:, high] > here[high]) & (there[:, other] == here[other])
+                beside &= placed.image_index[afters] == placed.image_index[row]
+                both = np.minimum(facing[:, end], box[end]) - np.maximum(
+                    facing[:, other], box[other]
+                )
+                span = np.maximum(facing[:, end], box[end]) - np.minimum(
+                    facing[:, other], box[other]
+                )
+                for part in afters[beside & (both >= ALIGNED * span)].tolist():
+                    if placed.labels[part] == placed.labels[row]:
+                        led[led == led[part]] = led[row]
+        return led
+
+    def refine(self, first: Detections, second: Detections, rows: Ints) -> Detections:
+        """Replace objects by what a second look finds in their surroundings.
+
+        Parameters
+        ----------
+        first : Detections
+            An image for each picture.
+        second : Detections
+            An image for each look.
+        rows : ndarray of int64, shape (L,)
+            The row of `first` that each look is about.
+
+        Returns
+        -------
+        Detections
+            The objects of `first`, in order, with box and mask of the one of their label that
+            overlaps them best, and the geometric mean of both scores. Those without one stay,
+            with `UNSEEN_SCORE` of their score. Of those that then overlap, the best stays; see
+            `merge`.
+        """
+        placed = self.place(second)
+        chosen = np.arange(len(first))
+        scores = first.scores.copy()
+        order = np.argsort(second.image_index, kind="stable")
+        bounds = np.searchsorted(second.image_index[order], np.arange(len(rows) + 1)).tolist()
+        for look, row in enumerate(rows.tolist()):
+            alike = order[bounds[look] : bounds[look + 1]]
+            alike = alike[[placed.labels[other] == first.labels[row] for other in alike.tolist()]]
+            overlaps = box_iou(first.xyxy[row : row + 1], placed.xyxy[alike])[0]
+            if overlaps.max(initial=0.0) > SAME_IOU:
+                best = int(alike[overlaps.argmax()])
+                chosen[row] = len(first) + best
+                scores[row] = np.sqrt(first.scores[row] * placed.scores[best])
+            else:
+                scores[row] *= UNSEEN_SCORE
+        both, pictures = Detections.concat([first, placed]), len(self.sizes)
+        refined = replace(
+            both,
+            image_index=both.image_index % max(1, pictures),
+            sizes=self.sizes,
+            names=self.names,
+            image_ids=[],
+            issues=[(image % pictures, issue) for image, issue in both.issues],
+        ).select(chosen)
+        return merge(replace(refined, scores=scores))[0]
+
+
+def _moved(rle: Rle, corner: Ints, size: Ints) -> Rle:
+    crop = rle_to_crop(rle)
+    x, y = corner.tolist()
+    width, height = size.tolist()
+    return crop_to_rle(MaskCrop(crop.x0 + x, crop.y0 + y, crop.mask), (width, height))
 
 
 def leaders(found: Detections, iou: float = MERGE_IOU) -> Ints:
@@ -65,21 +263,6 @@ def merge(found: Detections, iou: float = MERGE_IOU) -> tuple[Detections, Ints]:
     led = leaders(found, iou)
     kept = np.flatnonzero(led == np.arange(len(found)))
     return found.select(kept), np.bincount(led, minlength=len(found))[kept]
-
-
-def mean_boxes(found: Detections, led: Ints) -> Detections:
-    """Give every row the mean box of the rows with its leader, weighted by their scores.
-
-    That is weighted boxes fusion (Solovyev et al., 2021) of boxes. Unknown scores, and scores of
-    zero alone, weigh alike.
-    """
-    weights = np.nan_to_num(found.scores.astype(np.float64), nan=0.0)
-    totals = np.bincount(led, weights, len(found))
-    weights = np.where(totals[led] > 0, weights, 1.0)
-    totals = np.bincount(led, weights, len(found))[led]
-    sums = [np.bincount(led, weights * side, len(found))[led] for side in found.xyxy.T]
-    boxes = np.stack(sums, axis=1) / totals[:, None] if len(found) else found.xyxy
-    return replace(found, xyxy=boxes.astype(np.float32))
 
 
 def unite(found: Detections, led: Ints) -> Detections:

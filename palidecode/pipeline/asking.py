@@ -235,6 +235,11 @@ class Asker:
         """The meaning of the token ids of its answers."""
         return self.tokenizer
 
+    @property
+    def side(self) -> int:
+        """Pixels of a side of the pictures that the model sees."""
+        return self.image_config.size
+
     def shrink(self, picture: Picture) -> Shrunk:
         """Open a picture and convert it to what the model sees of it."""
         return shrink(open_picture(picture), self.image_config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 from palidecode.answers.scoring import DEFAULT_SCORE, Score, check_score
 from palidecode.codec import load_codec
@@ -19,9 +19,16 @@ from palidecode.pipeline.adapting import Adapters
 from palidecode.pipeline.asking import Asker
 from palidecode.pipeline.checkpoint import EngineName, LoadedModel, ModelOptions, find, load
 from palidecode.pipeline.endpoint import KEY_VARIABLE, EndpointOptions, Server
+from palidecode.pipeline.looking import DEFAULT_OVERLAP, LookOptions, look_closely
 from palidecode.pipeline.past_end import PastEnd
 from palidecode.pipeline.protocol import Answerer, Seen
-from palidecode.pipeline.reading import Answers, Generated, read_answers
+from palidecode.pipeline.reading import (
+    Answers,
+    Found,
+    Generated,
+    UnreadablePictureWarning,
+    read_answers,
+)
 from palidecode.pipeline.remote import RemoteAsker
 from palidecode.pipeline.session import Session
 from palidecode.pipeline.text_length import TextLength
@@ -54,6 +61,9 @@ class AskOptions:
     seed: int = 0
     classes_per_prompt: int | None = None
     past_end: float | None = None
+    tiles: str | None = None
+    overlap: float = DEFAULT_OVERLAP
+    zoom: bool = False
 
     def __post_init__(self) -> None:
         check_score(self.score)
@@ -66,7 +76,12 @@ class AskOptions:
                 raise InputError(f"past_end must be between 0 and 1, got {self.past_end}")
             if self.grammar is False:
                 raise InputError("past_end is a rule of the grammar: it needs grammar=True")
-        _ = self.generating  # checks its numbers
+        _ = self.generating, self.looks  # which check their numbers
+
+    @property
+    def looks(self) -> LookOptions:
+        """The options of looking more closely."""
+        return LookOptions(self.tiles, self.overlap, self.zoom)
 
     @property
     def generating(self) -> GenerateOptions:
@@ -74,13 +89,6 @@ class AskOptions:
         return GenerateOptions(
             self.max_new_tokens, self.temperature, self.top_p, self.seed, self.over, self.sub_bin
         )
-
-
-class Found(NamedTuple):
-    """Detections with an image for each picture, and why a picture has no answer, or ``""``."""
-
-    detections: Detections
-    errors: list[str]
 
 
 class PaliDecoder:
@@ -452,6 +460,9 @@ class PaliDecoder:
         seed: int = 0,
         classes_per_prompt: int | None = None,
         past_end: float | None = None,
+        tiles: str | None = None,
+        overlap: float = DEFAULT_OVERLAP,
+        zoom: bool = False,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -484,6 +495,14 @@ class PaliDecoder:
             such objects score at least this; 0 goes on up to `max_new_tokens`. Objects that the
             model would rather give another label than those it may count as such. The first one
             that scores less ends the answer, and is dropped.
+        tiles : str, optional
+            Ask about the whole picture and its tiles, and merge: columns and rows as ``"2x2"``,
+            or ``"auto"``: as many as show the picture to the model in its own size, at most 4 a
+            side.
+        overlap : float
+            The share of a tile's side that the next one repeats, from 0 to 0.5.
+        zoom : bool
+            Ask a second time about the surroundings of each object.
 
         Returns
         -------
@@ -508,6 +527,9 @@ class PaliDecoder:
             seed,
             classes_per_prompt,
             past_end,
+            tiles,
+            overlap,
+            zoom,
         )
         return self.ask("detect", images, prompt, options, batch_size, on_token, box_image)
 
@@ -528,6 +550,9 @@ class PaliDecoder:
         seed: int = 0,
         classes_per_prompt: int | None = None,
         past_end: float | None = None,
+        tiles: str | None = None,
+        overlap: float = DEFAULT_OVERLAP,
+        zoom: bool = False,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -546,6 +571,9 @@ class PaliDecoder:
             seed,
             classes_per_prompt,
             past_end,
+            tiles,
+            overlap,
+            zoom,
         )
         return self.ask("segment", images, prompt, options, batch_size, on_token, box_image)
 
@@ -566,7 +594,10 @@ class PaliDecoder:
         InputError
             As `generate`.
         """
-        return self.find(task, images, prompt, options, batch_size, on_token, box_image).detections
+        found = self.find(task, images, prompt, options, batch_size, on_token, box_image)
+        for error in filter(None, found.errors if options.looks.closer else ()):
+            warn(error, UnreadablePictureWarning)
+        return found.detections
 
     def find(
         self,
@@ -579,8 +610,43 @@ class PaliDecoder:
         box_image: int | None = None,
     ) -> Found:
         """Ask for objects, as `ask`; return also why a picture has no answer."""
+        pictures = _as_list(images)
+        if options.looks.closer:
+            whole = [_one_picture(several) for several in pictures]
+            return self.find_closely(task, whole, prompt, options, batch_size, on_token)
         answers = self.answers(task, images, prompt, options, batch_size, on_token, box_image)
-        each = len(answers) // len(_as_list(images)) if answers else 1
+        return self._found(answers, len(pictures), options)
+
+    def find_closely(
+        self,
+        task: Task,
+        pictures: Sequence[Picture | PictureBytes],
+        prompt: str | Sequence[str] | None,
+        options: AskOptions,
+        batch_size: int = 8,
+        on_token: OnToken | None = None,
+    ) -> Found:
+        """Ask for objects, as `find`, with the tiles or the second look of the options.
+
+        Pictures that can't be read have an error, and don't warn.
+        """
+        looked = 0
+
+        def ask(looks: Sequence[Seen], prompts: Sequence[str]) -> Found:
+            nonlocal looked
+            each = len(prompts) // max(1, len(looks))
+            shown = [(look,) for look in looks for _ in range(each)]
+            told = on_token and _numbered_from(looked, on_token)
+            looked += len(prompts)
+            answers = self._answer(shown, prompts, options, batch_size, told, 0)
+            return self._found(answers, len(looks), options)
+
+        asked = self._asked(task, prompt, options)
+        return look_closely(self._asker, ask, pictures, task, asked, options.looks)
+
+    def _found(self, answers: Sequence[Generated], pictures: int, options: AskOptions) -> Found:
+        """Read the answers about each picture."""
+        each = max(1, len(answers) // max(1, pictures))
         detections = self.read(
             answers,
             each,
@@ -604,7 +670,20 @@ class PaliDecoder:
         box_image: int | None = None,
     ) -> list[Generated]:
         """Ask for objects, as `ask`; return the answers to all prompts about each picture."""
-        pictures = _as_list(images)
+        pictures, asked = _as_list(images), self._asked(task, prompt, options)
+        return self._answer(
+            [several for several in pictures for _ in asked],
+            asked * len(pictures),
+            options,
+            batch_size,
+            on_token,
+            _box_image(pictures, asked, box_image),
+        )
+
+    def _asked(
+        self, task: Task, prompt: str | Sequence[str] | None, options: AskOptions
+    ) -> list[str]:
+        """Return the prompts to ask of every picture."""
         if prompt is None:
             prompt = prompts_for(self.classes) if self.classes else ()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -613,17 +692,29 @@ class PaliDecoder:
         groups = [in_groups(task, text, options.classes_per_prompt) for text in prompts]
         asked = [with_verb(task, text) for group in groups for text in group]
         self._warn_of_unknown_classes(asked)
+        return asked
+
+    def _answer(
+        self,
+        pictures: Sequence[Sequence[Picture | Seen]],
+        prompts: Sequence[str],
+        options: AskOptions,
+        batch_size: int,
+        on_token: OnToken | None,
+        box_image: int,
+    ) -> list[Generated]:
+        """Answer each prompt about its pictures."""
         judge = None
         if options.past_end is not None:
             judge = PastEnd(options.past_end, options.score, self._asker.tokens)
         return self._asker.generate(
-            [several for several in pictures for _ in asked],
-            asked * len(pictures),
+            pictures,
+            prompts,
             options.grammar,
             options.generating,
             batch_size,
             on_token,
-            _box_image(pictures, asked, box_image),
+            box_image,
             judge,
         )
 
@@ -713,6 +804,16 @@ def _as_list(images: Pictures) -> list[Sequence[Picture | Seen]]:
     return [item if isinstance(item, (list, tuple)) else (item,) for item in listed]
 
 
+def _one_picture(several: Sequence[Picture | Seen]) -> Picture:
+    if len(several) != 1:
+        raise InputError(
+            f"tiles and zoom are for prompts about one picture, got {len(several)} pictures"
+        )
+    if isinstance(several[0], Seen):
+        raise InputError("tiles and zoom cut the picture itself: give it, not what a model sees")
+    return several[0]
+
+
 def _box_image(
     pictures: Sequence[Sequence[Picture | Seen]], prompts: Sequence[str], given: int | None
 ) -> int:
@@ -750,3 +851,7 @@ def _pair(
         if not isinstance(prompt, str):
             raise InputError(f"a prompt must be text, got {type(prompt).__name__}")
     return pictures, asked
+
+
+def _numbered_from(first: int, on_token: OnToken) -> OnToken:
+    return lambda answer, token, logprob: on_token(first + answer, token, logprob)

@@ -52,6 +52,10 @@ class Answerer(Protocol):
     def tokens(self) -> Tokens:
         """The meaning of the token ids of its answers."""
 
+    @property
+    def side(self) -> int | None:
+        """Pixels of a side of the pictures that the model sees; None where they aren't known."""
+
     def see(self, picture: Picture | PictureBytes) -> Seen:
         """Open a picture and keep what is asked about."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,13 @@ class Generated:
             raise InputError("generate(…, loc_probabilities=True) keeps what top_locs needs")
         order = np.argsort(-self.loc_probabilities, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(self.loc_probabilities, order, 1)
+
+
+class Found(NamedTuple):
+    """Detections with an image for each picture, and why a picture has no answer, or ``""``."""
+
+    detections: Detections
+    errors: list[str]
 
 
 class Answers(list[Generated]):

@@ -83,6 +83,10 @@ class RemoteAsker:
         options = self.server.options
         return f"{options.endpoint}, {options.concurrency} requests at a time"
 
+    @property
+    def side(self) -> None:
+        """Not known: a server doesn't tell its model's picture size."""
+
     def see(self, picture: Picture | PictureBytes) -> SentPicture:
         """Read a picture as it is sent."""
         if not isinstance(picture, PictureBytes):

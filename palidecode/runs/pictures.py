@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 from palidecode.coco.shards import Result, key_of
 from palidecode.detections import Detections
 from palidecode.errors import InputError
-from palidecode.files import open_picture
+from palidecode.files import Picture, PictureBytes, open_picture
 from palidecode.pipeline import (
     AskOptions,
     EndpointOptions,
@@ -69,6 +69,8 @@ class PredictOptions:
             raise InputError(f"min_score must be between 0 and 1, got {self.min_score}")
         if self.ask.grammar is True:  # the same in a header, however it was asked for
             object.__setattr__(self, "ask", replace(self.ask, grammar=GrammarOptions()))
+        if self.ask.tiles == "auto" and isinstance(self.model, EndpointOptions):
+            raise InputError("tiles can't be auto with an endpoint, whose picture size isn't known")
 
 
 def predict_options(
@@ -219,18 +221,24 @@ class Predictor:
     options: PredictOptions
 
     def __call__(self, items: Sequence[PictureFile | Unread]) -> Result:
-        seen, rows, reasons = [], [], {}
+        seen: list[Sequence[Seen]] = []
+        whole: list[Picture | PictureBytes] = []
+        rows, reasons = [], {}
+        closer = self.options.ask.looks.closer
         for row, item in enumerate(items):
             try:
                 if isinstance(item, Unread):
                     raise InputError(item.reason)
-                seen.append(self._see(item))
+                if closer:
+                    whole.append(_one_picture(item))
+                else:
+                    seen.append(self._see(item))
                 rows.append(row)
             except InputError as error:
                 reasons[row] = str(error)
         # Features kept from another batch differ from this one's in their last bits.
         self.decoder.forget_pictures()
-        found = self._find(seen) if seen else Found(Detections.empty(), [])
+        found = self._find(seen, whole) if rows else Found(Detections.empty(), [])
         answered = [image for image, error in enumerate(found.errors) if not error]
         reasons |= {row: error for row, error in zip(rows, found.errors, strict=True) if error}
         detections = found.detections
@@ -251,11 +259,20 @@ class Predictor:
         boxed = seen[item.group.index(item.path)]
         return [replace(seen[0], size=boxed.size), *seen[1:]]
 
-    def _find(self, seen: Sequence[Sequence[Seen]]) -> Found:
-        options = self.options
-        found = self.decoder.find(
-            options.task, seen, options.prompts, options.ask, options.batch_size, box_image=0
-        )
+    def _find(
+        self, seen: Sequence[Sequence[Seen]], whole: Sequence[Picture | PictureBytes]
+    ) -> Found:
+        o = self.options
+        if whole:
+            found = self.decoder.find_closely(o.task, whole, o.prompts, o.ask, o.batch_size)
+        else:
+            found = self.decoder.find(o.task, seen, o.prompts, o.ask, o.batch_size, box_image=0)
         scores = found.detections.scores
-        keep = ~(scores < options.min_score)  # an unknown score stays
+        keep = ~(scores < o.min_score)  # an unknown score stays
         return found._replace(detections=found.detections.select(keep))
+
+
+def _one_picture(item: PictureFile) -> str | PictureBytes:
+    if item.group:
+        raise InputError(f"{item.name}: tiles and zoom are for prompts about one picture")
+    return item.picture

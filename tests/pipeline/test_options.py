@@ -32,6 +32,8 @@ def test_a_model_is_not_looked_for_with_unknown_options(option, message):
         ({"top_p": 2}, "top_p must be in"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"classes_per_prompt": 0}, "classes_per_prompt must be at least 1, got 0"),
+        ({"tiles": "2"}, "tiles must be 'auto', or columns and rows up to 16 as '2x2', got '2'"),
+        ({"overlap": 1}, "overlap must be between 0 and 0.5, got 1"),
     ],
 )
 def test_nothing_is_asked_with_unknown_options(option, message):

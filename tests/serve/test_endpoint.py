@@ -54,6 +54,7 @@ def predicted(tmp_path, name, *options):
         ("--prompt", "segment cat", "--prompt", "segment house ; moon"),
         ("--task", "detect", "--score", "objectness"),
         ("--task", "detect", "--sub-bin"),
+        ("--task", "segment", "--tiles", "2x1", "--zoom"),
     ],
 )
 def test_files_equal_those_of_a_local_run_but_for_scores(tmp_path, url, question):

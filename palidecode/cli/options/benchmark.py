@@ -9,6 +9,7 @@ from palidecode.cli.options import add_messages
 from palidecode.cli.options.predict import (
     add_answers,
     add_classes_per_prompt,
+    add_looks,
     add_min_score,
     add_model,
     add_server,
@@ -58,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to look for")
     add_classes_per_prompt(group)
     add_min_score(group)
+    add_looks(parser)
     add_model(parser)
     add_server(parser)
     add_answers(parser)

@@ -71,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_drop_empty(group)
     add_min_score(group)
     group.add_argument("--clip", action="store_true", help="clip boxes to their picture")
+    add_looks(parser)
     add_model(parser)
     add_server(parser)
     add_answers(parser)
@@ -118,6 +119,29 @@ def add_min_score(group: argparse._ArgumentGroup) -> None:
     """Add the option of the least score."""
     group.add_argument(
         "--min-score", type=float, default=0.0, metavar="S", help="skip objects below (default: 0)"
+    )
+
+
+def add_looks(parser: argparse.ArgumentParser) -> None:
+    """Add the options of looking at parts of pictures, and again at objects."""
+    group = parser.add_argument_group("closer looks")
+    group.add_argument(
+        "--tiles",
+        metavar="CxR",
+        help="ask about the whole picture and its tiles, so many columns and rows as 2x2, or auto; "
+        "costs a look for each tile (default: the whole picture alone)",
+    )
+    group.add_argument(
+        "--overlap",
+        type=float,
+        default=0.2,
+        metavar="F",
+        help="share of a tile's side that the next one repeats (default: %(default)s)",
+    )
+    group.add_argument(
+        "--zoom",
+        action="store_true",
+        help="ask again about the surroundings of each object; costs a look for each",
     )
 
 

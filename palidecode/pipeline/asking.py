@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -82,6 +83,7 @@ class Asker:
         ]
         grammars = [self._grammar(prompt, grammar) for prompt in prompts]
         answers = [Generated(prompt) for prompt in prompts]
+        asked: Counter[bytes] = Counter()
         unreadable: dict[int, InputError] = {}
         for rows in _batches([len(several) for several in pictures], batch_size):
             opened = self._see_all([pictures[row] for row in rows], unreadable)
@@ -93,6 +95,7 @@ class Asker:
                 options,
                 on_token,
                 rows,
+                asked,
                 box_image,
                 judge,
             )
@@ -135,10 +138,14 @@ class Asker:
         options: GenerateOptions,
         on_token: OnToken | None,
         answer_numbers: Sequence[int],
+        asked: Counter[bytes],
         box_image: int,
         judge: Judge | None,
     ) -> list[Generated]:
-        """Answer one batch, without the pictures that can't be read."""
+        """Answer one batch, without the pictures that can't be read.
+
+        `asked` counts how often each question was asked before; it is updated.
+        """
         fine = [(row, item) for row, item in enumerate(opened) if not isinstance(item, InputError)]
         answers = [
             Generated(prompt, error=str(item) if isinstance(item, InputError) else "")
@@ -146,15 +153,21 @@ class Asker:
         ]
         if not fine:
             return answers
-        numbers = [answer_numbers[row] for row, _ in fine]
+        rows, seen = [row for row, _ in fine], [several for _, several in fine]
+        keys = list(map(_keys_of, seen))
+        numbers = [
+            _number_of(its, prompts[row], asked) for row, its in zip(rows, keys, strict=True)
+        ]
         made = generate(
             self.engine,
-            self._encode([several for _, several in fine]),
-            [encoded[row] for row, _ in fine],
+            self._encode(seen, keys),
+            [encoded[row] for row in rows],
             self.tokenizer.vocabulary,
-            [grammars[row] for row, _ in fine],
+            [grammars[row] for row in rows],
             options,
-            None if on_token is None else _renumbered(on_token, numbers),
+            None
+            if on_token is None
+            else _renumbered(on_token, [answer_numbers[row] for row in rows]),
             numbers,
             judge,
         )
@@ -194,22 +207,27 @@ class Asker:
         for row, several in enumerate(pictures):
             by_count.setdefault(len(several), []).append(row)
         features: dict[int, Features] = {}
+        keys = list(map(_keys_of, pictures))
         for rows in by_count.values():
-            features |= zip(rows, self._encode([pictures[row] for row in rows]), strict=True)
+            seen, its = [pictures[row] for row in rows], [keys[row] for row in rows]
+            features |= zip(rows, self._encode(seen, its), strict=True)
         return [
             Request(
                 features[row],
                 encoded[row],
                 self._grammar(prompt, grammars[row]),
                 options[row],
+                _number_of(keys[row], prompt, Counter()),
             )
             for row, prompt in enumerate(prompts)
         ]
 
-    def _encode(self, rows: Sequence[Sequence[Shrunk]]) -> list[Features]:
-        """Encode the pictures of each row; equal pictures are encoded once."""
+    def _encode(
+        self, rows: Sequence[Sequence[Shrunk]], keys_of_rows: Sequence[Sequence[bytes]]
+    ) -> list[Features]:
+        """Encode the pictures of each row, whose keys are known; equal ones are encoded once."""
         pixels = np.stack([picture.pixels for several in rows for picture in several])
-        keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in pixels]
+        keys = [key for its in keys_of_rows for key in its]
         new = {key: row for row, key in enumerate(keys) if key not in self.features}
         if new:
             encoded = self.engine.encode_image(pixels[list(new.values())])
@@ -292,6 +310,22 @@ def _batches(counts: Sequence[int], size: int) -> Iterator[list[int]]:
         if len(rows) == size:
             yield by_count.pop(count)
     yield from by_count.values()
+
+
+def _keys_of(pictures: Sequence[Shrunk]) -> list[bytes]:
+    """Return a hash of the pixels of each picture."""
+    return [hashlib.blake2b(p.pixels.tobytes(), digest_size=16).digest() for p in pictures]
+
+
+def _number_of(keys: Sequence[bytes], prompt: str, asked: Counter[bytes]) -> int:
+    """Return a number for an answer, by its pictures, its prompt and how often these were asked.
+
+    So the random numbers of an answer don't depend on what else is asked.
+    """
+    question = hashlib.blake2b(b"".join([*keys, prompt.encode("utf-8", "replace")])).digest()
+    number = int.from_bytes(question[:8], "little") + asked[question]
+    asked[question] += 1
+    return number
 
 
 def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:

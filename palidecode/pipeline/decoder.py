@@ -64,6 +64,7 @@ class AskOptions:
     tiles: str | None = None
     overlap: float = DEFAULT_OVERLAP
     zoom: bool = False
+    samples: int = 1
 
     def __post_init__(self) -> None:
         check_score(self.score)
@@ -77,6 +78,13 @@ class AskOptions:
             if self.grammar is False:
                 raise InputError("past_end is a rule of the grammar: it needs grammar=True")
         _ = self.generating, self.looks  # which check their numbers
+        if self.samples < 1:
+            raise InputError(f"samples must be at least 1, got {self.samples}")
+        if self.samples > 1 and self.temperature == 0:
+            raise InputError(
+                f"samples are all equal at a temperature of 0: give {self.samples} of them one "
+                "above 0, for instance 0.3"
+            )
 
     @property
     def looks(self) -> LookOptions:
@@ -463,6 +471,7 @@ class PaliDecoder:
         tiles: str | None = None,
         overlap: float = DEFAULT_OVERLAP,
         zoom: bool = False,
+        samples: int = 1,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -503,6 +512,10 @@ class PaliDecoder:
             The share of a tile's side that the next one repeats, from 0 to 0.5.
         zoom : bool
             Ask a second time about the surroundings of each object.
+        samples : int
+            Ask each prompt so often, with a `temperature` above 0. Boxes of one label that
+            overlap are one object; its score is the sum of the best score in each sample, or 1
+            where scores are unknown, divided by `samples`.
 
         Returns
         -------
@@ -530,6 +543,7 @@ class PaliDecoder:
             tiles,
             overlap,
             zoom,
+            samples,
         )
         return self.ask("detect", images, prompt, options, batch_size, on_token, box_image)
 
@@ -553,6 +567,7 @@ class PaliDecoder:
         tiles: str | None = None,
         overlap: float = DEFAULT_OVERLAP,
         zoom: bool = False,
+        samples: int = 1,
         batch_size: int = 8,
         on_token: OnToken | None = None,
         box_image: int | None = None,
@@ -574,6 +589,7 @@ class PaliDecoder:
             tiles,
             overlap,
             zoom,
+            samples,
         )
         return self.ask("segment", images, prompt, options, batch_size, on_token, box_image)
 
@@ -637,8 +653,8 @@ class PaliDecoder:
             each = len(prompts) // max(1, len(looks))
             shown = [(look,) for look in looks for _ in range(each)]
             told = on_token and _numbered_from(looked, on_token)
-            looked += len(prompts)
             answers = self._answer(shown, prompts, options, batch_size, told, 0)
+            looked += len(answers)
             return self._found(answers, len(looks), options)
 
         asked = self._asked(task, prompt, options)
@@ -654,6 +670,7 @@ class PaliDecoder:
             sub_bin=options.sub_bin,
             divisor=options.divisor,
             clip=options.clip,
+            samples=options.samples,
         )
         firsts = range(0, len(answers), each)
         errors = [[a.error for a in answers[first : first + each] if a.error] for first in firsts]
@@ -703,13 +720,14 @@ class PaliDecoder:
         on_token: OnToken | None,
         box_image: int,
     ) -> list[Generated]:
-        """Answer each prompt about its pictures."""
+        """Answer each prompt about its pictures, as often as samples are wanted."""
+        times = range(options.samples)
         judge = None
         if options.past_end is not None:
             judge = PastEnd(options.past_end, options.score, self._asker.tokens)
         return self._asker.generate(
-            pictures,
-            prompts,
+            [several for several in pictures for _ in times],
+            [prompt for prompt in prompts for _ in times],
             options.grammar,
             options.generating,
             batch_size,
@@ -738,10 +756,12 @@ class PaliDecoder:
         sub_bin: bool = False,
         divisor: int = DEFAULT_DIVISOR,
         clip: bool = False,
+        samples: int = 1,
     ) -> Detections:
         """Read answers as detections with scores; see `detect`.
 
-        `per_picture` consecutive answers are about the same picture.
+        `per_picture` consecutive answers are about the same picture, and of these `samples`
+        consecutive ones to the same prompt.
         """
         return read_answers(
             answers,
@@ -753,6 +773,7 @@ class PaliDecoder:
             sub_bin=sub_bin,
             divisor=divisor,
             clip=clip,
+            samples=samples,
         )
 
     def check_length(self, pictures: int, prompts: Sequence[str], options: AskOptions) -> None:

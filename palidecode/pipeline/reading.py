@@ -20,6 +20,7 @@ from palidecode.detections import Detections, place_objects
 from palidecode.detections.columns import Rows
 from palidecode.detections.objects import Images
 from palidecode.detections.tables import as_html, as_text
+from palidecode.detections.voting import vote
 from palidecode.errors import InputError
 from palidecode.geometry.boxes import expected_bins, loc_to_xyxy
 from palidecode.vocab import LOC_COUNT, LOC_PER_BOX, Vocabulary
@@ -224,6 +225,7 @@ def read_answers(
     sub_bin: bool,
     divisor: int,
     clip: bool,
+    samples: int,
 ) -> Detections:
     """Read answers as detections; see `PaliDecoder.read`."""
     recipe = RECIPES[check_score(score)]
@@ -261,7 +263,7 @@ def read_answers(
         sizes = detections.sizes[detections.image_index]
         xyxy = loc_to_xyxy(np.concatenate(bins), sizes, divisor=divisor, clip=clip)
         detections = replace(detections, xyxy=xyxy)
-    return replace(
+    found = replace(
         detections,
         image_index=detections.image_index // per_picture,
         sizes=np.array([a.size for a in answers], np.int64).reshape(-1, 2)[::per_picture],
@@ -269,6 +271,7 @@ def read_answers(
         image_ids=[],
         issues=[(number // per_picture, issue) for number, issue in detections.issues],
     )
+    return found if samples == 1 else vote(found, detections.image_index % samples, samples)
 
 
 def _sub_bins(

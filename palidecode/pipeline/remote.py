@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -124,8 +125,12 @@ class RemoteAsker:
         errors = [next((p for p in row if isinstance(p, InputError)), None) for row in opened]
         rows = [row for row, error in enumerate(errors) if error is None]
         seen = {row: [p for p in opened[row] if isinstance(p, SentPicture)] for row in rows}
+        seeds = _seeds(prompts, pictures, options.seed)
         requests = [
-            self._request(prompts[row], seen[row], options, larks[prompts[row]]) for row in rows
+            self._request(
+                prompts[row], seen[row], replace(options, seed=seeds[row]), larks[prompts[row]]
+            )
+            for row in rows
         ]
         replies = dict(zip(rows, self.server.answers(requests), strict=True)) if rows else {}
         answers = []
@@ -317,6 +322,19 @@ class RemoteAsker:
             )
         if any(answer.token_ids and math.isnan(answer.logprobs[0]) for answer in answers):
             warn(f"{source}: sends no log probabilities of its tokens: objects have no scores")
+
+
+def _seeds(
+    prompts: Sequence[str], pictures: Sequence[Sequence[Picture | Seen]], seed: int
+) -> list[int]:
+    """Return a seed for each request: the next one where a question is asked again."""
+    asked: Counter[tuple[object, ...]] = Counter()
+    seeds = []
+    for prompt, several in zip(prompts, pictures, strict=True):
+        question = (prompt, *map(id, several))
+        seeds.append(seed + asked[question])
+        asked[question] += 1
+    return seeds
 
 
 @cache

@@ -101,6 +101,7 @@ def predict(
     box_image: int | None = None,
     classes_per_prompt: int | None = None,
     past_end: float | None = None,
+    samples: int = 1,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -133,7 +134,7 @@ def predict(
         Number of actors, and what each is given. By default as many actors as fit, with a GPU
         each where the cluster has any and `device` isn't ``"cpu"``.
     grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed, \
-    classes_per_prompt, past_end
+    classes_per_prompt, past_end, samples
         See `PaliDecoder.detect`.
 
     Returns
@@ -175,6 +176,7 @@ def predict(
         seed=seed,
         classes_per_prompt=1 if per_class else classes_per_prompt,
         past_end=past_end,
+        samples=samples,
     )
     job = PredictJob(
         predict_options(

@@ -70,7 +70,8 @@ class GenerateOptions:
     top_p : float
         Sample only from the likeliest tokens that make up this share of the probability.
     seed : int
-        Every answer of a batch has its own random numbers.
+        Every answer has its own random numbers, which depend on the pictures, the prompt and how
+        often that is asked at a time.
     over : {"vocabulary", "allowed"}
         The tokens over which probabilities sum to 1: all, or those that the grammar allows.
         ``"allowed"`` computes only their rows of the output head. Its probabilities are never

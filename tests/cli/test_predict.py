@@ -86,6 +86,10 @@ def test_past_the_end_all_that_fits_is_detected(capsys, tmp_path):
         (["--min-objects", "-1"], "--min-objects must be 0 or more, got -1"),
         (["--min-objects", "3", "--max-objects", "2"], "--min-objects must not be above"),
         (["--classes-per-prompt", "0"], "--classes-per-prompt must be at least 1, got 0"),
+        (["--samples", "0"], "--samples must be at least 1, got 0"),
+        (["--samples", "3"], "--samples are all equal at a temperature of 0"),
+        (["--temperature", "-1"], "--temperature must be 0 or more, got -1.0"),
+        (["--seed", "-1"], "--seed must be 0 or more, got -1"),
         (
             ["--past-end", "0.1", "--endpoint", "http://127.0.0.1:9/v1"],
             "--past-end can't be combined with --endpoint",
@@ -108,6 +112,7 @@ def test_a_run_with_options_that_find_more_is_resumed_as_one_run(capsys, tmp_pat
     scenes, out = SCENE.parent, tmp_path / "x.json"
     words = ["--model", "demo", "--task", "detect", "-o", str(out), "--keep-journal"]
     words += ["--classes-per-prompt", "9", "--past-end", "0.05", "--batch-size", "2"]
+    words += ["--samples", "2", "--temperature", "0.5"]
     three = [str(path) for path in sorted(scenes.glob("*.jpg"))[:3]]
     assert main(["predict", *three, *words]) == 0
     whole = out.read_bytes()

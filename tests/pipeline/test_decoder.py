@@ -341,8 +341,8 @@ def test_nothing_asked_is_nothing_answered(decoder):
 
 def test_a_prompt_may_name_its_task_or_not(decoder):
     options = {"max_new_tokens": 40, "temperature": 1.0}
-    short = decoder.detect(PICTURES * 3, PROMPT, **options)
-    long = decoder.detect(PICTURES * 3, f"detect {PROMPT}", **options)
+    short = decoder.detect(PICTURES * 6, PROMPT, **options)
+    long = decoder.detect(PICTURES * 6, f"detect {PROMPT}", **options)
     assert set(short.labels) == {"cat", "red star"}
     assert not short.has_mask.any()
     same_detections(long, short)

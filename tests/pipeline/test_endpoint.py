@@ -86,6 +86,16 @@ def test_a_request_has_openais_form(picture):
     assert "Authorization" not in place.seen[-1][1]
 
 
+def test_samples_have_seeds_of_their_own(picture):
+    with serving() as place:
+        options = {"samples": 3, "temperature": 0.5, "seed": 7}
+        found = asked(place).detect([picture, picture], ["cat", "dog"], **options)
+    seeds = [(body["messages"][0]["content"][1]["text"], body["seed"]) for body in place.bodies]
+    assert len(seeds) == 12
+    assert {seed for _, seed in seeds} == {7, 8, 9, 10, 11, 12}
+    assert len(found.sizes) == 2
+
+
 def test_several_pictures_go_with_one_prompt(picture):
     with serving() as place:
         found = asked(place).detect([[picture.resize((40, 20)), picture]], "cat", box_image=1)

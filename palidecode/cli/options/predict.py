@@ -247,6 +247,23 @@ def add_answers(parser: argparse.ArgumentParser) -> None:
         help="tokens of the longest answer (default: %(default)s)",
     )
     group.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="sample each answer so often, at --temperature, and unite them (default: 1)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="above 0 answers are sampled (default: 0, the likeliest token)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of sampled answers (default: 0)"
+    )
+    group.add_argument(
         "--score",
         choices=("label", "box", "objectness", "mean", "product"),
         default="product",

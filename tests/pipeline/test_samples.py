@@ -82,6 +82,24 @@ def test_detections_are_the_votes_of_the_samples(decoder, task):
         same(ask(picture, PROMPTS, **options), found.image(number))
 
 
+def test_every_tile_and_second_look_is_sampled(decoder):
+    told = {}
+
+    def tell(number, token, logprob):
+        told.setdefault(number, []).append(token)
+
+    options = {**SAMPLED, "tiles": "2x1", "zoom": True, "samples": 2}
+    found = decoder.segment(MANY, PROMPTS, on_token=tell, **options)
+    assert len(found) > 0
+    for number, picture in enumerate(MANY):
+        same(decoder.segment(picture, PROMPTS, batch_size=3, **options), found.image(number))
+    looks = len(MANY) * 3 * len(PROMPTS) * 2
+    assert sorted(told) == list(range(len(told)))
+    assert len(told) > looks
+    eos = decoder.tokenizer.vocabulary.eos
+    assert all(tokens.count(eos) == 1 for tokens in told.values())
+
+
 def test_one_greedy_sample_is_the_plain_answer(decoder):
     plain = decoder.detect(MANY, PROMPTS, max_new_tokens=40)
     same(decoder.detect(MANY, PROMPTS, max_new_tokens=40, samples=1), plain)

@@ -39,10 +39,15 @@ class KVCache:
 
     def reserve(self, position: Tensor) -> None:
         """Reserve the next T columns for tokens at `position` (B, T); −1 is padding."""
-        end = self.used + position.shape[1]
+        start = self.used
+        self.advance(position.shape[1])
+        self.position[:, start : self.used] = position
+
+    def advance(self, tokens: int) -> None:
+        """Count the next columns as used, without writing to them."""
+        end = self.used + tokens
         if end > self.length:
             raise ValueError(f"the cache holds {self.length} tokens, {end} are needed")
-        self.position[:, self.used : end] = position
         self.used = end
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,15 +16,29 @@ from palidecode.runtime.kv_cache import KVCache
 from palidecode.runtime.linear import finisher
 from palidecode.runtime.options import Quantize
 from palidecode.runtime.paligemma import PaliGemma, Prefix
+from palidecode.runtime.static_steps import StaticSteps
 from palidecode.runtime.torch_weights import load_weights
 
 
 class TorchEngine:
-    """Runs a `PaliGemma` module; see `Engine`. `quantize` tells how its weights are stored."""
+    """Runs a `PaliGemma` module; see `Engine`.
 
-    def __init__(self, model: PaliGemma, quantize: Quantize | None = None) -> None:
-        self.model, self._quantize = model, quantize
+    Parameters
+    ----------
+    model : PaliGemma
+    quantize : {"int8"}, optional
+        How its weights are stored.
+    static : bool, optional
+        Decode with `StaticSteps`; by default on CUDA.
+    """
+
+    def __init__(
+        self, model: PaliGemma, quantize: Quantize | None = None, static: bool | None = None
+    ) -> None:
+        self.model, self._quantize, self._static = model, quantize, static
         kind = model.vision.position
+        cuda = kind.device.type == "cuda"
+        self._steps = StaticSteps(model, cuda) if (cuda if static is None else static) else None
         precision = quantize or str(kind.dtype).removeprefix("torch.")
         self.name = f"torch, {precision}, {kind.device}"
 
@@ -51,14 +65,14 @@ class TorchEngine:
         head: Ids | None,
     ) -> TorchBatch:
         """Begin a batch of answers; see `Engine.start`."""
-        return TorchBatch(self.model, features, prompts, length, head)
+        return TorchBatch(self.model, features, prompts, length, head, self._steps)
 
     def adapted(self, source: AdaptedSource, config: PaliGemmaConfig) -> TorchEngine:
         """Return this model with an adapter; see `Engine.adapted`."""
         kind = self.model.vision.position
         finish = finisher(kind.dtype, kind.device, self._quantize)
         model = load_weights(source, config, kind.dtype, kind.device, finish, self.model)
-        return TorchEngine(model, self._quantize)
+        return TorchEngine(model, self._quantize, self._static)
 
 
 class TorchBatch:
@@ -72,8 +86,10 @@ class TorchBatch:
         prompts: Sequence[Sequence[int]],
         length: int,
         head: Ids | None,
+        steps: StaticSteps | None = None,
     ) -> None:
         self._model = model
+        self._step = model.step if steps is None else steps.read
         images = torch.stack(tuple(features))
         device = images.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -102,7 +118,7 @@ class TorchBatch:
         column = torch.arange(tokens.shape[1], device=given.device)
         position = (self._length + self._read_tokens)[:, None] + column
         self._read_tokens = self._read_tokens + len(column)
-        return self._logits(self._model.step(given, position, self._length, self._cache))
+        return self._logits(self._step(given, position, self._length, self._cache))
 
     @torch.inference_mode()
     def keep_rows(self, rows: Ids) -> None:

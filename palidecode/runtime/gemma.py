@@ -25,9 +25,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * (1.0 + self.weight.float())).to(x.dtype)
+        scale = 1.0 + self.weight.float()
+        return F.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -47,9 +46,9 @@ class Attention(nn.Module):
         c = self.config
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, tokens, c.heads + 2 * c.kv_heads, c.head_size)
-        q, k, v = qkv.transpose(1, 2).split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-        k = rope.rotate(k)
-        q = rope.last(last).rotate(q[:, :, -last:]) if last else rope.rotate(q)
+        qk, v = qkv.transpose(1, 2).split([c.heads + c.kv_heads, c.kv_heads], dim=1)
+        qk = rope.rotate(qk)
+        q, k = qk[:, : c.heads, -last if last else 0 :], qk[:, c.heads :]
         if cache is not None:
             k, v = cache.store(layer, k, v)
         mixed = self._attend(q, k, v, mask[:, -last:] if last else mask)
@@ -71,7 +70,7 @@ class Attention(nn.Module):
         logits = (stacked @ k.transpose(2, 3)).view(batch, c.kv_heads, group, tokens, -1) * scale
         if c.attention_softcap is not None:
             logits = torch.tanh(logits / c.attention_softcap) * c.attention_softcap
-        logits = logits.masked_fill(~mask[:, None, None], torch.finfo(logits.dtype).min)
+        logits = torch.where(mask[:, None, None], logits, torch.finfo(logits.dtype).min)
         weights = logits.softmax(-1, dtype=torch.float32).to(q.dtype)
         mixed = weights.view(batch, c.kv_heads, group * tokens, -1) @ v
         return mixed.view(batch, heads, tokens, size)
@@ -132,10 +131,6 @@ class Rope:
         """Rotate the two halves of each head of x (B, heads, T, head size)."""
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
-
-    def last(self, count: int) -> Rope:
-        """Keep the last `count` tokens only."""
-        return Rope(self.cos[:, :, -count:], self.sin[:, :, -count:])
 
 
 class Gemma(nn.Module):

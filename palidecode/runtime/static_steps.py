@@ -66,6 +66,7 @@ class StaticSteps(threading.local):
         self._steps: dict[tuple[int, int, int], _Step] = {}
         self._owner: weakref.ref[KVCache] | None = None
         self._lent: Tensor | None = None  # the owner's keys
+        self._recorder: _Recorder | None = None
 
     def read(self, tokens: Tensor, position: Tensor, length: Tensor, cache: KVCache) -> Tensor:
         """Read tokens (B, T); see `PaliGemma.step`."""
@@ -81,7 +82,9 @@ class StaticSteps(threading.local):
         hidden = step.run(tokens, position, length, column)
         if self._capture and not step.captured:
             try:
-                step.capture()
+                if self._recorder is None:
+                    self._recorder = _Recorder(tokens.device)
+                step.capture(self._recorder)
             except RuntimeError as error:
                 self._give_up(error)
         return hidden
@@ -91,9 +94,13 @@ class StaticSteps(threading.local):
         reason = str(error).strip().partition("\n")[0]
         warn(f"CUDA graphs can't be used, so decoding is slower: {reason}", RuntimeWarning)
         self._usable = False
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget the block and all graphs, which hold its addresses."""
         self._steps.clear()
         self._caches.clear()
-        self._block = None
+        self._block = self._recorder = None
 
     def _prepare(self, tokens: Tensor, cache: KVCache) -> _Step:
         """Return the step for these shapes, with the cache moved in."""
@@ -116,9 +123,7 @@ class StaticSteps(threading.local):
         shape = (config.layers, rows, config.kv_heads, columns, config.head_size)
         if self._block is None or rows * columns > self._block[2].numel():
             self._move_out()
-            self._steps.clear()
-            self._caches.clear()
-            self._block = None  # is freed before the larger one is allocated
+            self._clear()
             weight = self._model.language.embed.weight
             keys = weight.new_zeros(shape).view(-1)
             position = torch.zeros(rows * columns, dtype=torch.int64, device=weight.device)
@@ -158,6 +163,15 @@ class StaticSteps(threading.local):
         self._owner = self._lent = None
 
 
+class _Recorder:
+    """The stream and the memory that all graphs share; only one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+
 class _Step:
     """A step of `count` tokens in each row of a cache, with inputs and output of its own."""
 
@@ -187,10 +201,13 @@ class _Step:
         assert self._hidden is not None
         return self._hidden[:rows].clone()
 
-    def capture(self) -> None:
+    def capture(self, recorder: _Recorder) -> None:
         """Record what `_compute` launches; nothing is computed."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(recorder.device),
+            torch.cuda.graph(graph, recorder.pool, recorder.stream, "thread_local"),
+        ):
             hidden = self._compute()
         self._graph, self._hidden = graph, hidden
 

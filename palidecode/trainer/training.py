@@ -182,7 +182,7 @@ class Training:
 
     def _make_decoder(self) -> PaliDecoder:
         return PaliDecoder(
-            TorchEngine(self.model),
+            TorchEngine(self.model, static=False),  # graphs would keep memory
             self.tokenizer,
             self._image_config,
             codec=self._codec_for(self.held_back.rows),

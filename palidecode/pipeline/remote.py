@@ -321,7 +321,10 @@ class RemoteAsker:
                 "removes special tokens, or the model is no PaliGemma"
             )
         if any(answer.token_ids and math.isnan(answer.logprobs[0]) for answer in answers):
-            warn(f"{source}: sends no log probabilities of its tokens: objects have no scores")
+            warn(
+                f"{source}: sends no log probabilities of its tokens: objects have no scores of "
+                "their own"
+            )
 
 
 def _seeds(

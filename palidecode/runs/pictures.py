@@ -67,6 +67,8 @@ class PredictOptions:
             raise InputError(f"box_image must be 0 or above, got {self.box_image}")
         if not 0 <= self.min_score <= 1:
             raise InputError(f"min_score must be between 0 and 1, got {self.min_score}")
+        if isinstance(self.model, EndpointOptions) and self.ask.past_end is not None:
+            raise InputError("past_end: a server ends its answers itself")
         if self.ask.grammar is True:  # the same in a header, however it was asked for
             object.__setattr__(self, "ask", replace(self.ask, grammar=GrammarOptions()))
         if self.ask.tiles == "auto" and isinstance(self.model, EndpointOptions):

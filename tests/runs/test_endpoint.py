@@ -1,6 +1,7 @@
 """``palidecode predict --endpoint``: runs over a server that may fail, stop and resume."""
 
 import io
+import itertools
 import json
 import signal
 import subprocess
@@ -121,6 +122,21 @@ def test_without_probabilities_the_file_has_no_scores(pictures, tmp_path, capsys
     rows = json.loads((tmp_path / "coco.json").read_text())["annotations"]
     assert len(rows) == COUNT
     assert not any("score" in row for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:.*sends no log probabilities")
+def test_without_probabilities_votes_of_samples_are_scores(pictures, tmp_path):
+    dog, turns = CAT.replace("cat", "dog"), itertools.count()
+
+    def answer(handler, body):
+        handler.send(200, completion(dog if next(turns) % 4 == 3 else CAT, None))
+
+    with serving(answer) as place:
+        # A label that wasn't asked for is an object, too: servers have no grammar.
+        more = ("--samples", "4", "--temperature", "1", "--concurrency", "1")
+        assert main(words(pictures, place, tmp_path / "coco.json", *more)) == 0
+    rows = json.loads((tmp_path / "coco.json").read_text())["annotations"]
+    assert sorted(row["score"] for row in rows) == [0.25] * COUNT + [0.75] * COUNT
 
 
 def test_a_server_that_hangs_ends_the_run(pictures, tmp_path, capsys):

@@ -1,58 +1,48 @@
-"""Batches for training the tiny model: scenes of a shard, each with a new prompt and answer."""
+"""Batches for training the tiny model, made on the device that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig, VisionConfig
-from palidecode.runtime.tokenizer import Tokenizer
-from palidecode.vocab import LOC_COUNT, SEG_PER_MASK
+from palidecode.vocab import LOC_COUNT
 from training.model.data import GRID, SIDE, Shard, read_shard
-from training.scenes.draw import (
-    COLOR_NAMES,
-    Prompt,
-    Scene,
-    all_classes_prompt,
-    one_phrase_prompt,
-    prompt_for,
-)
-from training.scenes.shapes import CLASSES
+from training.model.questions import EVERYTHING, IDS, PER_TASK, SOME, TASKS
+from training.scenes.draw import MOST, Task
 
 CONFIG = PaliGemmaConfig(
-    VisionConfig(width=192, layers=6, heads=4, mlp=576, image_size=SIDE, patch=10),
+    VisionConfig(width=256, layers=6, heads=4, mlp=704, image_size=SIDE, patch=8),
     TextConfig(
         width=192,
         layers=4,
         mlp=384,
         heads=4,
-        kv_heads=1,
+        kv_heads=4,
         head_size=48,
         query_scale=48.0,
         vocabulary=1537,
     ),
     image_token=1536,
 )
-CELLS = (GRID * CONFIG.vision.patch // SIDE) ** 2  # of the owner map in a patch
-ALL_CLASSES = 0.4  # share of batches whose prompts list every class
-ONE_PHRASE = 0.4  # share of the other prompts that have one phrase
+PATCHES = SIDE // CONFIG.vision.patch  # a side
+STEP = GRID // PATCHES  # cells of the owner map a patch and side
+CELLS = STEP**2  # of the owner map in a patch
 
 
 @dataclass
 class Batch:
-    """Scenes with one prompt and answer each."""
+    """Scenes with one prompt and answer each; their sizes don't depend on the scenes."""
 
     pixels: Tensor  # (B, 3, S, S)
     ids: Tensor  # (B, T)
     prefix: Tensor  # (B,)
     lengths: Tensor  # (B,)
-    label: Tensor  # (B, P) 0 is background
+    objects: Tensor  # (B, 5) class of each object, 0 is none
+    label: Tensor  # (B, P) class of the patch's object, 0 is background
     color: Tensor  # (B, P)
     box: Tensor  # (B, P, 4) y1 x1 y2 x2 in [0, 1]
     codes: Tensor  # (B, P, 16)
@@ -61,145 +51,89 @@ class Batch:
     asked: Tensor  # (B, P) True where the prompt asks for that object
 
 
-class Words:
-    """Token ids of the pieces of prompts and answers."""
+class Pool:
+    """Scenes of shards on the device: at most `capacity`, of which the oldest are replaced."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.vocabulary = tokenizer, tokenizer.vocabulary
-        self._phrases: dict[str, list[int]] = {}
-        self.separator = tokenizer.encode("<loc0000> cat ; <loc0000>")[2:-1]
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.capacity, self.device, self.size, self._next = capacity, device, 0, 0
+        self._columns: dict[str, Tensor] = {}
+        self._read: set[Path] = set()
 
-    def phrase(self, text: str) -> list[int]:
-        """Ids of a phrase with a space before it, `` red star``."""
-        if text not in self._phrases:
-            self._phrases[text] = self.tokenizer.encode(f"<loc0000> {text}")[1:]
-        return self._phrases[text]
+    def read(self, folder: Path) -> None:
+        """Add the shards that have appeared in a folder."""
+        for path in sorted(set(folder.glob("*.npz")) - self._read):
+            self._read.add(path)
+            self.add(read_shard(path))
 
-    def answer(self, objects: list[tuple[str, list[int], list[int] | None]]) -> list[int]:
-        """Ids of the suffix, ``<eos>`` included."""
-        ids: list[int] = []
-        for label, loc, codes in objects:
-            ids += self.separator if ids else []
-            ids += [self.vocabulary.loc_offset + bin_ for bin_ in loc]
-            ids += [self.vocabulary.seg_offset + code for code in codes or ()]
-            ids += self.phrase(label)
-        return [*ids, self.vocabulary.eos]
+    def add(self, shard: Shard) -> None:
+        """Add scenes."""
+        columns = {name: torch.from_numpy(value) for name, value in vars(shard).items()}
+        for name, value in columns.items():
+            if name not in self._columns:
+                shape = (self.capacity, *value.shape[1:])
+                self._columns[name] = torch.empty(shape, dtype=value.dtype, device=self.device)
+        count = min(len(shard.images), self.capacity)
+        if self._next + count > self.capacity:
+            self._next = 0
+        for name, value in columns.items():
+            self._columns[name][self._next : self._next + count].copy_(value[:count])
+        self._next += count
+        self.size = max(self.size, self._next)
 
+    def draw(self, count: int, task: Task, all_classes: float, random: torch.Generator) -> Batch:
+        """Choose scenes, and a question of a task about each.
 
-def make_batch(
-    shard: Shard,
-    rows: npt.NDArray[np.int64],
-    rng: np.random.Generator,
-    words: Words,
-    masks: bool,
-    everything: bool,
-) -> Batch:
-    """Make a batch of scenes of a shard, half of them mirrored, with a new prompt each.
+        `all_classes` is the share of questions about every class.
+        """
+        where = {"device": self.device, "generator": random}
+        rows = torch.randint(self.size, (count,), **where)  # type: ignore[call-overload]
+        everything = torch.rand(count, **where) < all_classes
+        question = torch.rand(count, **where)
+        question = torch.where(everything, question * EVERYTHING, EVERYTHING + question * SOME)
+        return self.batch(rows, question.long() + TASKS.index(task) * PER_TASK, IDS[task])
 
-    `masks`: segment instead of detect; `everything`: the prompt lists all classes.
-    """
-    grid = CONFIG.vision.image_size // CONFIG.vision.patch
-    images = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
-    label = np.zeros((len(rows), grid, grid), np.int64)
-    color, box = np.zeros_like(label), np.zeros((*label.shape, 4), np.float32)
-    owners, cells = np.zeros_like(label), np.zeros((*label.shape, CELLS), np.float32)
-    codes = np.zeros((*label.shape, SEG_PER_MASK), np.int64)
-    asked = np.zeros(label.shape, np.bool_)
-    sequences, prefixes = [], []
-    for i, row in enumerate(rows.tolist()):
-        part = slice(int(shard.first[row]), int(shard.first[row + 1]))
-        flip = rng.random() < 0.5
-        image, owner = shard.images[row], shard.owner[row]
-        loc, seg = shard.loc[part].astype(np.int64), shard.codes[part]
-        if flip:
-            image, owner, seg = image[:, ::-1], owner[:, ::-1], shard.mirrored[part]
-            loc = loc[:, [0, 3, 2, 1]]
-            loc[:, [1, 3]] = LOC_COUNT - loc[:, [1, 3]]
-            loc = np.clip(loc, 0, LOC_COUNT - 1)
-        images[i] = image
-        own, covered = _patches(owner, grid)
-        owners[i], cells[i] = own, covered
-        seen = own > 0
-        number = own[seen] - 1
-        label[i][seen] = shard.label[part][number] + 1
-        color[i][seen] = shard.color[part][number]
-        box[i][seen] = loc[number] / LOC_COUNT
-        codes[i][seen] = seg[number]
-        prompt = _prompt(shard, part, rng, masks, everything)
-        asked[i] = np.isin(own, [number + 1 for number, _ in prompt.objects()])
-        order = sorted(prompt.objects(), key=lambda o: (loc[o[0], 1] + loc[o[0], 3], loc[o[0], 0]))
-        objects = [(name, loc[n].tolist(), seg[n].tolist() if masks else None) for n, name in order]
-        prefix = words.tokenizer.encode_prompt(prompt.text)
-        prefixes.append(len(prefix))
-        sequences.append(prefix + words.answer(objects))
-    lengths = np.array([len(s) for s in sequences])
-    ids = np.full((len(rows), lengths.max()), words.vocabulary.pad)
-    for i, sequence in enumerate(sequences):
-        ids[i, : len(sequence)] = sequence
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    flat = (len(rows), grid * grid)
-    return Batch(
-        pixels,
-        torch.from_numpy(ids),
-        torch.tensor(prefixes),
-        torch.from_numpy(lengths),
-        torch.from_numpy(label).reshape(flat),
-        torch.from_numpy(color).reshape(flat),
-        torch.from_numpy(box).reshape(*flat, 4),
-        torch.from_numpy(codes).reshape(*flat, SEG_PER_MASK),
-        torch.from_numpy(owners).reshape(flat),
-        torch.from_numpy(cells).reshape(*flat, CELLS),
-        torch.from_numpy(asked).reshape(flat),
-    )
+    def batch(self, rows: Tensor, question: Tensor, length: int) -> Batch:
+        """Make the batch of scenes and their questions, both (B,); every second is mirrored."""
+        of = self._columns
+        mirrored = question % 2 == 1
+
+        def side(plain: Tensor, flipped: Tensor) -> Tensor:
+            return torch.where(mirrored.view(-1, *(1,) * (plain.ndim - 1)), flipped, plain)
+
+        images, map_ = of["images"][rows], of["owner"][rows]
+        images = side(images, images.flip(2))
+        owner, cells = _patches(side(map_, map_.flip(2)))
+        loc = of["loc"][rows].float()
+        y1, x1, y2, x2 = loc.unbind(-1)
+        flipped = torch.stack((y1, LOC_COUNT - x2, y2, LOC_COUNT - x1), -1)
+        box = side(loc, flipped.clamp(0, LOC_COUNT - 1)) / LOC_COUNT
+        codes = side(of["codes"][rows], of["mirrored"][rows])
+        seen = owner > 0
+        number = (owner - 1).clamp_min(0)
+        scene = torch.arange(len(rows), device=rows.device)[:, None]
+        label = of["label"][rows].long() + 1
+        exists = torch.arange(MOST, device=rows.device) < of["count"][rows][:, None]
+        return Batch(
+            pixels=images.permute(0, 3, 1, 2).float() / 127.5 - 1,
+            ids=of["ids"][rows, question, :length].long(),
+            prefix=of["prefix"][rows, question].long(),
+            lengths=of["lengths"][rows, question].long(),
+            objects=label * exists,
+            label=label[scene, number] * seen,
+            color=of["color"][rows][scene, number].long(),
+            box=box[scene, number],
+            codes=codes[scene, number].long(),
+            owner=owner,
+            cells=cells.float(),
+            asked=of["asked"][rows, question][scene, number] & seen,
+        )
 
 
-def _patches(
-    owner: npt.NDArray[np.uint8], grid: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _patches(owner: Tensor) -> tuple[Tensor, Tensor]:
     """Find the object with most cells of each patch, if it has a third, and its cells."""
-    step = GRID // grid
-    cells = owner.reshape(grid, step, grid, step).transpose(0, 2, 1, 3).reshape(grid, grid, -1)
-    votes = np.stack([(cells == n).sum(-1) for n in range(1, int(owner.max()) + 2)], -1)
-    own = np.where(votes.max(-1) * 3 >= cells.shape[-1], votes.argmax(-1) + 1, 0)
+    cells = owner.view(-1, PATCHES, STEP, PATCHES, STEP).transpose(2, 3)
+    cells = cells.reshape(len(owner), PATCHES**2, CELLS)
+    numbers = torch.arange(1, MOST + 1, device=owner.device)
+    most, index = (cells[..., None] == numbers).sum(2).max(-1)
+    own = torch.where(most * 3 >= CELLS, index + 1, 0)
     return own, (cells == own[..., None]) & (own[..., None] > 0)
-
-
-def _prompt(
-    shard: Shard, part: slice, rng: np.random.Generator, masks: bool, everything: bool
-) -> Prompt:
-    truth = Scene(
-        np.zeros((0, 0, 3), np.uint8),
-        np.zeros((0, 4), np.float32),
-        [],
-        [CLASSES[n] for n in shard.label[part]],
-        [COLOR_NAMES[n] for n in shard.color[part]],
-    )
-    task = "segment" if masks else "detect"
-    if everything:
-        return all_classes_prompt(truth, task)
-    if rng.random() < ONE_PHRASE:
-        return one_phrase_prompt(truth, rng, task)
-    return prompt_for(truth, rng, task)
-
-
-def batches(
-    data: Path,
-    size: int,
-    seed: int,
-    words: Words,
-    detect: float,
-    all_classes: float = ALL_CLASSES,
-) -> Iterator[Batch]:
-    """Yield batches without end, also of shards that appear while it runs."""
-    rng = np.random.default_rng(seed)
-    while True:
-        for path in rng.permutation(sorted(data.glob("*.npz"))).tolist():
-            shard = read_shard(path)
-            # Scenes with similar numbers of objects go together: their answers need less padding.
-            order = np.argsort(np.diff(shard.first) + rng.normal(0, 0.3, len(shard.images)))
-            starts = np.arange(rng.integers(size), len(order) - size + 1, size)
-            for start in rng.permutation(starts).tolist():
-                masks = bool(rng.random() >= detect)
-                everything = bool(rng.random() < all_classes)
-                rows = order[start : start + size]
-                yield make_batch(shard, rows, rng, words, masks, everything)

@@ -1,9 +1,9 @@
 """Training data of the tiny model: ``python -m training.model.data --scenes N -o DIR``.
 
 Scenes are drawn large and resized to the model's input as the runtime does; boxes and masks are
-those of the large picture. They are drawn once, into shards (numpy, no pickle), as drawing and
-encoding cost as much as a training step. Each use of a scene draws a new prompt, and whether it
-is mirrored.
+those of the large picture. One in five is a part of its picture around an object, as in a second
+look. They are drawn once, into shards (numpy, no pickle), together with questions about them
+(`training.model.questions`).
 """
 
 from __future__ import annotations
@@ -23,75 +23,136 @@ from palidecode.codec import load_codec
 from palidecode.codec.weights import DEMO_ID
 from palidecode.finetune.encoding import encode_boxes
 from palidecode.geometry.masks import shrink
+from palidecode.runtime.tokenizer import Tokenizer
 from palidecode.vocab import SEG_PER_MASK
-from training.scenes.draw import COLOR_NAMES, TRAIN_SEED, Scene, scene
+from training.model.questions import Words, questions
+from training.model.tokenizer import build
+from training.scenes.draw import COLOR_NAMES, MOST, TRAIN_SEED, Scene, box_of, scene
 from training.scenes.shapes import CLASSES
 
-SIDE = 80  # of the model's input, in pixels
+SIDE = 112  # of the model's input, in pixels
 DRAWN = 224  # of the drawn scenes, in pixels
-GRID = 40  # of the owner map, in cells
-PER_SHARD = 1000
+GRID = 56  # of the owner map, in cells
+PER_SHARD = 500
+CLOSER = 0.2  # share of the pictures that are a part around an object
+_MARGIN = (0.2, 1.0)  # of such a part at each side, in sides of the object's box
+_VISIBLE, _AREA = 0.4, 0.007  # least share of an object in that part, and of the part
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Scenes in columns.
+    """Scenes in columns; those of objects are padded with 0 to five objects a scene.
 
     Attributes
     ----------
-    images : ndarray of uint8, shape (S, 80, 80, 3)
-    owner : ndarray of uint8, shape (S, 40, 40)
+    images : ndarray of uint8, shape (S, 112, 112, 3)
+    owner : ndarray of uint8, shape (S, 56, 56)
         The object that covers most of a cell: 1, 2 … within the scene, 0 for the background.
-    first : ndarray of int64, shape (S + 1,)
-        The objects of scene i are rows ``first[i]:first[i + 1]`` of the following columns.
-    label, color : ndarray of uint8, shape (N,)
+    count : ndarray of int64, shape (S,)
+        Objects of each scene.
+    label, color : ndarray of uint8, shape (S, 5)
         Indices in `CLASSES` and `COLOR_NAMES`.
-    loc : ndarray of int16, shape (N, 4)
+    loc : ndarray of int16, shape (S, 5, 4)
         Bins y1, x1, y2, x2.
-    codes, mirrored : ndarray of uint8, shape (N, 16)
+    codes, mirrored : ndarray of uint8, shape (S, 5, 16)
         Mask codes, and those of the mirrored mask.
+    ids, prefix, lengths, asked : ndarray, shape (S, Q, …)
+        `training.model.questions.questions` of each scene.
     """
 
     images: npt.NDArray[np.uint8]
     owner: npt.NDArray[np.uint8]
-    first: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
     label: npt.NDArray[np.uint8]
     color: npt.NDArray[np.uint8]
     loc: npt.NDArray[np.int16]
     codes: npt.NDArray[np.uint8]
     mirrored: npt.NDArray[np.uint8]
+    ids: npt.NDArray[np.int16]
+    prefix: npt.NDArray[np.int16]
+    lengths: npt.NDArray[np.int16]
+    asked: npt.NDArray[np.bool_]
 
 
 def draw_shard(seed: int, start: int, count: int) -> dict[str, npt.NDArray[np.generic]]:
     """Draw `count` scenes of a seed from `start` on, as the columns of `Shard`."""
-    codec = load_codec(DEMO_ID)
-    images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
-    owner = np.zeros((count, GRID, GRID), np.uint8)
-    first, label, color, boxes = [0], [], [], []
-    crops: list[npt.NDArray[np.float32]] = []
-    for row in range(count):
-        drawn = scene(seed, start + row, DRAWN)
-        small = Image.fromarray(drawn.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        images[row], owner[row] = np.asarray(small), _owners(drawn)
-        for name, tone, box, mask in zip(
-            drawn.labels, drawn.colors, drawn.boxes, drawn.masks, strict=True
-        ):
+    codec, words = load_codec(DEMO_ID, threads=1), Words(Tokenizer(build()))
+    scenes, crops = [], []
+    for index in range(start, start + count):
+        drawn = picture(seed, index)
+        scenes.append(drawn)
+        for box, mask in zip(drawn.boxes, drawn.masks, strict=True):
             x1, y1, x2, y2 = box.astype(int).tolist()
-            label.append(CLASSES.index(name))
-            color.append(COLOR_NAMES.index(tone))
-            boxes.append(box)
             crops.append(shrink(mask[y1:y2, x1:x2]))
-        first.append(len(label))
-    fields = np.stack(crops) if crops else np.zeros((0, 64, 64), np.float32)
+    fields = np.stack(crops)
+    codes = codec.encode(fields).reshape(-1, SEG_PER_MASK)
+    mirrored = codec.encode(np.ascontiguousarray(fields[:, :, ::-1])).reshape(-1, SEG_PER_MASK)
+    rows, first = [], 0
+    for index, drawn in enumerate(scenes, start):
+        part = slice(first, first + len(drawn.labels))
+        first = part.stop
+        rng = np.random.default_rng([seed, index, 2])
+        rows.append(_row(drawn, codes[part], mirrored[part], rng, words))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def picture(seed: int, index: int) -> Scene:
+    """Draw a scene; one in five is then the part around one of its objects."""
+    drawn = scene(seed, index, DRAWN)
+    rng = np.random.default_rng([seed, index, 1])
+    return closer(drawn, rng) if rng.random() < CLOSER else drawn
+
+
+def closer(drawn: Scene, rng: np.random.Generator) -> Scene:
+    """Cut out the part around an object; it needn't be a square.
+
+    Objects that are mostly outside it, or tiny in it, become background.
+    """
+    height, width = drawn.image.shape[:2]
+    x1, y1, x2, y2 = drawn.boxes[rng.integers(len(drawn.boxes))].tolist()
+    left, right = rng.uniform(*_MARGIN, 2) * (x2 - x1)
+    above, below = rng.uniform(*_MARGIN, 2) * (y2 - y1)
+    rows = slice(max(0, round(y1 - above)), min(height, round(y2 + below)))
+    columns = slice(max(0, round(x1 - left)), min(width, round(x2 + right)))
+    masks = [np.ascontiguousarray(mask[rows, columns]) for mask in drawn.masks]
+    kept = [
+        number
+        for number, (mask, whole) in enumerate(zip(masks, drawn.masks, strict=True))
+        if mask.sum() >= max(_VISIBLE * whole.sum(), _AREA * mask.size)
+    ]
+    return Scene(
+        drawn.image[rows, columns],
+        np.array([box_of(masks[number]) for number in kept], np.float32).reshape(-1, 4),
+        [masks[number] for number in kept],
+        [drawn.labels[number] for number in kept],
+        [drawn.colors[number] for number in kept],
+    )
+
+
+def _row(
+    drawn: Scene,
+    codes: npt.NDArray[np.uint8],
+    mirrored: npt.NDArray[np.uint8],
+    rng: np.random.Generator,
+    words: Words,
+) -> dict[str, npt.NDArray[np.generic]]:
+    """One row of each column of `Shard`."""
+    height, width = drawn.image.shape[:2]
+    small = Image.fromarray(drawn.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    loc = encode_boxes(drawn.boxes, (width, height))
+    label = np.array([CLASSES.index(name) for name in drawn.labels], np.uint8)
+    color = np.array([COLOR_NAMES.index(name) for name in drawn.colors], np.uint8)
+    objects = {"label": label, "color": color, "loc": loc, "codes": codes, "mirrored": mirrored}
+    missing = MOST - len(label)
     return {
-        "images": images,
-        "owner": owner,
-        "first": np.array(first),
-        "label": np.array(label, np.uint8),
-        "color": np.array(color, np.uint8),
-        "loc": encode_boxes(np.array(boxes).reshape(-1, 4), (DRAWN, DRAWN)).astype(np.int16),
-        "codes": codec.encode(fields).reshape(-1, SEG_PER_MASK),
-        "mirrored": codec.encode(np.ascontiguousarray(fields[:, :, ::-1])).reshape(-1, 16),
+        "images": np.asarray(small),
+        "owner": _owners(drawn),
+        "count": np.array(len(label)),
+        **{
+            name: np.pad(value, ((0, missing), *(((0, 0),) * (value.ndim - 1))))
+            for name, value in objects.items()
+        },
+        **questions(drawn, loc.astype(np.int64), (codes, mirrored), rng, words),
     }
 
 

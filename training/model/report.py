@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from palidecode.answers.scoring import DEFAULT_SCORE, RECIPES
 from palidecode.coco.writing import to_coco
@@ -51,8 +52,9 @@ PREPROCESSOR = {
 def export(run: Path, folder: Path) -> None:
     """Write the averaged weights of a run as a folder that `from_pretrained` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = load_file(run / "state.safetensors")
-    average = {k.removeprefix("average."): v for k, v in tensors.items() if "average." in k}
+    with safe_open(run / "average.safetensors", "pt") as file:
+        average = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
     model = PaliGemma(CONFIG)
     model.load_state_dict(average)
     halves = {k: v.half() for k, v in state_to_hf(model).items()}
@@ -68,8 +70,9 @@ def export(run: Path, folder: Path) -> None:
     write_json(graphs / MANIFEST, {"precision": "float32"})
     # A resumed run logs some steps twice: the later lines count.
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    log = {line["step"]: line for line in lines if line["step"] % 500 == 0 or line == lines[-1]}
-    write_json(folder / "curve.json", [log[step] for step in sorted(log)])
+    log = {line["step"]: line for line in lines if "unseen" in line}
+    steps = sorted(log)
+    write_json(folder / "curve.json", [log[n] for n in steps[:: max(1, len(steps) // 20)]])
     weights = (folder / "model.safetensors").read_bytes()
     write_json(
         folder / "manifest.json",
@@ -81,8 +84,8 @@ def export(run: Path, folder: Path) -> None:
             "silhouettes": "12 glyphs of Font Awesome Free 6.4.0 (SIL OFL 1.1, "
             "training/scenes/OFL.txt); circle, square, triangle and cross are our own",
             "parameters": CONFIG.parameters(),
-            "steps": int(tensors["step"]),
-            "seconds": round(float(tensors["seconds"])),
+            "steps": int(about["steps"]),
+            "seconds": int(about["seconds"]),
             "sha256": hashlib.sha256(weights).hexdigest(),
         },
     )

@@ -60,9 +60,10 @@ DETECT, ALL_CLASSES = 0.35, 0.4  # shares of detect batches, of questions about 
 AVERAGE = 0.999  # share of the moving average that each step keeps
 DECAY = 0.02
 WARM_UP = 200  # steps at the start of each stage
-VALIDATED = 256  # scenes
+VALIDATED = 128  # scenes
 LOG_EVERY = 100  # steps
 SAVE_EVERY = 60.0  # seconds
+FIRST_SHARD = 120.0  # seconds until it is drawn, at most
 
 
 class DenseHeads(nn.Module):
@@ -374,8 +375,11 @@ class Run:
                 self.update(self.unseen, stage, task, learn=False)
         began = saved = time.perf_counter()
         seconds, done = self.seconds, self.done
-        left = math.inf if self.args.seconds is None else self.args.seconds - (began - self.began)
-        self.log({"start": round(began - self.began, 1), "scenes": self.pool.size})
+        start = began - self.began
+        left = math.inf if self.args.seconds is None else max(1.0, self.args.seconds - start)
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name() if cuda else "cpu"
+        self.log({"start": round(start, 1), "scenes": self.pool.size, "device": name})
         stage, first, sums = "", 0, torch.zeros(2, device=self.device)
         while self.done < 1:
             if self.stage()[0] != stage:
@@ -392,8 +396,8 @@ class Run:
             self.done = self.step / self.args.steps if self.args.steps else by_time
             if now - saved > SAVE_EVERY or self.done >= 1:
                 saved = now
-                self.log({"stage": stage, "unseen": self.validate()})
                 self.save()
+                self.log({"stage": stage, "unseen": self.validate()})
 
     def stage(self) -> tuple[str, float]:
         """Name of the stage, and the share of it that is over."""
@@ -541,7 +545,6 @@ def drawing(args: argparse.Namespace) -> Iterator[None]:
 @contextmanager
 def reading(pool: Pool, folder: Path, drawn: int) -> Iterator[None]:
     """Read the shards of a folder; if some are being drawn, go on while the training runs."""
-    pool.read(folder)
     stop = threading.Event()
 
     def read() -> None:
@@ -554,7 +557,9 @@ def reading(pool: Pool, folder: Path, drawn: int) -> Iterator[None]:
     reader = threading.Thread(target=read, daemon=True)
     if drawn:
         reader.start()
-    until = time.perf_counter() + (120 if drawn else 0)
+    else:
+        pool.read(folder)
+    until = time.perf_counter() + (FIRST_SHARD if drawn else 0)
     while not pool.size:
         if time.perf_counter() > until:
             raise SystemExit(f"{folder}: no shards")

@@ -111,7 +111,7 @@ def test_sub_bin_boxes_raise_ap_where_iou_is_strict(answered):
 def test_bins_are_read_with_the_divisor_they_were_written_with(answered):
     right = answered.average_precision(answered.decoder.read(answered.detect))
     other = answered.average_precision(answered.decoder.read(answered.detect, divisor=1023))
-    # A thousandth of the side is nothing to a model of 80 px: neither is the better one by AP.
+    # A thousandth of the side is nothing to a model of 112 px: neither is the better one by AP.
     assert abs(right.mean() - other.mean()) < 0.005
     edges = [answered.decoder.read(answered.detect, divisor=d).xyxy for d in (1024, 1023)]
     np.testing.assert_allclose(edges[0] * 1024 / 1023, edges[1], rtol=1e-5)

@@ -59,6 +59,7 @@ def export(run: Path, folder: Path) -> None:
     model.load_state_dict(average)
     halves = {k: v.half() for k, v in state_to_hf(model).items()}
     save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # save_file's is 600
     build().save(str(folder / "tokenizer.json"), pretty=False)
     write_json(folder / "config.json", config_to_hf(CONFIG) | {"torch_dtype": "float16"})
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
@@ -79,8 +80,7 @@ def export(run: Path, folder: Path) -> None:
         {
             "what": "a tiny PaliGemma, trained from scratch on drawn scenes; it knows nothing else",
             "license": "Apache-2.0",
-            "made_by": "python -m training.model.data, python -m training.model.train, "
-            "python -m training.model.report --export",
+            "made_by": "python -m training.model.train, python -m training.model.report --export",
             "silhouettes": "12 glyphs of Font Awesome Free 6.4.0 (SIL OFL 1.1, "
             "training/scenes/OFL.txt); circle, square, triangle and cross are our own",
             "parameters": CONFIG.parameters(),

@@ -155,7 +155,11 @@ def _table(result: CocoEvaluation) -> list[str]:
     lines.append(f"  classes averaged: {', '.join(free)}")
     if best is not None:
         lines.append(f"  best F1 {best['f1']:.3f} at the score threshold {best['score']:.3g}")
-    wrong = {k: n for k, n in result.kinds.items() if k not in ("ok", "missed") and n}
+    ignored = result.kinds.get("ignored", 0)
+    if ignored:
+        lines.append(f"  neither right nor wrong: {ignored:,}")
+    other = ("ok", "missed", "ignored")
+    wrong = {k: n for k, n in result.kinds.items() if k not in other and n}
     if wrong:
         lines.append("  wrong: " + ", ".join(f"{kind} {n:,}" for kind, n in wrong.items()))
     lines += ["", *_class_lines(result)]

@@ -137,6 +137,9 @@ def test_the_command_prints_lvis_numbers_and_tests_them(tmp_path, capsys):
         assert f"  {name:<9} {value:.3f}" in printed
         assert f'<th scope="row">{name}</th><td class="n">{value:.3f}</td>' in html
     assert "AR100" not in printed
+    assert f"neither right nor wrong: {told['kinds']['ignored']:,}\n" in printed
+    assert "ignored" not in printed
+    assert "whose objects are not all annotated" in html
     assert main(["evaluate", *files, "--min", "APr=0.99"]) == 1
     assert "bbox APr is" in capsys.readouterr().err
     for image in truth["images"]:

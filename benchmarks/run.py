@@ -24,6 +24,7 @@ BENCHMARKS = {
     "encoding": "Encoding masks",
     "referring": "Referring segmentation",
     "evaluation": "COCO evaluation",
+    "finding": "Finding more objects",
     "runtime": "Running the model",
     "quantized": "The model in 8 and 4 bits",
     "training_step": "A training step of the 3B model",

@@ -1,6 +1,7 @@
 """Detections in supervision's, torchvision's and FiftyOne's formats."""
 
 import importlib
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import supervision
 import torch
 
 from palidecode import InputError, decode, from_coco
+from palidecode.interop import SahiDetectionModel
 
 SEG = "".join(f"<seg{code:03d}>" for code in range(16))
 CAT = f"<loc0000><loc0000><loc0512><loc0512>{SEG} cat ; <loc0500><loc0500><loc0900><loc1000> dog"
@@ -120,3 +122,28 @@ def test_what_is_not_installed_names_the_way_out(found, convert, package, monkey
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(InputError, match=f"pip install {package}"):
         getattr(found, convert)()
+
+
+def test_a_model_for_sahi_asks_about_slices_together(found, monkeypatch):
+    """tests/sahi_slices.py tries SAHI itself."""
+    asked = []
+
+    class Decoder:
+        classes = ("cat", "dog")
+
+        def segment(self, images, prompt, /, *, batch_size):
+            asked.append((len(images), prompt, batch_size))
+            return found
+
+    model = SahiDetectionModel(Decoder(), task="segment", batch_size=5)
+    assert model.category_mapping == {"0": "cat", "1": "dog"}
+    assert model.object_prediction_list == []
+    model.perform_batch_inference([np.zeros((60, 80, 3), np.uint8)] * 3)
+    assert asked == [(3, "segment cat ; dog", 5)]
+    monkeypatch.setitem(sys.modules, "sahi.prediction", None)
+    with pytest.raises(InputError, match="this needs sahi: pip install sahi"):
+        model.convert_original_predictions([[0, 0]] * 3, [[60, 80]] * 3)
+    with pytest.raises(InputError, match="nothing to detect: give a prompt"):
+        SahiDetectionModel(type("Nothing", (), {"classes": ()})())
+    with pytest.raises(InputError, match="the task is to detect"):
+        SahiDetectionModel(Decoder(), "segment cat")

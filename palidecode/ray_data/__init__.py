@@ -29,6 +29,7 @@ from palidecode.geometry.masks import DEFAULT_PASTE, Paste
 from palidecode.pipeline import AskOptions, EndpointOptions, GrammarOptions
 from palidecode.pipeline.checkpoint import EngineName, ModelOptions
 from palidecode.pipeline.decoder import DEFAULT_TOKENS
+from palidecode.pipeline.looking import DEFAULT_OVERLAP
 from palidecode.prompts import Task
 from palidecode.ray_data.cluster import Workers, connected
 from palidecode.ray_data.running import DECODED, PREDICTED, Found, found_in, write
@@ -102,6 +103,9 @@ def predict(
     classes_per_prompt: int | None = None,
     past_end: float | None = None,
     samples: int = 1,
+    tiles: str | None = None,
+    overlap: float = DEFAULT_OVERLAP,
+    zoom: bool = False,
 ) -> Found:
     """Ask a model about pictures.
 
@@ -134,7 +138,7 @@ def predict(
         Number of actors, and what each is given. By default as many actors as fit, with a GPU
         each where the cluster has any and `device` isn't ``"cpu"``.
     grammar, over, score, sub_bin, divisor, clip, max_new_tokens, temperature, top_p, seed, \
-    classes_per_prompt, past_end, samples
+    classes_per_prompt, past_end, samples, tiles, overlap, zoom
         See `PaliDecoder.detect`.
 
     Returns
@@ -177,6 +181,9 @@ def predict(
         classes_per_prompt=1 if per_class else classes_per_prompt,
         past_end=past_end,
         samples=samples,
+        tiles=tiles,
+        overlap=overlap,
+        zoom=zoom,
     )
     job = PredictJob(
         predict_options(

@@ -29,10 +29,7 @@ class Batch(Protocol):
         ...
 
     def keep_rows(self, rows: Ids) -> None:
-        """Keep only these rows of the batch; the others have ended.
-
-        A row that is named twice is continued twice.
-        """
+        """Keep only these rows of the batch; the others have ended."""
         ...
 
     def join(self, other: Self, steps: int) -> None:

@@ -439,3 +439,13 @@ def test_rows_of_several_pictures(place, tmp_path):
     path.unlink()
     assert (tmp_path / "ray.json").read_bytes() == alone
     assert len(json.loads(alone)["images"]) == 4
+
+
+def test_tiles_and_a_second_look(place, tmp_path):
+    looks = ["--tiles", "2x1", "--overlap", "0.1", "--zoom"]
+    words = predict_words(place, tmp_path / "one.json") + looks
+    assert main(words) == 1  # some pictures can't be read
+    options = {"tiles": "2x1", "overlap": 0.1, "zoom": True}
+    ray_data.write_coco(predicted(place, **options), tmp_path / "ray.json")
+    assert (tmp_path / "ray.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert (tmp_path / "ray.json").read_bytes() != one(place, "predicted")[0]

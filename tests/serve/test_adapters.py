@@ -35,7 +35,7 @@ def adapters(tmp_path_factory):
         ]
         path = folder / f"{name}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
-        settings = Settings(steps=4, batch_size=1, rank=2, rate=1e-2, evaluate_every=4, seed=seed)
+        settings = Settings(steps=20, batch_size=1, rank=2, rate=2e-2, evaluate_every=20, seed=seed)
         with one_thread():
             Training(
                 "demo", path, folder / name, images=SCENES, settings=settings, device="cpu"

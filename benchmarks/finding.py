@@ -5,6 +5,7 @@ classes with options of `PaliDecoder.detect` and `segment`. Everything is seeded
 numbers don't depend on the machine's speed.
 
 python benchmarks/finding.py --pictures 10                  # in small
+python benchmarks/finding.py --plot docs/pictures/finding.png
 python benchmarks/finding.py --model DIR --try tiles=3x3 --try tiles=auto,zoom=true --sets "2 × 2"
 """
 
@@ -24,8 +25,12 @@ from PIL import Image
 
 from palidecode import evaluate_coco, to_coco
 from palidecode.pipeline import PaliDecoder
+from palidecode.runtime.engine import Batch, Engine, Features, Ids, Logits
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from palidecode.evaluation.coco.result import Curve
     from training.scenes.draw import Scene
 
 SETS = {"1 × 1": (1, 224, 80), "2 × 2": (2, 224, 40), "4 × 4": (4, 112, 20)}
@@ -33,15 +38,56 @@ SETS = {"1 × 1": (1, 224, 80), "2 × 2": (2, 224, 40), "4 × 4": (4, 112, 20)}
 TRIED = (
     *("", "zoom=true", "tiles=2x2", "tiles=2x2,zoom=true"),
     *("tiles=auto", "tiles=auto,zoom=true", "classes_per_prompt=1", "past_end=0.2"),
+    "past_end=0.05",
     "samples=5,temperature=0.3",
 )
 BATCH = 32
 COLUMNS = (
     *("scenes", "options", "AP", "AP50", "AP_small", "AR@100"),
-    *("masks AP", "masks AP50", "looks", "tokens"),
+    *("masks AP", "masks AP50", "looks", "forwards"),
 )
+RATES = ("scenes", "options", "forwards", "AP50", "recall at 0.9", "recall at 0.7", "recall at 0.5")
+PLOTTED = {
+    "": "once",
+    "past_end=0.05": "--past-end 0.05",
+    "classes_per_prompt=1": "--classes-per-prompt 1",
+    "samples=5,temperature=0.3": "--samples 5 --temperature 0.3",
+    "tiles=2x2": "--tiles 2x2",
+    "tiles=2x2,zoom=true": "--tiles 2x2 --zoom",
+    "tiles=auto,zoom=true": "--tiles auto --zoom",
+}
+"""Options whose curves are plotted, and their legend."""
 AP, AP50, AP_SMALL, AR100 = 0, 1, 3, 8
 """Indices of COCO's numbers."""
+
+
+class Counting:
+    """An engine that counts the forwards of its language model, of each row of a batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.forwards = engine, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.engine, name)
+
+    def start(
+        self,
+        features: Sequence[Features],
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        head: Ids | None,
+    ) -> Batch:
+        """Begin a batch that counts."""
+        batch = self.engine.start(features, prompts, length, head)
+        prefill, step = batch.prefill, batch.step
+
+        def counted(logits: Logits) -> Logits:
+            self.forwards += len(logits)
+            return logits
+
+        batch.prefill = lambda: counted(prefill())  # type: ignore[method-assign]
+        batch.step = lambda tokens: counted(step(tokens))  # type: ignore[method-assign]
+        return batch
 
 
 def composite(seed: int, index: int, side: int, pixels: int) -> Scene:
@@ -96,36 +142,70 @@ def options_of(text: str) -> dict[str, Any]:
 
 
 def measure(
-    decoder: PaliDecoder, drawn: Sequence[Scene], truth: Path, options: dict[str, Any]
-) -> dict[str, float]:
+    decoder: PaliDecoder,
+    engine: Counting,
+    drawn: Sequence[Scene],
+    truth: Path,
+    options: dict[str, Any],
+) -> tuple[dict[str, float], Curve]:
     """Ask about pictures, and evaluate the boxes of `detect` and the masks of `segment`."""
     from training.scenes.draw import CLASSES
 
     pictures = [Image.fromarray(picture.image) for picture in drawn]
     names = [f"{number}.png" for number in range(1, len(drawn) + 1)]
     prompt = " ; ".join(CLASSES)
-    answered: list[int] = []
+    answered: set[int] = set()
 
     def count(answer: int, token: int, logprob: float) -> None:
-        answered.append(answer)
+        answered.add(answer)
 
-    numbers = {}
+    results = {}
     for task, iou_type in ((decoder.segment, "segm"), (decoder.detect, "bbox")):
         answered.clear()
+        engine.forwards = 0
         found = task(pictures, prompt, batch_size=BATCH, on_token=count, **options)
         written = to_coco(found, categories=list(CLASSES), segmentation="rle", file_names=names)
-        numbers[iou_type] = evaluate_coco(truth, written, iou_type).stats.tolist()
-    boxes, masks = numbers["bbox"], numbers["segm"]
-    return {
+        results[iou_type] = evaluate_coco(truth, written, iou_type)
+    boxes, masks = results["bbox"].stats.tolist(), results["segm"].stats.tolist()
+    curve = results["bbox"].curves[0]
+    recalls = {
+        f"recall at {least}": float(max(curve.recall[curve.precision >= least], default=0.0))
+        for least in (0.9, 0.7, 0.5)
+    }
+    numbers = {
         "AP": boxes[AP],
         "AP50": boxes[AP50],
         "AP_small": boxes[AP_SMALL],
         "AR@100": boxes[AR100],
         "masks AP": masks[AP],
         "masks AP50": masks[AP50],
-        "looks": len(set(answered)) / len(drawn),
-        "tokens": len(answered) / len(drawn),
+        "looks": len(answered) / len(drawn),
+        "forwards": engine.forwards / len(drawn),
+        **recalls,
     }
+    return numbers, curve
+
+
+def plot(curves: dict[tuple[str, str], Curve], forwards: dict[tuple[str, str], float]) -> Figure:
+    """Plot precision over recall, with the forwards of each option, for the sets of pictures."""
+    from matplotlib.figure import Figure
+
+    sets = list(dict.fromkeys(scenes for scenes, _ in curves))
+    figure = Figure(figsize=(4.2 * len(sets), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(sets), squeeze=False)[0]
+    colors = ("#444444", "#d1640a", "#8a55c7", "#b01050", "#0b62b0", "#12a37a", "#c9a400")
+    for panel, scenes in zip(axes, sets, strict=True):
+        for (options, name), color in zip(PLOTTED.items(), colors, strict=True):
+            curve = curves.get((scenes, options))
+            if curve is not None:
+                label = f"{name}: {forwards[scenes, options]:.0f}"
+                panel.plot(curve.recall, curve.precision, color=color, linewidth=1.8, label=label)
+        panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall (IoU 0.5)")
+        panel.set_title(f"{scenes} scenes in a picture", loc="left", fontsize=10)
+        panel.grid(color="#d5d9de", linewidth=0.6)
+        panel.legend(title="forwards per picture", fontsize=7, title_fontsize=7, loc="lower left")
+    axes[0].set_ylabel("precision")
+    return figure
 
 
 def targets_of(results: dict[tuple[str, str], dict[str, float]]) -> list[Target]:
@@ -158,8 +238,19 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, metavar="N", help="of each set")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--try", action="append", dest="tried", metavar="NAME=VALUE,…")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture of the curves")
     args = parser.parse_args()
-    decoder = PaliDecoder.from_pretrained(args.model, "float32")
+    loaded = PaliDecoder.from_pretrained(args.model, "float32")
+    engine = Counting(loaded.engine)
+    decoder = PaliDecoder(
+        engine,
+        loaded.tokenizer,
+        loaded.image_config,
+        codec=loaded.codec,
+        codes_id=loaded.codes_id,
+        classes=loaded.classes,
+    )
+    curves: dict[tuple[str, str], Curve] = {}
     results: dict[tuple[str, str], dict[str, float]] = {}
     counts = []
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +263,8 @@ def main() -> None:
             truth = Path(folder) / "truth.json"
             truth.write_text(json.dumps(dataset(drawn)))
             for options in ("", *args.tried) if args.tried else TRIED:
-                results[scenes, options] = measure(decoder, drawn, truth, options_of(options))
+                key, chosen = (scenes, options), options_of(options)
+                results[key], curves[key] = measure(decoder, engine, drawn, truth, chosen)
                 print(scenes, options or "once", results[scenes, options], file=sys.stderr)
     rows: list[list[Cell]] = [
         [scenes, options or "once", *(f"{result[name]:.3f}" for name in COLUMNS[2:8])]
@@ -181,10 +273,23 @@ def main() -> None:
     ]
     note = (
         f"Seed {args.seed}; {'; '.join(counts)}. `looks` are prompts about a picture, a "
-        "tile or a crop, `tokens` those of the answers, both for each picture and of `detect`."
+        "tile or a crop, `forwards` those of the language model, a prompt or the next tokens of an "
+        "answer; both for each picture and of `detect`."
     )
     table = Table("Boxes and masks found, by options", COLUMNS, rows, note)
-    report("finding", [table], [] if args.pictures else targets_of(results))
+    rates: list[list[Cell]] = [
+        [scenes, options or "once", f"{result['forwards']:.1f}"]
+        + [f"{result[name]:.3f}" for name in RATES[3:]]
+        for (scenes, options), result in sorted(
+            results.items(), key=lambda item: (item[0][0], item[1]["forwards"])
+        )
+    ]
+    note = "Recall where the precision of the boxes is at least that, at IoU 0.5; classes averaged."
+    bought = Table("What forwards buy", RATES, rates, note)
+    if args.plot is not None:
+        forwards = {key: result["forwards"] for key, result in results.items()}
+        plot(curves, forwards).savefig(args.plot, dpi=110)
+    report("finding", [table, bought], [] if args.pictures else targets_of(results))
 
 
 if __name__ == "__main__":

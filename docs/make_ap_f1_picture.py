@@ -86,13 +86,15 @@ def draw_points(axes: Axes, results: Mapping[str, CocoEvaluation]) -> None:
         recall = np.linspace(f1 / (2 - f1), 1, 200)  # from precision 1
         precision = f1 * recall / (2 * recall - f1)
         axes.plot(recall, precision, color=LINE, linewidth=1)
-        axes.annotate(f"F1 {f1}", (1, precision[-1]), (3, 0), textcoords="offset points")
+        axes.annotate(f"F1 {f1}", (1, precision[-1]), (12, 0), textcoords="offset points")
     labels: dict[tuple[float, float], list[str]] = {}
     for name, result in results.items():
         color, _, mark = LOOKS[name]
         rates = result.rates
         size, edge = (17, "white") if mark == "o" else (7, color)
-        axes.plot(rates.recall, rates.precision, mark, color=color, mec=edge, ms=size)
+        axes.plot(
+            rates.recall, rates.precision, mark, color=color, mec=edge, ms=size, clip_on=False
+        )
         at = labels.setdefault((rates.recall, rates.precision), [])
         at.append(f"{name}: F1 {rates.f1:.2f}")
     for at, lines in labels.items():

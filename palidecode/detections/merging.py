@@ -113,7 +113,8 @@ class Looks:
 
         Two parts of an object, cut by the facing edges of neighbouring tiles, are united; their
         score is the mean. Other objects that an edge cuts get `CUT_SCORE` of theirs, so that a
-        whole one goes first. Then the best of those that overlap stays; see `merge`.
+        whole one goes first, as it does before a united one. Then the best of those that overlap
+        stays, with their best score; see `leaders`.
 
         Parameters
         ----------
@@ -134,8 +135,14 @@ class Looks:
         scores = np.where(cut.any(axis=1) & ~parts, placed.scores * CUT_SCORE, placed.scores)
         means = np.bincount(led, scores, len(found)) / np.maximum(count, 1)
         scores = means[np.unique(led)].astype(np.float32)
-        whole = merge(replace(united, scores=scores))[0]
-        return whole.select(np.argsort(whole.image_index, kind="stable"))
+        # A mask that was seen whole is better than two parts', whatever the scores.
+        rank = np.where(count[np.unique(led)] > 1, scores * np.float32(CUT_SCORE), scores)
+        repeats = leaders(replace(united, scores=rank))
+        best = np.full(len(united), np.nan, np.float32)
+        np.fmax.at(best, repeats, scores)
+        kept = np.flatnonzero(repeats == np.arange(len(united)))
+        order = np.argsort(united.image_index[kept], kind="stable")
+        return replace(united, scores=best).select(kept[order])
 
     def _across_edges(
         self, found: Detections, placed: Detections, cut: npt.NDArray[np.bool_]

@@ -29,7 +29,10 @@ class Batch(Protocol):
         ...
 
     def keep_rows(self, rows: Ids) -> None:
-        """Keep only these rows of the batch; the others have ended."""
+        """Keep only these rows of the batch; the others have ended.
+
+        A row that is named twice is continued twice.
+        """
         ...
 
     def join(self, other: Self, steps: int) -> None:

@@ -281,8 +281,16 @@ class Generation:
         return [row.answer for row in rows]
 
     def _begin(self, rows: list[_Row]) -> None:
-        """Start rows with as many image tokens each, and let them join the batch."""
-        requests = [row.request for row in rows]
+        """Start rows with as many image tokens each, and let them join the batch.
+
+        What several rows ask of one picture is read once.
+        """
+        asked: dict[tuple[int, tuple[int, ...]], int] = {}
+        source = [
+            asked.setdefault((id(row.request.features), tuple(row.request.prompt)), len(asked))
+            for row in rows
+        ]
+        requests = [rows[source.index(n)].request for n in range(len(asked))]
         longest = max(len(request.prompt) for request in requests)
         most = max(row.options.max_new_tokens for row in rows)
         length = cache_length(len(requests[0].features), longest, most)
@@ -293,8 +301,8 @@ class Generation:
             length,
             head,
         )
-        self._sampler.next_tokens(batch.prefill(), rows, head)
-        rows = _without_ended(batch, rows)
+        self._sampler.next_tokens(batch.prefill()[source], rows, head)
+        rows = _without_ended(batch, rows, source)
         if not rows:
             return
         if self._batch is None:
@@ -314,7 +322,7 @@ class Generation:
         logits = self._batch.step(np.array([tokens[:count] for tokens in unread]))
         for column in range(count):
             self._sampler.next_tokens(logits[:, column], self._rows, self._head)
-        self._keep(_without_ended(self._batch, self._rows))
+        self._keep(_without_ended(self._batch, self._rows, list(range(len(self._rows)))))
 
     def drop(self, answers: Sequence[GeneratedTokens]) -> None:
         """Stop these answers, of those that have not ended."""
@@ -330,11 +338,15 @@ class Generation:
             self._batch = None
 
 
-def _without_ended(batch: Batch, rows: list[_Row]) -> list[_Row]:
-    """Return the rows that have not ended, and keep only those of the batch."""
+def _without_ended(batch: Batch, rows: list[_Row], source: list[int]) -> list[_Row]:
+    """Return the rows that have not ended, and keep only those of the batch.
+
+    `source` has the row of the batch that each row is in.
+    """
     kept = [n for n, row in enumerate(rows) if not row.ended]
-    if 0 < len(kept) < len(rows):
-        batch.keep_rows(np.array(kept))
+    wanted = [source[n] for n in kept]
+    if kept and wanted != list(range(max(source) + 1)):
+        batch.keep_rows(np.array(wanted))
     return [rows[n] for n in kept]
 
 

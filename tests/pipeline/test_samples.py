@@ -59,6 +59,18 @@ def test_what_else_is_asked_changes_no_sample(decoder):
         assert ids_of(answers(decoder, picture, PROMPTS[1], samples=3)) == its[3:]
 
 
+def test_a_question_is_read_once_for_all_its_samples(decoder, monkeypatch):
+    read, start = [], decoder.engine.start
+    monkeypatch.setattr(
+        decoder.engine, "start", lambda *given: read.append(len(given[1])) or start(*given)
+    )
+    every = answers(decoder, samples=4)
+    assert sum(read) == len(MANY) * len(PROMPTS)
+    for one, other in zip(every, answers(decoder, samples=4, batch_size=1), strict=True):
+        assert one.token_ids == other.token_ids
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_detections_are_the_votes_of_the_samples(decoder, task):
     options = {**SAMPLED, "samples": 3}

@@ -17,8 +17,8 @@ from palidecode.cli.options.predict import (
 
 EXAMPLES = """\
 palidecode benchmark rf100vl rf100-vl/ --model demo -o results/
-palidecode benchmark rf100vl rf100-vl/ --model DIR --per-class -o results/ \\
-    --groups dataset_name_to_category.json
+palidecode benchmark rf100vl rf100-vl/ --model DIR -o results/ \\
+    --classes-per-prompt 1 --groups dataset_name_to_category.json
 """
 
 

@@ -262,7 +262,8 @@ def test_tokens_light_their_part_of_the_picture(page, decoder):
         assert float(line.get_attribute(f"{axis}1")) == pytest.approx(value, abs=0.01)
         assert line.get_attribute(f"{axis}1") == line.get_attribute(f"{axis}2")
         about = page.locator("#about").text_content()
-        assert f"{edge} edge of {labels(page)[0]}, {axis} = {value:.1f} pixels" in about
+        assert f"{edge} edge of {labels(page)[0]}, {axis} = " in about
+        assert float(re.search(r"= (\S+) pixels", about)[1]) == pytest.approx(value, abs=0.051)
         assert about.endswith(f"probability {np.exp(answer.logprobs[order]):.3f}")
     first.locator(".seg").nth(6).hover()
     cell = page.locator("#drawing .light .cell.on")
@@ -305,14 +306,15 @@ def test_downloads(page, decoder):
     wanted = to_coco(found, file_names=[SCENE.name])
     for key in ("images", "categories", "annotations"):
         assert coco[key] == json.loads(json.dumps(wanted[key]))
-    page.locator("#threshold").fill("0.74")
+    least = np.ceil(found.scores.min() * 100) / 100
+    page.locator("#threshold").fill(f"{least:.2f}")
     with page.expect_download() as download:
         page.locator("#save-coco").click()
     scores = [
         row["score"] for row in json.loads(Path(download.value.path()).read_text())["annotations"]
     ]
-    assert 0 < len(scores) < 5
-    assert min(scores) >= 0.74
+    assert 0 < len(scores) < len(found)
+    assert min(scores) >= least
     with page.expect_download() as download:
         page.locator("#save-png").click()
     drawn = Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).convert("RGB")

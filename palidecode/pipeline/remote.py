@@ -265,9 +265,8 @@ class RemoteAsker:
         for entry, piece in zip(entries, pieces, strict=True):
             special = special_id(entry)
             ids.append(self.tokens.id_of(piece) if special is None else special)
-        if sum(map(PALIGEMMA.is_loc, ids)) != len(
-            _LOC.findall(text)
-        ):  # loc tokens in several pieces
+        whole = sum(map(PALIGEMMA.is_loc, ids))
+        if whole != len(_LOC.findall(text)):  # some loc tokens come in several pieces
             return self._unknown(text)
         tops = [entry.get("top_logprobs") for entry in entries]
         return ids, [logprob_of(entry) for entry in entries], [end_logprob(t) for t in tops], tops

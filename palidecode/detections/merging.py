@@ -188,7 +188,7 @@ class Looks:
             The objects of `first`, in order, with box and mask of the one of their label that
             overlaps them best, and the geometric mean of both scores. Those without one stay,
             with `UNSEEN_SCORE` of their score. Of those that then overlap, the best stays; see
-            `merge`.
+            `Detections.nms`.
         """
         placed = self.place(second)
         chosen = np.arange(len(first))
@@ -214,7 +214,7 @@ class Looks:
             image_ids=[],
             issues=[(image % pictures, issue) for image, issue in both.issues],
         ).select(chosen)
-        return merge(replace(refined, scores=scores))[0]
+        return replace(refined, scores=scores).nms(MERGE_IOU)
 
 
 def _moved(rle: Rle, corner: Ints, size: Ints) -> Rle:
@@ -257,19 +257,6 @@ def leaders(found: Detections, iou: float = MERGE_IOU) -> Ints:
             else:
                 kept.append(row)
     return led
-
-
-def merge(found: Detections, iou: float = MERGE_IOU) -> tuple[Detections, Ints]:
-    """Keep the best of the rows that are one object's, as `Detections.nms` does.
-
-    Returns
-    -------
-    tuple of (Detections, ndarray of int64, shape (N,))
-        The objects, in order, and the number of rows that found each.
-    """
-    led = leaders(found, iou)
-    kept = np.flatnonzero(led == np.arange(len(found)))
-    return found.select(kept), np.bincount(led, minlength=len(found))[kept]
 
 
 def unite(found: Detections, led: Ints) -> Detections:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,18 @@ def join_ranks(device: torch.device) -> Ranks:
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"the {count} processes can't reach each other: {reason}") from error
+        atexit.register(_leave)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def _leave() -> None:
+    """Leave the group before the interpreter ends: its threads still let go of tensors there.
+
+    A thread that asks for the interpreter while it ends is cut off, and C++ aborts the process:
+    5 of 40 pairs of processes that had only added a number up and ended.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def own_device(name: str | None) -> str | None:

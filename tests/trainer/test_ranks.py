@@ -81,6 +81,27 @@ def test_two_processes_are_one_with_twice_the_accumulation(place, tmp_path):
         torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
 
 
+ENDING = """
+import atexit, sys, torch
+from torch import distributed
+from palidecode.trainer.ranks import join_ranks
+atexit.register(lambda: print("left" if not distributed.is_initialized() else "still there"))
+ranks = join_ranks(torch.device("cpu"))
+print(ranks.gather({ranks.number: "here"}))
+if ranks.first:
+    sys.exit("an error")
+"""
+
+
+def test_processes_leave_their_group_before_they_end(tmp_path):
+    # a thread of the group that outlives the interpreter aborts the process
+    (tmp_path / "ending.py").write_text(ENDING)
+    out, said = done(start([str(tmp_path / "ending.py")], 2), 1)
+    assert out.count("left") == 2, said
+    assert out.count("{0: 'here', 1: 'here'}") == 2
+    assert "SIGABRT" not in said
+
+
 def interrupted(run, out, number):
     for _ in range(1200):
         if (out / STATE).exists():

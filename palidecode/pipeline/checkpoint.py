@@ -24,7 +24,7 @@ from palidecode.pipeline.text_length import text_length
 from palidecode.runtime.adapters import is_adapter, read_adapter_config
 from palidecode.runtime.config import PaliGemmaConfig, config_to_hf
 from palidecode.runtime.engine import Engine
-from palidecode.runtime.exported import read_export, write_export
+from palidecode.runtime.exported import GRAPHS_VERSION, read_export, write_export
 from palidecode.runtime.image import PROCESSORS, ImageConfig, Resample
 from palidecode.runtime.onnx_weights import Precision
 from palidecode.runtime.opening import Checkpoint, open_checkpoint
@@ -256,7 +256,7 @@ def _quantized(checkpoint: Checkpoint, place: Place, quantize: Quantize | None) 
         exported = export and export.precision
         raise InputError(f"{place.path}: is exported in {exported}, not {quantize}")
     stem = (place.adapter or place.path).stem
-    folder = cache_dir() / "exports" / f"{stem}-{quantize}-{_key(place)}"
+    folder = cache_dir() / f"exports-{GRAPHS_VERSION}" / f"{stem}-{quantize}-{_key(place)}"
     if not folder.exists():
         warn(f"quantising {place.name} to {quantize}, once, into {folder}")
         try:

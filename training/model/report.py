@@ -30,7 +30,7 @@ from palidecode.evaluation.coco.result import CocoEvaluation
 from palidecode.pipeline.decoder import DEFAULT_TOKENS, Generated, PaliDecoder
 from palidecode.runs.sources import find_pictures
 from palidecode.runtime.config import config_to_hf
-from palidecode.runtime.exported import FOLDER, MANIFEST
+from palidecode.runtime.exported import FOLDER, GRAPHS_VERSION, MANIFEST
 from palidecode.runtime.onnx_graphs import build_graphs
 from palidecode.runtime.paligemma import PaliGemma
 from palidecode.runtime.torch_weights import state_to_hf
@@ -68,7 +68,7 @@ def export(run: Path, folder: Path) -> None:
     graphs.mkdir(exist_ok=True)
     for name, graph in build_graphs(CONFIG, "float32").items():
         (graphs / f"{name}.onnx").write_bytes(graph)
-    write_json(graphs / MANIFEST, {"precision": "float32"})
+    write_json(graphs / MANIFEST, {"precision": "float32", "graphs": GRAPHS_VERSION})
     # A resumed run logs some steps twice: the later lines count.
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     log = {line["step"]: line for line in lines if "unseen" in line}

@@ -138,7 +138,7 @@ class OnnxCache:
             self._answers[number] = OrtValue.ortvalue_from_numpy(np.stack(moved_left))
 
     def _make_room(self, rows: int, columns: int) -> None:
-        """Let prefixes have so many columns and room for as many rows, or twice as many."""
+        """Give prefixes so many columns, and room for as many rows or twice as many."""
         self._given = {}
         room, heads, width, size = self._prefixes[0].shape
         if rows <= room and columns == width:

@@ -227,9 +227,12 @@ class Timed:
 def copied(batch: Any) -> Any:
     """Copy a batch with its cache."""
     again = copy.copy(batch)
-    again._cache = (
-        dict(batch._cache) if isinstance(batch._cache, dict) else copy.deepcopy(batch._cache)
-    )
+    if hasattr(batch._cache, "slots"):  # ONNX Runtime's arrays are replaced, never changed
+        again._cache = copy.copy(batch._cache)
+        lists = {k: list(v) for k, v in vars(again._cache).items() if isinstance(v, list)}
+        vars(again._cache).update(lists)
+    else:
+        again._cache = copy.deepcopy(batch._cache)
     return again
 
 

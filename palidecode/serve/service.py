@@ -23,7 +23,7 @@ from palidecode.serve.settings import Settings
 log = logging.getLogger(__name__)
 
 _STEPS_APART = 4
-"""Steps between two joins: a join copies the cache of the whole batch, so several join together."""
+"""Steps between two joins: torch copies the cache of the whole batch, so several join together."""
 
 
 class News(NamedTuple):

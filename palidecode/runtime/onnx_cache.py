@@ -83,8 +83,9 @@ class OnnxCache:
 
     def join(self, other: OnnxCache) -> None:
         """Append the rows of another batch, of whose answers nothing was read."""
-        free = np.setdiff1d(np.arange(len(self.lengths)), self.slots)
-        more = max(0, len(other.slots) - len(free))
+        more = max(0, len(self.slots) + len(other.slots) - len(self.lengths))
+        places = np.arange(len(self.lengths) + more)
+        free = np.setdiff1d(places, self.slots)
         longest = max(self.lengths[self.slots].max(), other.lengths.max())
         columns = -(-int(longest) // _COLUMNS) * _COLUMNS
         used = int(self.read[self.slots].max())
@@ -93,9 +94,7 @@ class OnnxCache:
             or columns != self._prefixes[0].shape[2]
             or self._answered.shape[1] > used + _COLUMNS
         ):
-            places = np.arange(len(self.lengths) + more)
-            free = np.append(free, places[len(self.lengths) :])
-            self._arrange(np.where(places < len(self.lengths), places, -1), columns)
+            self._arrange(np.where(np.isin(places, free), -1, places), columns)
         taken = free[: len(other.slots)]
         for array, new in zip(self._prefixes, other._prefixes, strict=True):
             both = min(array.shape[2], new.shape[2])
@@ -138,13 +137,14 @@ class OnnxCache:
             self._answers[number] = OrtValue.ortvalue_from_numpy(np.stack(moved_left))
 
     def _make_room(self, rows: int, columns: int) -> None:
-        """Give prefixes so many columns, and room for as many rows or twice as many."""
+        """Give prefixes so many columns, and room for so many rows; it grows at least twofold."""
         self._given = {}
         room, heads, width, size = self._prefixes[0].shape
         if rows <= room and columns == width:
             return
+        room = room if rows <= room else max(rows, 2 * room)
         used, both = len(self.lengths), min(columns, width)
         for number, array in enumerate(self._prefixes):
-            larger = np.zeros((max(rows, 2 * room), heads, columns, size), np.float32)
+            larger = np.zeros((room, heads, columns, size), np.float32)
             larger[:used, :, :both] = array[:used, :, :both]
             self._prefixes[number] = larger

@@ -74,7 +74,12 @@ def test_past_the_end_all_that_fits_is_detected(capsys, tmp_path):
     )
     assert min(known) > max(forced)
     assert main([*map(str, words), "--min-objects", "6"]) == 0
-    assert json.loads(out.read_text())["annotations"] == full
+    again = json.loads(out.read_text())["annotations"]
+    # Tokens without a choice are read together here, which rounds otherwise.
+    assert [row.pop("score") for row in again] == pytest.approx(
+        [row.pop("score") for row in full], rel=1e-4
+    )
+    assert again == full
 
 
 @pytest.mark.parametrize(

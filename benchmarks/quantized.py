@@ -227,10 +227,9 @@ class Timed:
 def copied(batch: Any) -> Any:
     """Copy a batch with its cache."""
     again = copy.copy(batch)
-    if hasattr(batch._cache, "slots"):  # ONNX Runtime's arrays are replaced, never changed
+    if hasattr(batch._cache, "slots"):  # ONNX Runtime's, whose arrays of one row stay as they are
         again._cache = copy.copy(batch._cache)
-        lists = {k: list(v) for k, v in vars(again._cache).items() if isinstance(v, list)}
-        vars(again._cache).update(lists)
+        again._cache._prefixes = list(batch._cache._prefixes)
     else:
         again._cache = copy.deepcopy(batch._cache)
     return again

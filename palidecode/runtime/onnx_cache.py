@@ -131,10 +131,11 @@ class OnnxCache:
         used = int((answered >= 0).sum(1).max())
         order = np.argsort(answered < 0, axis=1, kind="stable")[:, :used]
         self._answered = np.take_along_axis(answered, order, 1)
-        for number, value in enumerate(self._answers):
-            answers = value.numpy()
-            moved_left = [answers[n][:, its] for n, its in zip(kept.tolist(), order, strict=True)]
-            self._answers[number] = OrtValue.ortvalue_from_numpy(np.stack(moved_left))
+        taken = list(zip(kept.tolist(), order, strict=True))
+        self._answers = [
+            OrtValue.ortvalue_from_numpy(np.stack([answers[place][:, its] for place, its in taken]))
+            for answers in (value.numpy() for value in self._answers)
+        ]
 
     def _make_room(self, rows: int, columns: int) -> None:
         """Give prefixes so many columns, and room for so many rows; it grows at least twofold."""
@@ -144,7 +145,7 @@ class OnnxCache:
             return
         room = room if rows <= room else max(rows, 2 * room)
         used, both = len(self.lengths), min(columns, width)
-        for number, array in enumerate(self._prefixes):
+        for number, array in enumerate(self._prefixes):  # one at a time is in memory twice
             larger = np.zeros((room, heads, columns, size), np.float32)
             larger[:used, :, :both] = array[:used, :, :both]
             self._prefixes[number] = larger

@@ -17,7 +17,7 @@ from palidecode.errors import WeightsError
 from palidecode.runtime.adapters import AdaptedSource
 from palidecode.runtime.config import PaliGemmaConfig, TextConfig
 from palidecode.runtime.engine import Ids, Logits
-from palidecode.runtime.onnx_cache import PAST, PREFIX, OnnxCache
+from palidecode.runtime.onnx_cache import OnnxCache
 from palidecode.runtime.onnx_weights import EMBEDDING, HEAD, Array, Precision, onnx_weights
 from palidecode.runtime.quantizing import Quantized
 
@@ -223,12 +223,12 @@ class OnnxBatch:
         column = np.arange(self._embeddings.shape[1])
         position = np.where(column < self._prefix[:, None], column, -1)
         empty = np.zeros((len(position), text.kv_heads, 0, text.head_size), np.float32)
-        inputs = [f"{part}.{name}" for part in (PREFIX, PAST) for name in self._names]
-        feeds = dict.fromkeys(inputs, OrtValue.ortvalue_from_numpy(empty))
+        cache = OnnxCache(self._names, self._prefix, [empty] * len(self._names))
         last = self._prefix[:, None] - 1
-        embeddings = self._embeddings
-        logits, cache = self._read(embeddings, position, position, self._prefix, last, feeds)
-        self._cache = OnnxCache(self._names, self._prefix, [value.numpy() for value in cache])
+        logits, prefixes = self._read(
+            self._embeddings, position, position, self._prefix, last, cache.feeds()
+        )
+        self._cache = OnnxCache(self._names, self._prefix, [one.numpy() for one in prefixes])
         del self._embeddings
         return logits[:, 0]
 

@@ -246,16 +246,16 @@ def _attention(graph: _Graph, x: str, layer: int, mask: str, t: TextConfig) -> s
     # Queries that share a key head are stacked, so that each key head needs one product.
     q = graph.add("Reshape", [q, graph.ints(0, kv, -1, size)])
     scale = float(t.query_scale**-0.5)
-    parts = [graph.add("FusedMatMul", [q, k], _MICROSOFT, alpha=scale, transB=1) for k in keys]
+    parts = [graph.add("FusedMatMul", [q, one], _MICROSOFT, alpha=scale, transB=1) for one in keys]
     logits = graph.add("Concat", parts, axis=-1)
     apart = graph.add("Concat", [graph.ints(0, heads, -1), _last_size(graph, logits)], axis=0)
     logits = graph.softcap(graph.add("Reshape", [logits, apart]), t.attention_softcap)
     weights = graph.add("Softmax", [graph.add("Add", [logits, mask])], axis=-1)
     together = graph.add("Concat", [graph.ints(0, kv, -1), _last_size(graph, weights)], axis=0)
     weights = graph.add("Reshape", [weights, together])
-    sizes = graph.add("Concat", [graph.add("Shape", [k], start=2, end=3) for k in keys], axis=0)
+    sizes = graph.add("Concat", [graph.add("Shape", [one], start=2, end=3) for one in keys], axis=0)
     parts = graph.split("Split", [weights, sizes], 2, axis=-1)
-    y = graph.add("Sum", [graph.add("MatMul", [*pair]) for pair in zip(parts, values, strict=True)])
+    y = graph.add("Sum", [graph.add("MatMul", pair) for pair in zip(parts, values, strict=True)])
     y = graph.add("Reshape", [y, graph.ints(0, heads, -1, size)])
     y = graph.add("Transpose", [y], perm=[0, 2, 1, 3])
     return graph.add("Reshape", [y, graph.ints(0, 0, heads * size)])

@@ -51,6 +51,9 @@ def main() -> None:
 
     options = [f"-seed={args.seed}", f"-max_len={_LONGEST}", "-timeout=60", "-rss_limit_mb=4096"]
     options += ["-print_final_stats=1", f"-artifact_prefix={corpus.parent}/"]
+    # Nobody else writes into the corpus. To read it again each second runs a few inputs more,
+    # which ones and when depends on how busy the machine is.
+    options += ["-reload=0"]
     if args.rounds is not None:
         options.append(f"-runs={args.rounds}")
     if args.minutes is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def browser(tmp_path_factory):
             args=SWITCHES,
             viewport={"width": 1280, "height": 900},
         )
+        expect.set_options(timeout=20_000)
         yield context
+        expect.set_options(timeout=5_000)
         context.close()
 
 
@@ -464,7 +467,7 @@ def test_the_address_leads_to_filters_and_the_open_picture(opened, viewed, repor
     page = opened(viewed)
     page.locator("[data-filter=class]").select_option("cat")
     page.locator(".shot").first.click()
-    assert page.url.endswith("#class=cat&picture=a.png")
+    expect(page).to_have_url(re.compile("#class=cat&picture=a.png$"))
     again = opened(viewed)
     again.evaluate("location.hash = 'class=cat&picture=a.png'")
     expect(again.locator("#viewer [data-name]")).to_have_text("a.png")
@@ -556,7 +559,7 @@ def test_the_page_of_a_comparison_shows_who_is_right(opened, compared):
     assert options[1:3] == [f"A right, B wrong ({only[0]})", f"B right, A wrong ({only[1]})"]
     assert count(page) == "40 pictures"
     look(page, "kind", "a")
-    assert page.url.endswith("kind=a")
+    expect(page).to_have_url(re.compile("kind=a$"))
     lit = panel.locator(".shot .half:nth-child(2) g.missed:not(.dim)").count()
     right = panel.locator(".shot .half:nth-child(1) g.ok:not(.dim)").count()
     assert (lit, right) == (only[0], only[0])

@@ -48,7 +48,7 @@ class Server:
     def stop(self):
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stdout.close()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import time
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from palidecode.cores import cores
+
+# Processes that a benchmark starts find compiled modules, as those of an installed package do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 Cell = str | float | None
 

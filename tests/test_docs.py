@@ -42,7 +42,7 @@ SMALLER = {
     "--count 360": "--count 12",
     "--count 200": "--count 4",
     "--count 600": "--count 6",
-    "--batch-size 16 --steps 400": "--batch-size 2 --steps 4",
+    "--batch-size 16 --steps 600": "--batch-size 2 --steps 4",
 }
 """Numbers of the page that trains, and those of its test."""
 

@@ -45,24 +45,17 @@ class Job:
         self.news = News(0, False)  # the event loop's
         self.dropped = False
         self.told = 0  # tokens; the worker's
-        self.followed = False  # token by token; else only the end is told
         self.session: Session | None = None
         self.writing: Writing | None = None
 
-    async def progress(self, *, follow: bool = True) -> AsyncIterator[News]:
+    async def progress(self) -> AsyncIterator[News]:
         """Yield the news whenever there are more tokens, to the end; leaving stops the work.
-
-        Parameters
-        ----------
-        follow : bool
-            False for the end alone, without waking up for each token.
 
         Raises
         ------
         Refused
             If the model fails, or the request takes too long.
         """
-        self.followed = follow
         try:
             while True:
                 async with asyncio.timeout_at(self._deadline):
@@ -96,7 +89,7 @@ class Job:
             gone.cancel()
 
     async def _whole(self) -> Generated:
-        async for _ in self.progress(follow=False):
+        async for _ in self.progress():
             pass
         return self.answer()
 
@@ -283,10 +276,10 @@ class Service:
         for job in self._active:
             assert job.writing is not None
             count, ended = job.writing.count, id(job.writing) not in going
-            if ended or (job.followed and count > job.told):
+            if count > job.told or ended:
                 news.append((job, News(count, ended)))
-            self.tokens += count - job.told
-            job.told = count
+                self.tokens += count - job.told
+                job.told = count
         self._active = [job for job in self._active if id(job.writing) in going]
         _deliver(news)
 

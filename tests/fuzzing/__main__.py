@@ -51,8 +51,8 @@ def main() -> None:
 
     options = [f"-seed={args.seed}", f"-max_len={_LONGEST}", "-timeout=60", "-rss_limit_mb=4096"]
     options += ["-print_final_stats=1", f"-artifact_prefix={corpus.parent}/"]
-    # Nobody else writes into the corpus. To read it again each second runs a few inputs more,
-    # which ones and when depends on how busy the machine is.
+    # By default libFuzzer reads the corpus again each second and runs more inputs than it was
+    # asked to, depending on how busy the machine is. Nobody else writes into this one.
     options += ["-reload=0"]
     if args.rounds is not None:
         options.append(f"-runs={args.rounds}")

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from palidecode import compare_coco, evaluate_coco
 from palidecode.cli import main
 from palidecode.report import write_comparison, write_report
 from palidecode.report.gallery import KINDS
+from tests.browsing import chromium
 from tests.report.example import drawn_truth, noisy_predictions
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = Path("/usr/bin/chromium")
-SWITCHES = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = (
     "</script><script>window.hacked=1</script>",
     '"><img src=x onerror="window.hacked=2">',
@@ -39,18 +28,8 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    assert CHROMIUM.exists(), f"these tests need {CHROMIUM}: apt-get install chromium"
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("browser"),
-            executable_path=CHROMIUM,
-            args=SWITCHES,
-            viewport={"width": 1280, "height": 900},
-        )
-        expect.set_options(timeout=20_000)
-        yield context
-        expect.set_options(timeout=5_000)
-        context.close()
+    with chromium(tmp_path_factory.mktemp("browser")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from palidecode import PaliDecoder, parse
 from palidecode.coco.writing import to_coco
 from palidecode.files import data_folder
 from palidecode.prompts import write_prompt
 from palidecode.serve.page import FIRST
-from tests.report.test_browser import CHROMIUM, SWITCHES
+from tests.browsing import chromium
 
 pytestmark = pytest.mark.slow
 
@@ -69,19 +69,8 @@ strict = serving("--api-key", KEY, "--max-pixels", "300000")
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    assert CHROMIUM.exists(), f"these tests need {CHROMIUM}: apt-get install chromium"
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("browser"),
-            executable_path=CHROMIUM,
-            args=SWITCHES,
-            viewport={"width": 1280, "height": 900},
-        )
-        context.set_default_timeout(20_000)
-        expect.set_options(timeout=20_000)
-        yield context
-        expect.set_options(timeout=5_000)
-        context.close()
+    with chromium(tmp_path_factory.mktemp("browser")) as started:
+        yield started
 
 
 @pytest.fixture
